@@ -1,0 +1,1 @@
+"""Worlds and the journeys through them: environments, their exact solutions, `rollout`."""

@@ -1,0 +1,130 @@
+"""The vocabulary of the house: State, Env, Trajectories, and the fault an environment can have.
+
+A batch of B episodes goes in, a batch comes out. Arrays are torch tensors, or numpy arrays where the world behind
+them is not a tensor program (MuJoCo, Gymnasium); `Env.backend` says which. `Trajectories` are always torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.random import Rng
+
+Array = Any  # Tensor or np.ndarray, as Env.backend says
+
+
+@dataclass(frozen=True)
+class State:
+    """B episodes at one moment.
+
+    obs          [B, *obs] what an agent may see
+    reward       [B]       for the step that led here (0 after reset and for an episode that had already ended)
+    terminated   [B] bool  the episode ended by itself; stays True
+    truncated    [B] bool  the world's own time limit cut it; stays True
+    inner        the environment's own encoding; agents do not look
+    action_mask  [B, A] bool, True = legal (discrete actions only), or None when all are
+    """
+
+    obs: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    inner: Any = None
+    action_mask: Array | None = None
+
+
+@runtime_checkable
+class Env(Protocol):
+    """What `rollout` needs. Finished episodes are not stepped: their rows come back as they were, with reward 0.
+
+    Optional members: `terminates = False` says that no episode ends before the horizon (`rollout` then never asks), and
+    `lanes() -> list[Env]` gives independent single-threaded copies that `rollout` may run side by side.
+    """
+
+    backend: ClassVar[Literal["torch", "numpy"]]
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    horizon: int
+
+    def reset(self, n: int, rng: Rng) -> State: ...
+
+    def step(self, state: State, action: Array, rng: Rng) -> State: ...
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """What happened in B episodes of at most T steps, time first, and nothing else.
+
+    obs          [T, B, *obs]  what was seen before each step
+    action       [T, B, *act]  what was done
+    reward       [T, B]        what it brought (0 where mask is False)
+    mask         [T, B] bool   True = a step really taken
+    terminated   [B] bool      the episode ended by itself
+    truncated    [B] bool      the world's own limit cut it (neither: the horizon of the rollout did)
+    action_mask  [T, B, A] bool or None
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    mask: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    action_mask: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        """Environment steps really taken."""
+        return int(self.mask.sum())
+
+    def returns(self, discount: float = 1.0) -> Tensor:
+        """Σ_t discount^t r_t of each episode, [B]."""
+        if discount == 1.0:
+            return self.reward.sum(0)
+        weights = discount ** torch.arange(len(self.reward), device=self.reward.device, dtype=self.reward.dtype)
+        return (weights[:, None] * self.reward).sum(0)
+
+    def rows(self, lo: int, hi: int) -> Trajectories:
+        """Episodes lo..hi-1, their common padding cut off."""
+        length = max(1, int(self.mask[:, lo:hi].any(1).sum()))
+        cut = {
+            f.name: value[lo:hi] if f.name in ("terminated", "truncated") else value[:length, lo:hi]
+            for f in fields(self)
+            if (value := getattr(self, f.name)) is not None
+        }
+        return replace(self, **cut)
+
+    @staticmethod
+    def cat(parts: list[Trajectories]) -> Trajectories:
+        """Side by side along B; shorter parts are padded with steps not taken."""
+        if len(parts) == 1:
+            return parts[0]
+        length = max(len(p.mask) for p in parts)
+
+        def join(name: str) -> Tensor | None:
+            values = [getattr(p, name) for p in parts]
+            if values[0] is None:
+                return None
+            if name in ("terminated", "truncated"):
+                return torch.cat(values)
+            return torch.cat([torch.cat([v, v.new_zeros(length - len(v), *v.shape[1:])]) for v in values], 1)
+
+        return Trajectories(**{f.name: join(f.name) for f in fields(Trajectories)})  # type: ignore[arg-type]
+
+
+class EnvironmentFault(RuntimeError):
+    """An environment returned NaN or infinity; `row`, `step` and `action` say where."""
+
+    def __init__(self, what: str, row: int, step: int, action: Any) -> None:
+        super().__init__(f"the environment returned a non-finite {what} in episode {row} at step {step} after action {action}")
+        self.what, self.row, self.step, self.action = what, row, step, action
+
+
+def to_tensor(x: Array) -> Tensor:
+    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x

@@ -1,0 +1,121 @@
+"""Random numbers as a function of (key, time, draw): nothing to save, nothing shared.
+
+Every episode has a key, derived from its seed, its stream and its place in the run by `Rng.fold`. The numbers of step t
+are SplitMix64 outputs (Steele, Lea and Flood, OOPSLA 2014) at counters that belong to t alone. So seed k meets the same
+world alone or among a thousand others, a resumed run needs no generator state, and CPU and GPU see the same bits.
+
+A block of `ahead` steps is drawn at once, because a vectorised draw costs the same for 1 step as for 64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def _spread(word: Any) -> Any:
+    """(word + 1) · GOLDEN modulo 2^64, as int64."""
+    if isinstance(word, Tensor):
+        return (word + 1) * GOLDEN
+    return ((word + 1) * GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _shift_xor(z: Tensor, by: int) -> Tensor:
+    return z ^ ((z >> by) & ((1 << (64 - by)) - 1))  # >> is arithmetic on int64: mask the sign bits
+
+
+def mix(z: Tensor) -> Tensor:
+    """SplitMix64's output function on int64 (arithmetic wraps modulo 2^64)."""
+    return _shift_xor(_shift_xor(_shift_xor(z, 30) * MIX_1, 27) * MIX_2, 31)
+
+
+class Rng:
+    """One random stream per row.
+
+    key    [B] int64
+    ahead  how many time steps are drawn at once
+    numpy  hand out numpy arrays instead of tensors
+
+    `uniform` and `normal` return [B, *shape]. Two calls at the same time step are two independent draws; `at(t)` moves to
+    time t and starts counting draws anew.
+    """
+
+    def __init__(self, key: Tensor, ahead: int = 1, numpy: bool = False, dtype: torch.dtype = torch.float32) -> None:
+        self.key, self.ahead, self.numpy, self.dtype = key, ahead, numpy, dtype
+        self._t = self._draw = 0
+        self._blocks: dict[tuple[int, str, tuple[int, ...]], tuple[int, Any]] = {}
+
+    @staticmethod
+    def of_seeds(seeds: Sequence[int], device: torch.device | str = "cpu") -> Rng:
+        """One row per seed (integers; equal seeds give equal rows)."""
+        return Rng(mix(mix(torch.tensor(list(seeds), dtype=torch.int64, device=device) + GOLDEN)))
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def fold(self, word: int | Tensor) -> Rng:
+        """The stream named `word` (an integer, or one per row) of each row."""
+        return Rng(mix(self.key + _spread(word)), dtype=self.dtype)
+
+    def spawn(self, n: int) -> Rng:
+        """n streams of each row, row-major: [B] -> [B·n]."""
+        words = torch.arange(n, device=self.key.device)
+        return Rng(mix(self.key[:, None] + _spread(words)).flatten(), dtype=self.dtype)
+
+    def rows(self, lo: int, hi: int) -> Rng:
+        return Rng(self.key[lo:hi], self.ahead, self.numpy, self.dtype)
+
+    def drawn(self, ahead: int, numpy: bool) -> Rng:
+        """The same streams, drawn `ahead` steps at once, as numpy or torch."""
+        return Rng(self.key, ahead, numpy, self.dtype)
+
+    def at(self, t: int) -> Rng:
+        self._t, self._draw = t, 0
+        return self
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform on the open interval (0, 1), [B, *shape]."""
+        return self._next("uniform", shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal, [B, *shape]."""
+        return self._next("normal", shape)
+
+    def integers(self) -> Tensor:
+        """Uniform on 0 .. 2^31 - 1, [B]: seeds for worlds that have generators of their own."""
+        return (self._bits(1)[0, :, 0] >> 32) & 0x7FFFFFFF
+
+    def _next(self, kind: str, shape: tuple[int, ...]) -> Tensor:
+        name = (self._draw, kind, shape)
+        start, block = self._blocks.get(name, (0, None))
+        if block is None or not start <= self._t < start + len(block):
+            start, block = self._t, self._block(kind, shape)
+            self._blocks[name] = (start, block)
+        self._draw += 1
+        return block[self._t - start]  # type: ignore[no-any-return]
+
+    def _block(self, kind: str, shape: tuple[int, ...]) -> Any:
+        bits = self._bits(math.prod(shape))
+        if kind == "normal":  # the inverse distribution function in float64: one number in, one number out
+            value = torch.special.ndtri(((bits >> 11) & ((1 << 53) - 1)).double().add_(0.5).mul_(2.0**-53)).to(self.dtype)
+        else:  # 23 bits in float32, so that k + 1/2 is exact and 1.0 is never reached
+            keep = 23 if self.dtype == torch.float32 else 52
+            value = ((bits >> (64 - keep)) & ((1 << keep) - 1)).to(self.dtype).add_(0.5).mul_(2.0**-keep)
+        value = value.reshape(self.ahead, len(self.key), *shape)
+        return value.cpu().numpy() if self.numpy else value
+
+    def _bits(self, width: int) -> Tensor:
+        """[ahead, B, width] random bits of times t .. t+ahead-1."""
+        device = self.key.device
+        times = torch.arange(self._t, self._t + self.ahead, device=device)
+        counter = times[:, None] * 65536 + torch.arange(width, device=device)
+        key = mix(self.key + _spread(self._draw))
+        return mix(key[None, :, None] + _spread(counter)[:, None, :])

@@ -1,0 +1,1 @@
+"""Everything that touches the disk, the clock or the terminal."""

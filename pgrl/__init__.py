@@ -1,0 +1,1 @@
+"""Policy-gradient agents as pure functions: policies, estimators, schedules, agents."""
