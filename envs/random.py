@@ -100,7 +100,7 @@ class Rng:
             start, block = self._t, self._block(kind, shape)
             self._blocks[name] = (start, block)
         self._draw += 1
-        return block[self._t - start]  # type: ignore[no-any-return]
+        return block[self._t - start]
 
     def _block(self, kind: str, shape: tuple[int, ...]) -> Any:
         bits = self._bits(math.prod(shape))

@@ -1,0 +1,116 @@
+"""What an agent is, what it is given, and the register of those we have.
+
+An agent is a frozen dataclass of knobs with two pure methods:
+
+    init(theta) -> state                          theta [S, D]
+    step(state, world) -> (state, metrics)        one iteration
+
+`state` is a NamedTuple of tensors [S, ...] and integers, with at least `theta`, the iterate, and `d`, the direction of the
+last step. `world` is all that an agent may ask of its surroundings; it counts every episode that is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from envs.core import Trajectories
+from pgrl.policy import Policy
+
+Metrics = dict[str, Tensor | float]
+
+
+class World(Protocol):
+    """One iteration's access to the problem.
+
+    sample(theta, ...)            plays a batch of episodes at each parameter point given, independently; `n` overrides the
+                                  batch size
+    gradient(theta, tau)          g(τ, θ), [S, D]: unbiased for ∇J_H(θ) if tau was sampled at theta
+    hessian_vector(theta, tau, u) B(τ, θ)u, [S, D]: unbiased for ∇²J_H(θ)u if tau was sampled at theta
+    uniform()                     one number in (0, 1) for each seed, [S, 1], fresh at each call
+    policy, discount              for estimators of one's own: policy.log_prob(theta, tau) -> [T, B] is differentiable
+    """
+
+    @property
+    def policy(self) -> Policy: ...
+
+    @property
+    def discount(self) -> float: ...
+
+    def sample(self, *thetas: Tensor, n: int | None = None) -> tuple[Trajectories, ...]: ...
+
+    def gradient(self, theta: Tensor, tau: Trajectories) -> Tensor: ...
+
+    def hessian_vector(self, theta: Tensor, tau: Trajectories, u: Tensor) -> Tensor: ...
+
+    def uniform(self) -> Tensor: ...
+
+
+class Agent(Protocol):
+    """`unbiased`: E d_t = ∇J_H(θ_t) at every iteration, over everything random. `order`: without noise, d_t - ∇J_H(θ_t)
+    shrinks like the step size to this power (None: there is no error at all). `pgrl check` holds an agent to both.
+    """
+
+    unbiased: ClassVar[bool]
+    order: ClassVar[int | None]
+
+    def init(self, theta: Tensor) -> Any: ...
+
+    def step(self, state: Any, world: World) -> tuple[Any, Metrics]: ...
+
+
+def norm(x: Tensor) -> Tensor:
+    """Euclidean norm over the whole parameter vector of each seed, [S, 1]; no overflow or underflow on the way."""
+    largest = x.abs().amax(1, keepdim=True)
+    scaled = x / torch.where(largest > 0, largest, 1.0)
+    return largest * scaled.norm(dim=1, keepdim=True)
+
+
+def normalised(d: Tensor) -> Tensor:
+    """d/‖d‖ of each seed, [S, D]; 0 where d = 0."""
+    largest = d.abs().amax(1, keepdim=True)
+    scaled = d / torch.where(largest > 0, largest, 1.0)
+    length = scaled.norm(dim=1, keepdim=True)
+    return scaled / torch.where(length > 0, length, 1.0)
+
+
+class Ascent(NamedTuple):
+    """The state of methods without memory: where we are, the last direction, the iteration about to run."""
+
+    theta: Tensor
+    d: Tensor
+    t: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name in the register: how to make the agent from its knobs, the knobs the name stands for, and the exponent of the
+    sample complexity: gap ~ (environment steps)^-slope in the worst case."""
+
+    make: Callable[..., Agent]
+    preset: dict[str, float]
+    slope: float | None = None
+
+
+def register() -> dict[str, Entry]:
+    """Every agent by name."""
+    from pgrl.agents.harpg import HARPG
+    from pgrl.agents.n_harpg import NHARPG
+    from pgrl.agents.n_mpg import NMPG
+    from pgrl.agents.n_pg import NPG
+    from pgrl.agents.n_pg_igt import NPGIGT
+    from pgrl.agents.reinforce import REINFORCE
+
+    return {
+        "reinforce": Entry(REINFORCE, {}, 1 / 3),
+        "n-pg": Entry(NPG, {}),
+        "n-mpg": Entry(NMPG, {}, 1 / 3),
+        "n-pg-igt": Entry(NPGIGT, {}, 2 / 5),
+        "harpg": Entry(HARPG, {}, 1 / 2),
+        "n-harpg": Entry(NHARPG, {}, 1 / 2),
+        "sharp": Entry(NHARPG, {"step_power": 2 / 3, "eta_power": 2 / 3}),
+    }

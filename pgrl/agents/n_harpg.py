@@ -1,0 +1,50 @@
+"""N-HARPG: HARPG's direction with normalised steps (Fatkhullin et al. 2023, Algorithm 3).
+
+    d_t as in HARPG
+    θ_{t+1} = θ_t + γ_t d_t/‖d_t‖          (no move when d_t = 0)
+
+SHARP (Salehkaleybar et al. 2022) is the same recursion with both exponents 2/3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pgrl.agent import Metrics, World, normalised
+from pgrl.agents.harpg import State, direction
+from pgrl.schedules import check_eta, check_step, polynomial
+
+
+@dataclass(frozen=True)
+class NHARPG:
+    """Normalised Hessian-aided recursive policy gradient; complexity ε^-2, two trajectories an iteration."""
+
+    step_size: float
+    """γ_0: the length of the step at t = 0, in parameter space"""
+    step_power: float = 1.0
+    """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
+    eta: float = 1.0
+    """η_0: the weight of the fresh gradient, in (0, 1]; at t = 0 it is always 1"""
+    eta_power: float = 1.0
+    """exponent of η_t = η_0 (2/(t+2))^p; 0 is a constant weight"""
+
+    unbiased: ClassVar[bool] = True
+    order: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        check_step(self.step_size, self.step_power)
+        check_eta(self.eta, self.eta_power)
+
+    def init(self, theta: Tensor) -> State:
+        return State(theta, theta, torch.zeros_like(theta), 0)
+
+    def step(self, state: State, world: World) -> tuple[State, Metrics]:
+        step = polynomial(self.step_size, self.step_power, state.t)
+        eta = polynomial(self.eta, self.eta_power, state.t)
+        d, metrics = direction(state, world, eta)
+        theta = state.theta + step * normalised(d)
+        return State(theta, state.theta, d, state.t + 1), {"opt/step_size": step, **metrics}

@@ -1,0 +1,51 @@
+"""N-MPG: normalised policy gradient with momentum (Cutkosky and Mehta 2020, arXiv 2002.03305).
+
+    sample τ_t ~ p(. | θ_t)
+    d_t = (1-η_t) d_{t-1} + η_t g(τ_t, θ_t)          (d_0 = g(τ_0, θ_0))
+    θ_{t+1} = θ_t + γ_t d_t/‖d_t‖
+
+The old part of d_t is a gradient of earlier places: a bias of first order in the step, L_g γ/η.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pgrl.agent import Ascent, Metrics, World, normalised
+from pgrl.schedules import check_eta, check_step, polynomial
+
+
+@dataclass(frozen=True)
+class NMPG:
+    """Normalised momentum."""
+
+    step_size: float
+    """γ_0: the length of the step at t = 0, in parameter space"""
+    step_power: float = 1.0
+    """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
+    eta: float = 1.0
+    """η_0: the weight of the fresh gradient, in (0, 1]; at t = 0 it is always 1"""
+    eta_power: float = 2 / 3
+    """exponent of η_t = η_0 (2/(t+2))^p; 0 is a constant weight"""
+
+    unbiased: ClassVar[bool] = False
+    order: ClassVar[int | None] = 1
+
+    def __post_init__(self) -> None:
+        check_step(self.step_size, self.step_power)
+        check_eta(self.eta, self.eta_power)
+
+    def init(self, theta: Tensor) -> Ascent:
+        return Ascent(theta, torch.zeros_like(theta), 0)
+
+    def step(self, state: Ascent, world: World) -> tuple[Ascent, Metrics]:
+        theta, d, t = state
+        step = polynomial(self.step_size, self.step_power, t)
+        eta = polynomial(self.eta, self.eta_power, t) if t > 0 else 1.0
+        (tau,) = world.sample(theta)
+        d = (1 - eta) * d + eta * world.gradient(theta, tau)
+        return Ascent(theta + step * normalised(d), d, t + 1), {"opt/step_size": step, "opt/eta": eta}

@@ -1,0 +1,43 @@
+"""N-PG: policy gradient with normalised steps and no momentum.
+
+sample τ_t ~ p(. | θ_t)
+d_t = g(τ_t, θ_t)
+θ_{t+1} = θ_t + γ_t d_t/‖d_t‖          (no move when d_t = 0)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pgrl.agent import Ascent, Metrics, World, normalised
+from pgrl.schedules import check_step, polynomial
+
+
+@dataclass(frozen=True)
+class NPG:
+    """Normalised policy gradient. Its noise does not average out: with a batch of one it need not converge."""
+
+    step_size: float
+    """γ_0: the length of the step at t = 0, in parameter space"""
+    step_power: float = 2 / 3
+    """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
+
+    unbiased: ClassVar[bool] = True
+    order: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        check_step(self.step_size, self.step_power)
+
+    def init(self, theta: Tensor) -> Ascent:
+        return Ascent(theta, torch.zeros_like(theta), 0)
+
+    def step(self, state: Ascent, world: World) -> tuple[Ascent, Metrics]:
+        theta, _, t = state
+        step = polynomial(self.step_size, self.step_power, t)
+        (tau,) = world.sample(theta)
+        d = world.gradient(theta, tau)
+        return Ascent(theta + step * normalised(d), d, t + 1), {"opt/step_size": step}

@@ -1,0 +1,64 @@
+"""N-PG-IGT: normalised policy gradient with implicit gradient transport (Fatkhullin et al. 2023, Algorithm 1).
+
+    θ_{-1} = θ_0
+    for t = 0, 1, ...
+        θ~_t = θ_t + ((1-η_t)/η_t) (θ_t - θ_{t-1})           look ahead
+        sample τ_t ~ p(. | θ~_t)                             sampled and differentiated there
+        d_t = (1-η_t) d_{t-1} + η_t g(τ_t, θ~_t)             (d_0 = g(τ_0, θ_0))
+        θ_{t+1} = θ_t + γ_t d_t/‖d_t‖
+
+Where the Hessian is constant the look-ahead cancels the staleness of d_{t-1} exactly; elsewhere it leaves an error of
+second order in the step. The same η_t must serve both lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pgrl.agent import Metrics, World, norm, normalised
+from pgrl.schedules import check_eta, check_step, polynomial
+
+
+class State(NamedTuple):
+    theta: Tensor
+    theta_prev: Tensor
+    d: Tensor
+    t: int
+
+
+@dataclass(frozen=True)
+class NPGIGT:
+    """Normalised policy gradient with implicit gradient transport; complexity ε^-2.5, one trajectory an iteration."""
+
+    step_size: float
+    """γ_0: the length of the step at t = 0, in parameter space; also how far off the iterate the episodes are played"""
+    step_power: float = 1.0
+    """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
+    eta: float = 1.0
+    """η_0: the weight of the fresh gradient, in (0, 1]; at t = 0 it is always 1"""
+    eta_power: float = 4 / 5
+    """exponent of η_t = η_0 (2/(t+2))^p; 0 is a constant weight"""
+
+    unbiased: ClassVar[bool] = False
+    order: ClassVar[int | None] = 2
+
+    def __post_init__(self) -> None:
+        check_step(self.step_size, self.step_power)
+        check_eta(self.eta, self.eta_power)
+
+    def init(self, theta: Tensor) -> State:
+        return State(theta, theta, torch.zeros_like(theta), 0)
+
+    def step(self, state: State, world: World) -> tuple[State, Metrics]:
+        theta, theta_prev, d, t = state
+        step = polynomial(self.step_size, self.step_power, t)
+        eta = polynomial(self.eta, self.eta_power, t) if t > 0 else 1.0
+        look_ahead = theta + ((1 - eta) / eta) * (theta - theta_prev)
+        (tau,) = world.sample(look_ahead)
+        d = (1 - eta) * d + eta * world.gradient(look_ahead, tau)
+        metrics: Metrics = {"opt/step_size": step, "opt/eta": eta, "opt/look_ahead": norm(look_ahead - theta)[:, 0]}
+        return State(theta + step * normalised(d), theta, d, t + 1), metrics

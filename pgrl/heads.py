@@ -1,0 +1,136 @@
+"""Heads: from the outputs of a net to a distribution over actions, its samples and their log-probabilities.
+
+`log_prob(out [S, M, O], params [S, P], action [S, M, ...], action_mask)` -> [S, M], and `sampler(params [B, P])` -> a
+function (out [B, O], action_mask, rng) -> actions [B, ...], on torch or numpy like its inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.core import Array, to_tensor
+from envs.random import Rng
+
+Sampler = Callable[[Array, Array | None, Rng], Array]
+
+
+def _choose(logits: Tensor, u: Tensor) -> Tensor:
+    """One draw of each row's softmax by inversion: the first action whose cumulative probability reaches u.
+
+    Strictly less: an action of probability zero is never drawn, whatever the rounding of the last sum.
+    """
+    cdf = torch.softmax(logits, -1).cumsum(-1)
+    return (cdf < u[..., None] * cdf[..., -1:]).sum(-1)
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """Softmax over `actions` logits; illegal actions (action_mask False) have probability 0."""
+
+    actions: int
+
+    @property
+    def outputs(self) -> int:
+        return self.actions
+
+    size: ClassVar[int] = 0
+
+    def init(self, like: Tensor) -> Tensor:
+        return like[:, :0]
+
+    def log_prob(self, out: Tensor, params: Tensor, action: Tensor, action_mask: Tensor | None) -> Tensor:
+        if action_mask is not None:  # a large number, not -inf: rows that were never played may have no legal action
+            out = out.masked_fill(~action_mask, -1e9)
+        return torch.log_softmax(out, -1).gather(-1, action[..., None])[..., 0]
+
+    def sampler(self, params: Array) -> Sampler:
+        def sample(out: Array, action_mask: Array | None, rng: Rng) -> Array:
+            logits, u = to_tensor(out), to_tensor(rng.uniform())
+            if action_mask is not None:
+                logits = logits.masked_fill(~to_tensor(action_mask), -1e9)
+            action = _choose(logits, u)
+            return action.numpy() if isinstance(out, np.ndarray) else action
+
+        return sample
+
+
+@dataclass(frozen=True)
+class MultiCategorical:
+    """Independent choices, one softmax for each entry of `sizes` (MultiDiscrete actions)."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def outputs(self) -> int:
+        return sum(self.sizes)
+
+    size: ClassVar[int] = 0
+
+    def init(self, like: Tensor) -> Tensor:
+        return like[:, :0]
+
+    def log_prob(self, out: Tensor, params: Tensor, action: Tensor, action_mask: Tensor | None) -> Tensor:
+        parts = [torch.log_softmax(part, -1) for part in torch.split(out, list(self.sizes), -1)]
+        chosen = [p.gather(-1, action[..., i : i + 1])[..., 0] for i, p in enumerate(parts)]
+        return torch.stack(chosen).sum(0)
+
+    def sampler(self, params: Array) -> Sampler:
+        def sample(out: Array, action_mask: Array | None, rng: Rng) -> Array:
+            u = to_tensor(rng.uniform(len(self.sizes)))
+            parts = torch.split(to_tensor(out), list(self.sizes), -1)
+            action = torch.stack([_choose(part, u[:, i]) for i, part in enumerate(parts)], -1)
+            return action.numpy() if isinstance(out, np.ndarray) else action
+
+        return sample
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent normals whose log standard deviations do not depend on the state.
+
+    log_std  at the start, or for ever when `learn` is False
+    Actions are not clipped or squashed: the density is that of what was sampled, and a world that clips does so itself.
+    """
+
+    dim: int
+    log_std: float
+    learn: bool = True
+    action_shape: tuple[int, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        return self.dim
+
+    @property
+    def size(self) -> int:
+        return self.dim if self.learn else 0
+
+    def init(self, like: Tensor) -> Tensor:
+        return torch.full((len(like), self.size), self.log_std, dtype=like.dtype, device=like.device)
+
+    def std(self, params: Tensor) -> Tensor:
+        """[S, dim]."""
+        return params.exp() if self.learn else params.new_full((len(params), self.dim), math.exp(self.log_std))
+
+    def log_prob(self, out: Tensor, params: Tensor, action: Tensor, action_mask: Tensor | None) -> Tensor:
+        std = self.std(params)[:, None]
+        z = (action.reshape(*action.shape[:2], self.dim) - out) / std
+        return -0.5 * (z * z).sum(-1) - std.log().sum(-1) - 0.5 * self.dim * math.log(2 * math.pi)
+
+    def sampler(self, params: Array) -> Sampler:
+        std: Array = self.std(to_tensor(params))
+        std = std.numpy() if isinstance(params, np.ndarray) else std
+        flat = self.action_shape in ((), (self.dim,))
+
+        def sample(out: Array, action_mask: Array | None, rng: Rng) -> Array:
+            action = out + std * rng.normal(self.dim)
+            return action if flat else action.reshape(len(action), *self.action_shape)
+
+        return sample

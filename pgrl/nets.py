@@ -1,0 +1,122 @@
+"""Nets as functions of flat parameters, batched over seeds: params [S, P], observations [S, M, ...] -> outputs [S, M, O].
+
+`forward` runs on torch tensors and, where it says so, on numpy arrays: the same formula, whichever the environment speaks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.core import Array
+from envs.random import Rng
+
+
+@dataclass(frozen=True)
+class Table:
+    """One row of outputs for each of `states` states; zero at the start, so a softmax begins uniform.
+
+    reduced  the last output of each row is held at 0
+    """
+
+    states: int
+    outputs: int
+    reduced: bool = False
+
+    @property
+    def size(self) -> int:
+        return self.states * (self.outputs - self.reduced)
+
+    def init(self, rng: Rng) -> Tensor:
+        return torch.zeros(len(rng), self.size, device=rng.key.device)
+
+    def unpack(self, params: Tensor) -> list[Tensor]:
+        table = params.reshape(len(params), self.states, -1)
+        return [torch.nn.functional.pad(table, (0, 1))] if self.reduced else [table]
+
+    def forward(self, weights: list[Any], obs: Array) -> Array:
+        """obs [S, M] integers -> [S, M, O]."""
+        (table,) = weights
+        if isinstance(obs, np.ndarray):
+            return table[np.arange(len(table))[:, None], obs]
+        return table.gather(1, obs[..., None].expand(*obs.shape, self.outputs))
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Fully connected, Glorot-uniform weights and zero biases; () hidden layers make it linear.
+
+    activation  tanh or softplus
+    one_hot     observations are integers below `inputs`
+    """
+
+    inputs: int
+    hidden: tuple[int, ...]
+    outputs: int
+    activation: str = "tanh"
+    one_hot: bool = False
+
+    def __post_init__(self) -> None:
+        if self.activation not in ("tanh", "softplus"):
+            raise ValueError(f"activation is {self.activation!r}, expected 'tanh' or 'softplus' (smooth, unlike ReLU)")
+
+    @property
+    def _widths(self) -> list[tuple[int, int]]:
+        widths = (self.inputs, *self.hidden, self.outputs)
+        return list(itertools.pairwise(widths))
+
+    @property
+    def size(self) -> int:
+        return sum(a * b + b for a, b in self._widths)
+
+    def init(self, rng: Rng) -> Tensor:
+        u = 2 * rng.uniform(self.size) - 1
+        parts, at = [], 0
+        for a, b in self._widths:
+            parts += [u[:, at : at + a * b] * math.sqrt(6 / (a + b)), torch.zeros_like(u[:, :b])]
+            at += a * b + b
+        return torch.cat(parts, 1)
+
+    def unpack(self, params: Tensor) -> list[Tensor]:
+        """[W1 [S, in, h], b1 [S, 1, h], W2, b2, ...], views of params."""
+        parts, at = [], 0
+        for a, b in self._widths:
+            parts.append(params[:, at : at + a * b].reshape(-1, a, b))
+            parts.append(params[:, None, at + a * b : at + a * b + b])
+            at += a * b + b
+        return parts
+
+    def forward(self, weights: list[Any], obs: Array) -> Array:
+        """obs [S, M, *shape], or [S, M] integers when one_hot -> [S, M, O]."""
+        if isinstance(obs, np.ndarray):
+            return self._forward_numpy(weights, obs)
+        if self.one_hot:
+            x = torch.nn.functional.one_hot(obs, self.inputs).to(weights[0].dtype)
+        else:
+            x = obs.reshape(*obs.shape[:2], self.inputs).to(weights[0].dtype)
+        act = torch.tanh if self.activation == "tanh" else torch.nn.functional.softplus
+        for i in range(0, len(weights) - 2, 2):
+            x = act(torch.baddbmm(weights[i + 1], x, weights[i]))
+        return torch.baddbmm(weights[-1], x, weights[-2])
+
+    def _forward_numpy(self, weights: list[Any], obs: Any) -> Any:
+        if self.one_hot:
+            x = np.eye(self.inputs, dtype=weights[0].dtype)[obs]
+        else:
+            x = obs.reshape(*obs.shape[:2], self.inputs).astype(weights[0].dtype, copy=False)
+        for i in range(0, len(weights) - 2, 2):
+            x = np.matmul(x, weights[i])
+            x += weights[i + 1]
+            if self.activation == "tanh":
+                np.tanh(x, out=x)
+            else:
+                np.logaddexp(x, 0, out=x)
+        x = np.matmul(x, weights[-2])
+        x += weights[-1]
+        return x

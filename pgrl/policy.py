@@ -1,0 +1,170 @@
+"""A policy is a distribution over actions as a function of one flat parameter vector.
+
+    Policy(net, head)     theta [S, D] = [parameters of the net | parameters of the head]
+      net   Table, MLP    what is seen -> the numbers a head needs; linear is an MLP without hidden layers
+      head  Categorical, MultiCategorical, Gaussian
+
+S independent parameter vectors are evaluated together by batched matrix products; a vector owns n consecutive episodes.
+Nets are smooth (tanh, softplus): Assumptions 1 and 2 of Fatkhullin et al. 2023 exclude ReLU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.core import Array, Trajectories
+from envs.random import Rng
+from pgrl.heads import Categorical, Gaussian, MultiCategorical
+from pgrl.nets import MLP, Table
+
+
+class Net(Protocol):
+    @property
+    def size(self) -> int: ...
+
+    def init(self, rng: Rng) -> Tensor: ...
+
+    def unpack(self, params: Tensor) -> Any: ...
+
+    def forward(self, weights: Any, obs: Array) -> Array: ...
+
+
+class Head(Protocol):
+    @property
+    def outputs(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def init(self, like: Tensor) -> Tensor: ...
+
+    def log_prob(self, out: Tensor, params: Tensor, action: Tensor, action_mask: Tensor | None) -> Tensor: ...
+
+    def sampler(self, params: Tensor) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Policy:
+    """theta is [S, D] with D = `size`; `dtype` is that of theta, and of everything computed."""
+
+    net: Net
+    head: Head
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def size(self) -> int:
+        """D, the number of parameters."""
+        return self.net.size + self.head.size
+
+    def init(self, rng: Rng) -> Tensor:
+        """The first parameters of each seed, [S, D], from the seed's own key."""
+        net = self.net.init(rng).to(self.dtype)
+        return torch.cat([net, self.head.init(net)], 1)
+
+    def log_prob(self, theta: Tensor, tau: Trajectories) -> Tensor:
+        """log π_θ(a_t | s_t), [T, B], differentiable in theta [S, D]; B = S·n, the n episodes of a seed in a row.
+
+        Where `tau.mask` is False the number is finite and means nothing.
+        """
+        self.check(theta)
+        S, (T, B) = len(theta), tau.mask.shape
+        if B % S:
+            raise ValueError(f"{B} episodes do not share out among {S} parameter vectors: expected a multiple of {S}")
+        out = self.net.forward(self.net.unpack(theta[:, : self.net.size]), by_seed(tau.obs, S))
+        mask = None if tau.action_mask is None else by_seed(tau.action_mask, S)
+        log_p = self.head.log_prob(out, theta[:, self.net.size :], by_seed(tau.action, S), mask)
+        return log_p.reshape(S, T, B // S).transpose(0, 1).reshape(T, B)
+
+    def log_probs_at(self, theta: Tensor, obs: Tensor) -> Tensor:
+        """log π_θ(a | s) of every action at each of M observations, [S, M, A] (Categorical heads), differentiable."""
+        out = self.net.forward(self.net.unpack(theta[:, : self.net.size]), obs.expand(len(theta), *obs.shape))
+        return torch.log_softmax(out, -1)
+
+    def actor(self, theta: Tensor, n: int, backend: str = "torch") -> Actor:
+        """Acts for S·n episodes: the n episodes of each seed in a row. theta [S, D]."""
+        self.check(theta)
+        return Actor(self, theta.detach(), n, backend)
+
+    def check(self, theta: Tensor) -> None:
+        """Raises ValueError unless theta is [S, D]."""
+        if theta.dim() != 2 or theta.shape[1] != self.size:
+            raise ValueError(f"theta has shape {tuple(theta.shape)}, expected [S, {self.size}]: one row of parameters per seed")
+
+
+def by_seed(x: Tensor, seeds: int) -> Tensor:
+    """[T, S·n, ...] -> [S, T·n, ...]."""
+    T, B = x.shape[:2]
+    if seeds == 1:
+        return x.reshape(1, T * B, *x.shape[2:])
+    return x.reshape(T, seeds, B // seeds, *x.shape[2:]).transpose(0, 1).reshape(seeds, T * B // seeds, *x.shape[2:])
+
+
+class Actor:
+    """The policy with its weights unpacked once, so that a step costs only its arithmetic. An `Act` of `envs.rollout`.
+
+    On numpy environments the products are numpy's: at a few rows they cost half of torch's.
+    """
+
+    def __init__(self, policy: Policy, theta: Tensor, n: int, backend: str) -> None:
+        self.policy, self.theta, self.n, self.backend = policy, theta, n, backend
+        net, head = policy.net, policy.head
+        weights = net.unpack(theta[:, : net.size])
+        self._head: Array = theta[:, net.size :].repeat_interleave(n, 0)
+        if backend == "numpy":
+            weights, self._head = [w.cpu().numpy() for w in weights], self._head.cpu().numpy()
+        self._weights, self._forward, self._shape = weights, net.forward, (len(theta), n)
+        self._sample = head.sampler(self._head)
+
+    def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
+        out = self._forward(self._weights, obs.reshape(self._shape + obs.shape[1:]))
+        return self._sample(out.reshape(-1, out.shape[-1]), action_mask, rng)
+
+    def rows(self, lo: int, hi: int) -> Actor:
+        n = self.n
+        if lo % n == 0 and hi % n == 0:
+            return Actor(self.policy, self.theta[lo // n : hi // n], n, self.backend)
+        return Actor(self.policy, self.theta.repeat_interleave(n, 0)[lo:hi], 1, self.backend)
+
+
+def policy_for(
+    env: Any,
+    *,
+    hidden: tuple[int, ...] = (),
+    activation: str = "tanh",
+    log_std: float = 0.0,
+    learn_std: bool = True,
+    reduced: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Policy:
+    """The usual policy for an environment's spaces: a table for few states, an MLP otherwise.
+
+    hidden     widths; () is a table where observations are states, else a linear map
+    log_std    of Gaussian policies, at the start (learnt, unless learn_std is False)
+    reduced    tables only: hold the last logit of each state at 0, which takes the redundant parameter away
+    Raises ValueError for a space no head fits.
+    """
+    space, actions = env.observation_space, env.action_space
+    head: Head
+    if isinstance(actions, gymnasium.spaces.Discrete):
+        head = Categorical(int(actions.n))
+    elif isinstance(actions, gymnasium.spaces.MultiDiscrete) and actions.nvec.ndim == 1:
+        head = MultiCategorical(tuple(int(k) for k in actions.nvec))
+    elif isinstance(actions, gymnasium.spaces.Box):
+        head = Gaussian(int(np.prod(actions.shape)), log_std, learn_std, actions.shape)
+    else:
+        raise ValueError(f"no policy for action space {actions}: expected Discrete, MultiDiscrete (one axis) or Box")
+    if isinstance(space, gymnasium.spaces.Discrete):
+        if not hidden:
+            return Policy(Table(int(space.n), head.outputs, reduced), head, dtype)
+        return Policy(MLP(int(space.n), hidden, head.outputs, activation, one_hot=True), head, dtype)
+    if isinstance(space, gymnasium.spaces.Box):
+        return Policy(MLP(int(np.prod(space.shape)), hidden, head.outputs, activation), head, dtype)
+    raise ValueError(
+        f"no policy for observation space {space}: expected Discrete or Box; try gymnasium.wrappers.FlattenObservation"
+    )

@@ -1,0 +1,113 @@
+"""A problem (environment, policy, estimator, seeds) and the `World` it shows an agent in one iteration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from envs.core import Env, EnvironmentFault, Trajectories
+from envs.random import Rng
+from envs.rollout import rollout
+from pgrl.baselines import Baseline, Fitted, NoBaseline
+from pgrl.gradients import Estimator
+from pgrl.policy import Policy
+
+INIT, ITERATION, EVALUATION = 0, 1, 2  # streams of a seed
+SAMPLE, ALGORITHM = 0, 1  # streams of an iteration
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What does not change during a run. Everything random follows from `seeds` and the number of the iteration.
+
+    batch_size  episodes of each seed at each point an agent samples
+    horizon     H, where episodes are cut
+    """
+
+    env: Env
+    policy: Policy
+    discount: float
+    seeds: tuple[int, ...]
+    horizon: int
+    batch_size: int = 1
+    causal: bool = False
+    baseline: Baseline = field(default_factory=NoBaseline)
+    device: str = "cpu"
+
+    def _rng(self, stream: int) -> Rng:
+        rng = Rng.of_seeds(self.seeds, self.device).fold(stream)
+        rng.dtype = self.policy.dtype
+        return rng
+
+    def theta(self) -> Tensor:
+        """The first parameters, [S, D]."""
+        return self.policy.init(self._rng(INIT))
+
+    def iteration(self, t: int, fitted: Fitted | None = None) -> Iteration:
+        """The world of iteration t, with the baseline as fitted by the iterations before."""
+        return Iteration(self, self._rng(ITERATION).fold(t), {} if fitted is None else fitted)
+
+    def evaluate(self, theta: Tensor, episodes: int, t: int) -> Trajectories:
+        """Episodes at theta [S, D] from a stream of their own: [T, S·episodes]; training does not notice."""
+        return self._play((theta,), episodes, self._rng(EVALUATION).fold(t))[0]
+
+    def _play(self, thetas: tuple[Tensor, ...], n: int, rng: Rng) -> tuple[Trajectories, ...]:
+        keys = torch.cat([rng.fold(p).spawn(n).key for p in range(len(thetas))])
+        act = self.policy.actor(torch.cat(thetas), n, self.env.backend)
+        try:
+            tau = rollout(self.env, act, Rng(keys, dtype=rng.dtype), self.horizon)
+        except EnvironmentFault as fault:
+            seed = self.seeds[fault.row // n % len(self.seeds)]
+            raise EnvironmentFault(f"{fault.what} with seed {seed}", fault.row % n, fault.step, fault.action) from None
+        B = len(self.seeds) * n
+        return tuple(tau.rows(p * B, (p + 1) * B) for p in range(len(thetas))) if len(thetas) > 1 else (tau,)
+
+
+class Iteration:
+    """A `pgrl.agent.World`: it remembers what was sampled, so nothing goes uncounted."""
+
+    def __init__(self, problem: Problem, rng: Rng, fitted: Fitted) -> None:
+        self.problem, self._fitted, self._sample_rng = problem, fitted, rng.fold(SAMPLE)
+        self._algorithm_rng = rng.fold(ALGORITHM)
+        self._estimator = Estimator(problem.policy, problem.discount, problem.causal)
+        self.policy, self.discount = problem.policy, problem.discount
+        self._uniforms = 0
+        self.sampled: list[Trajectories] = []
+
+    def sample(self, *thetas: Tensor, n: int | None = None) -> tuple[Trajectories, ...]:
+        taus = self.problem._play(thetas, n or self.problem.batch_size, self._sample_rng.fold(len(self.sampled)))
+        self.sampled += taus
+        return taus
+
+    def gradient(self, theta: Tensor, tau: Trajectories) -> Tensor:
+        return self._estimator.gradient(theta, tau, self._baseline(tau))
+
+    def hessian_vector(self, theta: Tensor, tau: Trajectories, u: Tensor) -> Tensor:
+        return self._estimator.hessian_vector(theta, tau, u, self._baseline(tau))
+
+    def uniform(self) -> Tensor:
+        self._uniforms += 1
+        return self._algorithm_rng.fold(self._uniforms).uniform(1)
+
+    def _baseline(self, tau: Trajectories) -> Tensor | None:
+        return self.problem.baseline.predict(self._fitted, tau, len(self.problem.seeds))
+
+    def fit_baseline(self) -> Fitted:
+        """The baseline for the next iteration: what was sampled in this one taken in."""
+        fitted = self._fitted
+        for tau in self.sampled:
+            fitted = self.problem.baseline.fit(fitted, tau, len(self.problem.seeds))
+        return fitted
+
+    def env_steps(self) -> Tensor:
+        """Environment steps of each seed so far in this iteration, over every episode sampled, [S]."""
+        S = len(self.problem.seeds)
+        return torch.stack([tau.mask.sum(0).reshape(S, -1).sum(1) for tau in self.sampled]).sum(0)
+
+    def episode_returns(self) -> tuple[Tensor, Tensor]:
+        """Mean undiscounted return and mean length of each seed's episodes at the first point sampled, [S] each."""
+        S, tau = len(self.problem.seeds), self.sampled[0]
+        by_seed = tau.returns().reshape(S, -1), tau.mask.sum(0).reshape(S, -1).double()
+        return by_seed[0].mean(1), by_seed[1].mean(1)
