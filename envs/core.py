@@ -43,14 +43,21 @@ class State:
 class Env(Protocol):
     """What `rollout` needs. Finished episodes are not stepped: their rows come back as they were, with reward 0.
 
-    Optional members: `terminates = False` says that no episode ends before the horizon (`rollout` then never asks), and
-    `lanes() -> list[Env]` gives independent single-threaded copies that `rollout` may run side by side.
+    Optional members: `terminates = False` says that no episode ends before the horizon (`rollout` then never asks);
+    `masked = True` that states carry an action_mask; `lanes() -> list[Env]` gives independent single-threaded copies that
+    `rollout` may run side by side.
     """
 
     backend: ClassVar[Literal["torch", "numpy"]]
-    observation_space: gymnasium.Space[Any]
-    action_space: gymnasium.Space[Any]
-    horizon: int
+
+    @property
+    def observation_space(self) -> gymnasium.Space[Any]: ...
+
+    @property
+    def action_space(self) -> gymnasium.Space[Any]: ...
+
+    @property
+    def horizon(self) -> int: ...
 
     def reset(self, n: int, rng: Rng) -> State: ...
 

@@ -6,7 +6,7 @@ linear system. Every episode runs to the horizon.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import gymnasium
 import numpy as np
@@ -24,8 +24,8 @@ class LQR:
     Raises ValueError when a shape disagrees with A and B or a covariance has no Cholesky factor.
     """
 
-    backend: ClassVar = "torch"
-    terminates: ClassVar = False
+    backend: ClassVar[Literal["torch", "numpy"]] = "torch"
+    terminates: ClassVar[bool] = False
 
     def __init__(
         self,

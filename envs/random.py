@@ -89,9 +89,12 @@ class Rng:
         """Standard normal, [B, *shape]."""
         return self._next("normal", shape)
 
-    def integers(self) -> Tensor:
+    def integers(self) -> Any:
         """Uniform on 0 .. 2^31 - 1, [B]: seeds for worlds that have generators of their own."""
-        return (self._bits(1)[0, :, 0] >> 32) & 0x7FFFFFFF
+        bits = self._bits(1)[0, :, 0]
+        self._draw += 1
+        value = (bits >> 32) & 0x7FFFFFFF
+        return value.cpu().numpy() if self.numpy else value
 
     def _next(self, kind: str, shape: tuple[int, ...]) -> Tensor:
         name = (self._draw, kind, shape)

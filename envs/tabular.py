@@ -5,7 +5,7 @@ The exact values of a policy on these worlds (J, its gradient, its Hessian) are 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import gymnasium
 import numpy as np
@@ -29,7 +29,7 @@ class FiniteMDP:
     Raises ValueError when shapes disagree or a row is not a distribution.
     """
 
-    backend: ClassVar = "torch"
+    backend: ClassVar[Literal["torch", "numpy"]] = "torch"
 
     def __init__(
         self,

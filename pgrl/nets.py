@@ -54,6 +54,7 @@ class MLP:
 
     activation  tanh or softplus
     one_hot     observations are integers below `inputs`
+    bias        False: none, in any layer (linear policies of LQR)
     """
 
     inputs: int
@@ -61,6 +62,7 @@ class MLP:
     outputs: int
     activation: str = "tanh"
     one_hot: bool = False
+    bias: bool = True
 
     def __post_init__(self) -> None:
         if self.activation not in ("tanh", "softplus"):
@@ -73,14 +75,14 @@ class MLP:
 
     @property
     def size(self) -> int:
-        return sum(a * b + b for a, b in self._widths)
+        return sum(a * b + b * self.bias for a, b in self._widths)
 
     def init(self, rng: Rng) -> Tensor:
         u = 2 * rng.uniform(self.size) - 1
         parts, at = [], 0
         for a, b in self._widths:
-            parts += [u[:, at : at + a * b] * math.sqrt(6 / (a + b)), torch.zeros_like(u[:, :b])]
-            at += a * b + b
+            parts += [u[:, at : at + a * b] * math.sqrt(6 / (a + b)), torch.zeros(len(u), b * self.bias, device=u.device)]
+            at += a * b + b * self.bias
         return torch.cat(parts, 1)
 
     def unpack(self, params: Tensor) -> list[Tensor]:
@@ -88,8 +90,9 @@ class MLP:
         parts, at = [], 0
         for a, b in self._widths:
             parts.append(params[:, at : at + a * b].reshape(-1, a, b))
-            parts.append(params[:, None, at + a * b : at + a * b + b])
-            at += a * b + b
+            at += a * b
+            parts.append(params[:, None, at : at + b] if self.bias else params.new_zeros(len(params), 1, b))
+            at += b * self.bias
         return parts
 
     def forward(self, weights: list[Any], obs: Array) -> Array:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from envs.core import Array, Trajectories
 from envs.random import Rng
+from envs.rollout import Act
 from pgrl.heads import Categorical, Gaussian, MultiCategorical
 from pgrl.nets import MLP, Table
 
@@ -76,9 +77,14 @@ class Policy:
         S, (T, B) = len(theta), tau.mask.shape
         if B % S:
             raise ValueError(f"{B} episodes do not share out among {S} parameter vectors: expected a multiple of {S}")
-        out = self.net.forward(self.net.unpack(theta[:, : self.net.size]), by_seed(tau.obs, S))
-        mask = None if tau.action_mask is None else by_seed(tau.action_mask, S)
-        log_p = self.head.log_prob(out, theta[:, self.net.size :], by_seed(tau.action, S), mask)
+        if self._tabular and tau.action_mask is None:  # one softmax for each state, not for each step
+            table = torch.log_softmax(self.net.unpack(theta)[0], -1)
+            index = by_seed(tau.obs, S) * table.shape[-1] + by_seed(tau.action, S)
+            log_p = table.flatten(1).gather(1, index)
+        else:
+            out = self.net.forward(self.net.unpack(theta[:, : self.net.size]), by_seed(tau.obs, S))
+            mask = None if tau.action_mask is None else by_seed(tau.action_mask, S)
+            log_p = self.head.log_prob(out, theta[:, self.net.size :], by_seed(tau.action, S), mask)
         return log_p.reshape(S, T, B // S).transpose(0, 1).reshape(T, B)
 
     def log_probs_at(self, theta: Tensor, obs: Tensor) -> Tensor:
@@ -86,9 +92,22 @@ class Policy:
         out = self.net.forward(self.net.unpack(theta[:, : self.net.size]), obs.expand(len(theta), *obs.shape))
         return torch.log_softmax(out, -1)
 
-    def actor(self, theta: Tensor, n: int, backend: str = "torch") -> Actor:
-        """Acts for S·n episodes: the n episodes of each seed in a row. theta [S, D]."""
+    def gain(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """K [S, m, n] and σ [S, m] of a linear Gaussian policy without bias, a ~ N(K s, σ²), differentiable."""
+        net, head = self.net, self.head
+        if not (isinstance(net, MLP) and isinstance(head, Gaussian)) or net.hidden or net.bias:
+            raise ValueError("only a linear Gaussian policy without bias has a gain")
+        return net.unpack(theta[:, : net.size])[0].mT, head.std(theta[:, net.size :])
+
+    @property
+    def _tabular(self) -> bool:
+        return isinstance(self.net, Table) and isinstance(self.head, Categorical)
+
+    def actor(self, theta: Tensor, n: int, backend: str = "torch", masked: bool = False) -> Act:
+        """Acts for S·n episodes: the n episodes of each seed in a row. theta [S, D]; masked: states have an action_mask."""
         self.check(theta)
+        if self._tabular and backend == "torch" and not masked:
+            return TableActor.of(self.net.unpack(theta.detach())[0], n)
         return Actor(self, theta.detach(), n, backend)
 
     def check(self, theta: Tensor) -> None:
@@ -132,6 +151,32 @@ class Actor:
         return Actor(self.policy, self.theta.repeat_interleave(n, 0)[lo:hi], 1, self.backend)
 
 
+@dataclass(frozen=True)
+class TableActor:
+    """A softmax table's actor: cumulative probabilities worked out once, [S·states, A], then one look-up a step.
+
+    first  [B] where each episode's table begins
+    """
+
+    cdf: Tensor
+    first: Tensor
+
+    @staticmethod
+    def of(logits: Tensor, n: int) -> TableActor:
+        """logits [S, states, A], n episodes of each seed."""
+        seeds, states, actions = logits.shape
+        cdf = torch.softmax(logits, -1).cumsum(-1)
+        first = torch.arange(seeds, device=logits.device).repeat_interleave(n) * states
+        return TableActor((cdf / cdf[..., -1:]).reshape(-1, actions), first)
+
+    def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
+        # strictly less: an action of probability zero is never drawn
+        return (self.cdf[self.first + obs] < rng.uniform()[:, None]).sum(1)
+
+    def rows(self, lo: int, hi: int) -> TableActor:
+        return TableActor(self.cdf, self.first[lo:hi])
+
+
 def policy_for(
     env: Any,
     *,
@@ -140,6 +185,7 @@ def policy_for(
     log_std: float = 0.0,
     learn_std: bool = True,
     reduced: bool = False,
+    bias: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Policy:
     """The usual policy for an environment's spaces: a table for few states, an MLP otherwise.
@@ -147,6 +193,7 @@ def policy_for(
     hidden     widths; () is a table where observations are states, else a linear map
     log_std    of Gaussian policies, at the start (learnt, unless learn_std is False)
     reduced    tables only: hold the last logit of each state at 0, which takes the redundant parameter away
+    bias       False: nets without biases (linear feedback, as LQR wants it)
     Raises ValueError for a space no head fits.
     """
     space, actions = env.observation_space, env.action_space
@@ -162,9 +209,9 @@ def policy_for(
     if isinstance(space, gymnasium.spaces.Discrete):
         if not hidden:
             return Policy(Table(int(space.n), head.outputs, reduced), head, dtype)
-        return Policy(MLP(int(space.n), hidden, head.outputs, activation, one_hot=True), head, dtype)
+        return Policy(MLP(int(space.n), hidden, head.outputs, activation, one_hot=True, bias=bias), head, dtype)
     if isinstance(space, gymnasium.spaces.Box):
-        return Policy(MLP(int(np.prod(space.shape)), hidden, head.outputs, activation), head, dtype)
+        return Policy(MLP(int(np.prod(space.shape)), hidden, head.outputs, activation, bias=bias), head, dtype)
     raise ValueError(
         f"no policy for observation space {space}: expected Discrete or Box; try gymnasium.wrappers.FlattenObservation"
     )

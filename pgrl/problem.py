@@ -55,7 +55,8 @@ class Problem:
 
     def _play(self, thetas: tuple[Tensor, ...], n: int, rng: Rng) -> tuple[Trajectories, ...]:
         keys = torch.cat([rng.fold(p).spawn(n).key for p in range(len(thetas))])
-        act = self.policy.actor(torch.cat(thetas), n, self.env.backend)
+        masked = getattr(self.env, "masked", False)
+        act = self.policy.actor(torch.cat(thetas), n, self.env.backend, masked)
         try:
             tau = rollout(self.env, act, Rng(keys, dtype=rng.dtype), self.horizon)
         except EnvironmentFault as fault:

@@ -1,0 +1,224 @@
+"""Any Gymnasium environment as a batched Env: one instance for each row, stepped here, one after the other.
+
+    reset   instance i .reset(seed = s_i), s_i from the key of row i
+    step    instance i .step(action_i) for each row that has not ended; an ended row stays as it was, with reward 0
+
+The instances are not put into a `gymnasium.vector.SyncVectorEnv`, because its autoreset starts the next episode by itself:
+depending on the mode, the step after the end is a step that nobody took, or the last observation is hidden in `info`. Here
+an episode ends and stays ended, its last observation is the one that the environment gave, and `terminated` and
+`truncated` are handed on as they came.
+
+A row's seed decides its whole episode, so nothing random needs to be saved and row k is the same alone or in company.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import gymnasium
+import numpy as np
+from gymnasium import error
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+
+from envs.core import Array, State
+from envs.random import Rng
+
+Single = gymnasium.Env[Any, Any]
+Space = gymnasium.Space[Any]
+
+EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "imageio": "mujoco", "pygame": "classic-control", "jax": "jax"}
+
+
+class GymnasiumEnv:
+    """Episodes of the Gymnasium environment `make` (an id such as "CartPole-v1", or a function without arguments).
+
+    Observations  Box: float32 of the same shape; Discrete(n, start): int64 counted from 0
+    Actions       Discrete and MultiDiscrete: integers counted from 0 whatever the space's `start`; Box: floats, which the
+                  environment gets clipped to the bounds. A Gaussian policy is not clipped: its log-density is that of the
+                  action it drew, before clipping.
+    action_mask   `info["action_mask"]` of a Discrete action space, where the environment gives one at reset
+    horizon       default: the time limit of the environment's spec
+
+    `State.inner` is a ticket, good for one step: the instances behind a state have moved on after it.
+
+    Raises ValueError for an unknown id, an old MuJoCo id, a space that is not supported or a missing horizon, ImportError
+    with the pip command for a missing package.
+    """
+
+    backend: ClassVar[Literal["torch", "numpy"]] = "numpy"
+
+    def __init__(self, make: str | Callable[[], Single], *, horizon: int | None = None) -> None:
+        self._make: Callable[[], Single] = partial(_make, make) if isinstance(make, str) else make
+        self._pool = [self._make()]
+        single = self._pool[0]
+        self.name = make if isinstance(make, str) else str(single)
+        limit = single.spec.max_episode_steps if single.spec is not None else None
+        if horizon is None and limit is None:
+            raise ValueError(f"{self.name} has no time limit of its own: say how long an episode may be, horizon=...")
+        self.horizon: int = horizon if horizon is not None else limit  # type: ignore[assignment]
+        if self.horizon < 1:
+            raise ValueError(f"horizon is {self.horizon}, expected at least 1")
+        self.observation_space, self._obs_start = _observations(single.observation_space, self.name)
+        self.action_space, self._to_world = _actions(single.action_space, self.name)
+        self._obs_dtype: Any = self.observation_space.dtype
+        self._ticket: object | None = None
+
+    def reset(self, n: int, rng: Rng) -> State:
+        """n episodes; `rng` has n rows. States of earlier episodes are stale from now on."""
+        if not 1 <= n == len(rng):
+            raise ValueError(
+                f"{self.name} is to be reset with n = {n} and {len(rng)} random keys, expected one for each episode"
+            )
+        self._ticket = None
+        while len(self._pool) < n:
+            self._pool.append(self._make())
+            if any(self._pool[-1] is other for other in self._pool[:-1]):
+                raise ValueError(f"make returned the same {self.name} twice: let it build a new one at each call")
+        shape: Any = self.observation_space.shape
+        obs = np.empty((n, *shape), self._obs_dtype)
+        masks: list[Any] = []
+        for i, seed in enumerate(rng.integers().tolist()):
+            seen, info = self._pool[i].reset(seed=seed)
+            obs[i] = self._seen(seen, shape, "reset")
+            masks.append(info.get("action_mask"))
+        if self._obs_start:
+            obs -= self._obs_start
+        mask = None
+        if isinstance(self.action_space, Discrete) and any(m is not None for m in masks):
+            mask = np.ones((n, int(self.action_space.n)), bool)
+            for i, given in enumerate(masks):
+                mask[i] = self._legal(given, mask[i])
+        never = np.zeros(n, bool)
+        self._ticket = object()
+        return State(obs, np.zeros(n, np.float32), never, never.copy(), self._ticket, mask)
+
+    def step(self, state: State, action: Array, rng: Rng) -> State:
+        """Steps the rows that have not ended. Raises ValueError when `state` is not the latest one."""
+        if self._ticket is None or state.inner is not self._ticket:
+            raise ValueError(
+                f"{self.name} cannot go back: this state is stale, a step or a reset came after it. "
+                "Step the latest state, or give each batch of episodes an environment of its own"
+            )
+        moves = np.asarray(action)
+        shape: Any = self.observation_space.shape
+        if moves.shape != (len(state.obs), *self.action_space.shape):  # type: ignore[misc]
+            raise ValueError(
+                f"{self.name} got actions of shape {moves.shape}, expected {len(state.obs)} rows of {self.action_space}"
+            )
+        self._ticket = None  # an instance that raises leaves nothing to step
+        moves = self._to_world(moves)
+        obs, reward = state.obs.copy(), np.zeros(len(state.obs), np.float32)
+        terminated, truncated = state.terminated.copy(), state.truncated.copy()
+        mask = None if state.action_mask is None else state.action_mask.copy()
+        rows = (~(terminated | truncated)).nonzero()[0]
+        for i in rows.tolist():
+            seen, reward[i], terminated[i], truncated[i], info = self._pool[i].step(moves[i])
+            obs[i] = self._seen(seen, shape, "step")
+            # an ended row keeps its last legal actions: a policy over no actions at all is NaN
+            if mask is not None and not (terminated[i] or truncated[i]):
+                mask[i] = self._legal(info.get("action_mask"), mask[i])
+        if self._obs_start:
+            obs[rows] -= self._obs_start
+        self._ticket = object()
+        return State(obs, reward, terminated, truncated, self._ticket, mask)
+
+    def close(self) -> None:
+        """Closes the instances; a later reset makes new ones."""
+        self._ticket = None
+        while self._pool:
+            self._pool.pop().close()
+
+    def _seen(self, seen: Any, shape: tuple[int, ...], call: str) -> Any:
+        if np.shape(seen) != shape:  # numpy would stretch a smaller one over the row
+            raise ValueError(
+                f"{self.name}.{call} returned an observation of shape {np.shape(seen)}, but its observation_space says {shape}"
+            )
+        return seen
+
+    def _legal(self, given: Any, before: Any) -> Any:
+        legal = None if given is None else np.asarray(given, bool)
+        if legal is None or legal.shape != before.shape or not legal.any():
+            got = "no action_mask" if legal is None else f"action_mask {legal.astype(int).tolist()}"
+            raise ValueError(
+                f"{self.name} gave {got} in its info, but it gave masks before: "
+                f"expected {len(before)} values with at least one legal action at reset and after every step"
+            )
+        return legal
+
+
+def _observations(space: Space, name: str) -> tuple[Space, int]:
+    """Our observation space and what to take off the environment's numbers."""
+    if isinstance(space, Discrete):
+        return Discrete(int(space.n)), int(space.start)
+    if isinstance(space, Box):
+        return Box(space.low.astype(np.float32), space.high.astype(np.float32), space.shape, np.float32), 0
+    raise ValueError(
+        f"{name} has the observation space {space}, expected Box or Discrete. Flatten it: "
+        "GymnasiumEnv(lambda: gymnasium.wrappers.FlattenObservation(gymnasium.make(...)))"
+    )
+
+
+def _actions(space: Space, name: str) -> tuple[Space, Callable[[Any], Any]]:
+    """Our action space and the map from a batch of its actions to one action of the environment per row."""
+    start: Any
+    if isinstance(space, Discrete):
+        start = int(space.start)
+        return Discrete(int(space.n)), lambda a: list(a + start)  # NumPy integers, as space.sample() gives
+    if isinstance(space, MultiDiscrete):
+        start, dtype = space.start, space.dtype
+        return MultiDiscrete(space.nvec), lambda a: (a + start).astype(dtype)
+    if isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
+        low, high, kind = space.low, space.high, space.dtype
+        ours = Box(low.astype(np.float32), high.astype(np.float32), space.shape, np.float32)
+        return ours, lambda a: np.clip(a.astype(kind), low, high)
+    raise ValueError(
+        f"{name} has the action space {space}, expected Discrete, MultiDiscrete or Box of floats. "
+        "Wrap it in a gymnasium.ActionWrapper that takes one of these"
+    )
+
+
+def _make(name: str) -> Single:
+    """gymnasium.make, with errors that say what to do."""
+    if new := _successor(name):
+        raise ValueError(f"{name} is an old MuJoCo task with another physics interface: use {new}")
+    try:
+        return gymnasium.make(name, disable_env_checker=True)
+    except (ImportError, error.DependencyNotInstalled) as missing:
+        raise ImportError(f"{name} needs a package that is not installed: {_pip(name, missing)}") from missing
+    except error.Error as unknown:
+        if name.split(":")[-1] in gymnasium.registry:
+            raise
+        close = difflib.get_close_matches(name, [x for x in gymnasium.registry if not _successor(x)], n=3)
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
+        raise ValueError(
+            f"no environment is registered as {name!r}. {hint}"
+            "If another package brings it, install it and name its module first, as in 'module:Name-v0'"
+        ) from unknown
+
+
+def _entry_point(name: str) -> str:
+    spec = gymnasium.registry.get(name.split(":")[-1])
+    return str(spec.entry_point) if spec else ""
+
+
+def _successor(name: str) -> str | None:
+    """The v5 task in place of an old MuJoCo id."""
+    old = re.fullmatch(r"(?:.*:)?(\w+)-v[0-4]", name)
+    new = f"{old[1]}-v5" if old else ""
+    return new if _entry_point(new).startswith("gymnasium.envs.mujoco") else None
+
+
+def _pip(name: str, missing: Exception) -> str:
+    """The command that installs what `name` misses."""
+    cause = missing.__cause__ if isinstance(missing.__cause__, ImportError) else missing
+    module = (cause.name or "").split(".")[0] if isinstance(cause, ModuleNotFoundError) else ""
+    home = re.match(r"gymnasium\.envs\.(box2d|mujoco|phys2d)\b", _entry_point(name))
+    extra = {"phys2d": "jax"}.get(home[1], home[1]) if home else EXTRAS.get(module.lower())
+    if extra is None:
+        return f"pip install {module}" if module else str(missing)
+    swig = "swig && pip install " if extra == "box2d" else ""  # Box2D is compiled where no wheel fits
+    return f'pip install {swig}"gymnasium[{extra}]"'

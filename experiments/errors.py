@@ -1,0 +1,28 @@
+"""Faults that a person can mend: one sentence that says what happened and what to do, and the exit code that goes with it.
+
+The command line prints the sentence on one line of stderr and exits with `exit_code`:
+1 the disk or the system failed, 2 bad usage, 3 bad config or damaged file, 4 missing optional package, 5 numeric failure,
+130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A fault whose message is meant for the person at the terminal; `exit_code` is what the process should end with."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        if exit_code is not None:
+            self.exit_code = exit_code
+
+
+class MissingPackage(UserError):
+    """An optional package is not installed; the message holds the command that installs it."""
+
+    exit_code = 4
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'pgrl[{extra}]'")
