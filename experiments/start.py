@@ -1,0 +1,156 @@
+"""What the verbs do: make or open a run folder, train in it, look at what came out."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments import checkpoint as checkpoints
+from experiments.config import from_config, make_agent, make_problem, tabular
+from experiments.errors import UserError
+from experiments.pg import DESCRIPTIONS, Training
+from experiments.pg import train as run_loop
+from experiments.run import Run, run_name
+from experiments.worlds import OWN
+from pgrl.agent import Agent, register
+from pgrl.problem import Problem
+
+
+def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
+    """A new run, trained to the end. The run folder."""
+    problem, agent = _made(config)
+    training = Training.begin(agent, problem)
+    name = run_name(_plain(config["env"]), _plain(config["algo"]), config["seed"], config)
+    with Run.create(out, name, config, argv, DESCRIPTIONS) as run:
+        if not quiet:
+            print(f"{config['algo']} on {config['env']} -> {run.folder}", file=sys.stderr)
+            print(_settings(config, problem), file=sys.stderr)
+        _to_the_end(run, problem, agent, training, quiet)
+        return run.folder
+
+
+def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
+    with Run.open(folder, DESCRIPTIONS) as run:
+        problem, agent = _made(run.config)
+        training = Training.restored(agent, problem, *run.resume(checkpoint))
+        _to_the_end(run, problem, agent, training, quiet)
+
+
+def _made(config: dict[str, Any]) -> tuple[Problem, Agent]:
+    algo, settings, knobs = from_config(config)
+    problem = make_problem(settings, config["device"])
+    if tabular(problem):
+        torch.set_num_threads(1)  # the arrays are small: a second thread costs more than it brings
+    return problem, make_agent(algo, knobs)
+
+
+def _to_the_end(run: Run, problem: Problem, agent: Agent, training: Training, quiet: bool) -> None:
+    settings = from_config(run.config)[1]
+    with progress(settings.env_steps, quiet) as tick:
+        run_loop(run, problem, agent, settings, training, tick)
+    if not quiet:
+        print(f"done: {run.folder}   curves: tensorboard --logdir {run.folder / 'tensorboard'}", file=sys.stderr)
+
+
+def _plain(name: str) -> str:
+    """A file's or a map's name without its folders, for a run folder's name."""
+    return "-".join(Path(part).stem if "." in part else part for part in name.split(":"))
+
+
+def _settings(config: dict[str, Any], problem: Problem) -> str:
+    knobs = ", ".join(f"{name} {value:g}" for name, value in config["knobs"].items() if isinstance(value, int | float))
+    shared = ("discount", "batch_size", "hidden", "baseline", "dtype", "device")
+    rest = ", ".join(f"{name} {config[name]}" for name in shared)
+    return (
+        f"  {config['seeds']} seeds × {config['env_steps']:,} environment steps, horizon {problem.horizon}, "
+        f"{problem.policy.size} parameters\n  {knobs}\n  {rest}"
+    )
+
+
+@contextmanager
+def progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A line on stderr with rate and remaining time, where stderr is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} / {task.total:,.0f} steps a seed"),
+        TextColumn("{task.fields[rate]}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task, begun, first = bar.add_task("", total=total, rate=""), time.monotonic(), -1
+
+        def tick(done: int) -> None:
+            nonlocal first
+            first = done if first < 0 else first
+            rate = (done - first) / max(time.monotonic() - begun, 1e-9)
+            bar.update(task, completed=min(done, total), rate=f"{rate:,.0f}/s")
+
+        yield tick
+
+
+def evaluate(folder: Path, episodes: int, checkpoint: Path | None) -> None:
+    """Prints seed, mean and standard deviation of the return, discounted return, and length, as CSV."""
+    if episodes < 1:
+        raise UserError(f"--episodes is {episodes}, expected at least 1")
+    run = Run.open(folder)
+    problem, agent = _made(run.config)
+    tensors, meta = checkpoints.load(checkpoint) if checkpoint else checkpoints.load_latest(run.checkpoints)
+    theta = Training.restored(agent, problem, tensors, meta).state.theta
+    tau = problem.evaluate(theta, episodes, -1)  # a stream that training never used
+    S = len(problem.seeds)
+    plain, discounted = (tau.returns(c).reshape(S, -1).double() for c in (1.0, problem.discount))
+    lengths = tau.mask.sum(0).reshape(S, -1).double()
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(["seed", "episodes", "return", "return_std", "discounted_return", "length"])
+    for i, seed in enumerate(problem.seeds):
+        spread = plain[i].std().item() if episodes > 1 else 0.0
+        numbers = (plain[i].mean().item(), spread, discounted[i].mean().item(), lengths[i].mean().item())
+        out.writerow([seed, episodes, *(f"{x:.6g}" for x in numbers)])
+
+
+def listing() -> str:
+    from envs.mujoco_tasks import TASKS
+
+    lines = ["algorithms"]
+    for name, entry in register().items():
+        what = (entry.make.__doc__ or "").strip().split("\n")[0]
+        lines.append(f"  {name:12s} {what}" + (f" ({entry.preset})" if entry.preset else ""))
+    lines += ["", "environments"] + [f"  {name:12s} {what}" for name, what in OWN.items()]
+    lines += ["  " + ", ".join(f"{task}-v5" for task in TASKS) + ": batched MuJoCo"]
+    lines += ["  any other Gymnasium id (CartPole-v1, ...), or file.py:make"]
+    return "\n".join(lines)
+
+
+def doctor() -> None:
+    """Prints versions and device, then trains for a moment and says how fast."""
+    from experiments.config import as_config, defaults
+    from experiments.surroundings import surroundings
+
+    for name, value in surroundings("cuda" if torch.cuda.is_available() else "cpu").items():
+        print(f"{name:12s} {value}")
+    settings, knobs, _ = defaults("n-harpg", "gridworld")
+    from dataclasses import replace
+
+    folder = Path(tempfile.mkdtemp())
+    try:
+        begun = time.perf_counter()
+        short = replace(settings, env_steps=5_000)
+        start(as_config("n-harpg", short, knobs, "cpu"), folder / "run", ["pgrl", "doctor"], quiet=True)
+        seconds = time.perf_counter() - begun
+        print(f"{'training':12s} ok: ten seeds of n-harpg on gridworld, {50_000 / seconds:,.0f} environment steps/s")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
