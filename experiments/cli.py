@@ -84,7 +84,11 @@ def train(arguments: list[str]) -> None:
         "Command",
         [
             ("train", OmitArgPrefixes[Train], dataclasses.field(default=settings)),
-            ("agent", OmitArgPrefixes[agent_type], dataclasses.field(default_factory=lambda: agent_type(**placeholder))),
+            (
+                "agent",
+                OmitArgPrefixes[agent_type],  # type: ignore[misc]
+                dataclasses.field(default_factory=lambda: agent_type(**placeholder)),
+            ),
             ("out", Path | None, dataclasses.field(default=None)),
             ("quiet", bool, dataclasses.field(default=False)),
         ],
@@ -170,7 +174,7 @@ def check(arguments: list[str]) -> None:
     from experiments.oracle import check_agent
 
     def command(
-        agent: Positional[str], seeds: int = 4096, iterations: int = 16, batch_size: int = 1, step_size: float = 0.2
+        agent: Positional[str], seeds: int = 16_384, iterations: int = 16, batch_size: int = 1, step_size: float = 0.2
     ) -> None:
         """Hold an agent's direction against exact gradients on small exact worlds; exit 1 when a claim fails.
 

@@ -75,9 +75,9 @@ def find_agent(algo: str) -> Entry:
             raise UserError(
                 f"{algo} is not an agent: expected a dataclass of knobs with methods init(theta) and step(state, world)"
             )
-        if isinstance(found, type):
-            return Entry(found, {})
-        return Entry(type(found), {f.name: getattr(found, f.name) for f in dataclasses.fields(found)})
+        preset = {} if isinstance(found, type) else {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+        make: Any = found if isinstance(found, type) else type(found)
+        return Entry(make, preset)
     agents = register()
     if algo not in agents:
         close = difflib.get_close_matches(algo, agents, 3, 0.4)

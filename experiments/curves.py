@@ -37,7 +37,7 @@ class CurvesError(UserError):
 
 @dataclass(frozen=True)
 class Series:
-    """What one run logged: x [K] increasing, y [S, K], NaN where a seed has no value."""
+    """What one run logged: x [S, K] not decreasing (each seed counts its own steps), y [S, K], NaN where there is no value."""
 
     algo: str
     env: str
@@ -151,22 +151,24 @@ def _gather(
     methods: dict[str, list[Series]] = {}
     for s in series:
         methods.setdefault(s.algo, []).append(s)
-    grid = _grid(np.unique(np.concatenate([s.x for s in series])), limit)
+    grid = _grid(np.unique(np.concatenate([s.x.flatten() for s in series])), limit)
     return metric, [_curve(algo, group, grid) for algo, group in methods.items()], series
 
 
 def _series(run: Run, rows: list[dict[str, Any]], metric: str, x: str) -> Series:
-    points: dict[float, list[float]] = {}
+    points: dict[float, tuple[list[float], list[float]]] = {}
     for row in rows:
-        if metric in row and row.get(X_KEYS[x]) is not None:
+        at = row.get(X_KEYS[x])
+        if metric in row and at is not None:
             value = row[metric] if isinstance(row[metric], list) else [row[metric]]
-            points[float(row[X_KEYS[x]])] = [np.nan if v is None else float(v) for v in value]
+            own = row.get("env_steps") if x == "env_steps" else None
+            steps = own if isinstance(own, list) and len(own) == len(value) else [at] * len(value)
+            points[float(at)] = [float(s) for s in steps], [np.nan if v is None else float(v) for v in value]
     if not points:
         raise CurvesError(f"{run.folder} logs no {X_KEYS[x]!r} beside {metric!r}")
-    if len(sizes := {len(v) for v in points.values()}) > 1:
+    if len(sizes := {len(v) for _, v in points.values()}) > 1:
         raise CurvesError(f"{run.folder} has rows of {metric!r} with different numbers of seeds: {sorted(sizes)}", exit_code=3)
-    at = np.array(sorted(points))
-    y = np.array([points[p] for p in at]).T
+    at, y = (np.array([points[p][k] for p in sorted(points)]).T for k in (0, 1))
     return Series(str(run.config.get("algo", "?")), str(run.config.get("env", "?")), run.config, at, y)
 
 
@@ -180,11 +182,14 @@ def _grid(steps: Array, limit: int | None) -> Array:
 
 
 def _curve(algo: str, group: list[Series], grid: Array) -> Curve:
-    seeds = [(s.x[ok], y[ok]) for s in group for y in s.y if (ok := np.isfinite(y)).any()]
+    seeds = []
+    for x, y in ((x, y) for s in group for x, y in zip(s.x, s.y, strict=True) if np.isfinite(y).any()):
+        at, first = np.unique(x[np.isfinite(y)], return_index=True)  # a seed that has ended repeats its last step
+        seeds.append((at, y[np.isfinite(y)][first]))
     if not seeds:
         raise CurvesError(f"{algo} has no finite value to draw")
-    first, last = max(x[0] for x, _ in seeds), min(x[-1] for x, _ in seeds)
-    inside = grid[(grid >= first) & (grid <= last)]
+    begin, end = max(x[0] for x, _ in seeds), min(x[-1] for x, _ in seeds)
+    inside = grid[(grid >= begin) & (grid <= end)]
     if not len(inside):
         raise CurvesError(f"the seeds of {algo} have no environment step in common")
     flat = [_flat(s.config) for s in group]

@@ -49,10 +49,14 @@ class ScalarWriter:
         self._flushed = time.monotonic()
 
     def add(self, step: int, scalars: Scalars, wall_time: float | None = None) -> None:
-        """One point per tag and sub-run. scalars: tag -> number, or list of S numbers; wall_time: seconds since 1970."""
+        """One point per tag and sub-run. scalars: tag -> number, or list of S numbers; wall_time: seconds since 1970.
+
+        A seed stands at its own "env_steps" where that tag is there; everything else stands at `step`.
+        """
         now = time.time() if wall_time is None else wall_time
         for name, values in _by_run(scalars).items():
-            self._write(name, step, now, values)
+            own = values.get("env_steps") if name.startswith("seed-") else None
+            self._write(name, step if own is None else int(own), now, values)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 

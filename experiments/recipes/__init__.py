@@ -39,5 +39,5 @@ def recipe_for(env: str) -> Recipe:
         return exact.RECIPES[name]
     for table in (mujoco.RECIPES, general.RECIPES):
         if env in table:
-            return replace(general.GENERAL, **table[env])  # type: ignore[arg-type]
+            return replace(general.GENERAL, **table[env])
     return general.GENERAL

@@ -11,20 +11,7 @@ COMMON: dict[str, Any] = {
     "note": "64×64 tanh and discount 0.99 as in Fatkhullin et al. 2023; one trajectory an iteration",
 }
 
-RECIPES: dict[str, dict[str, Any]] = dict.fromkeys(
-    (
-        "HalfCheetah-v5",
-        "Hopper-v5",
-        "Walker2d-v5",
-        "Swimmer-v5",
-        "Reacher-v5",
-        "Ant-v5",
-        "Humanoid-v5",
-        "HumanoidStandup-v5",
-        "InvertedPendulum-v5",
-        "InvertedDoublePendulum-v5",
-    ),
-    COMMON,
-)
-RECIPES["HalfCheetah-v5"] = {**COMMON, "horizon": 500}
-RECIPES["Swimmer-v5"] = {**COMMON, "horizon": 500}
+TASKS = ("HalfCheetah", "Hopper", "Walker2d", "Swimmer", "Reacher", "Ant", "Humanoid", "HumanoidStandup")
+PENDULUMS = ("InvertedPendulum", "InvertedDoublePendulum")
+RECIPES: dict[str, dict[str, Any]] = {f"{task}-v5": COMMON for task in TASKS + PENDULUMS}
+RECIPES["HalfCheetah-v5"] = RECIPES["Swimmer-v5"] = {**COMMON, "horizon": 500}
