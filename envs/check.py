@@ -53,7 +53,6 @@ CONTRACT = {  # name: (the promise, what to do when it is broken)
     "input": ("step does not modify the state it is given", "Compute new tensors; nothing in place on state.inner"),
     "functional": ("an old state can be stepped again, with the same result", "Keep all that step needs in state.inner"),
     "stale": ("an old state is refused, or steps to the same result", "Let inner be a ticket, and raise when it is stale"),
-    "lanes": ("lanes share nothing and give the same episodes", "Give each lane whatever a step writes to"),
     "overshoot": ("actions beyond the bounds of a Box are accepted", "Clip inside step: a Gaussian policy is not clipped"),
 }
 SEEN = ("obs", "reward", "terminated", "truncated", "action_mask")
@@ -132,7 +131,6 @@ def check_env(env: Env, n: int = 4, steps: int = 64, seed: int = 0, *, device: t
         ours = [_snapshot(s, slice(i, i + 1)) for s in seen]
         ledger.hold("alone", _same(ours, alone, exact=False), _difference(ours, alone), "of row", i)
     _old_states(env, rng, min(steps, 8), ledger)
-    _lanes(env, rng, steps, seen, ledger)
     _overshoot(env, rng, ledger)
     return [CONTRACT[name][0] for name in ledger.kept]
 
@@ -238,17 +236,6 @@ def _old_states(env: Env, rng: Rng, steps: int, ledger: _Ledger) -> None:
         again(t)
     env.reset(len(rng), _streams(env, rng.fold(len(CONTRACT)))[2])  # other episodes, the same ticket numbers
     again(0)
-
-
-def _lanes(env: Env, rng: Rng, steps: int, seen: list[State], ledger: _Ledger) -> None:
-    """One episode on each lane, all a step at a time, so that lanes that share something disturb each other."""
-    lanes: list[Env] = env.lanes()[: len(rng)] if hasattr(env, "lanes") else [env]
-    if len(lanes) == 1:
-        return
-    plays = [_play(lane, rng.rows(i, i + 1), steps, ledger) for i, lane in enumerate(lanes)]
-    for t, turn in enumerate(zip(*plays, strict=True)):
-        ours = [_snapshot(seen[t], slice(i, i + 1)) for i in range(len(lanes))]
-        ledger.hold("lanes", _same(ours, [_snapshot(s) for s, _ in turn], exact=False), f"another state after {t} steps")
 
 
 def _overshoot(env: Env, rng: Rng, ledger: _Ledger) -> None:

@@ -44,8 +44,7 @@ class Env(Protocol):
     """What `rollout` needs. Finished episodes are not stepped: their rows come back as they were, with reward 0.
 
     Optional members: `terminates = False` says that no episode ends before the horizon (`rollout` then never asks);
-    `masked = True` that states carry an action_mask; `lanes() -> list[Env]` gives independent single-threaded copies that
-    `rollout` may run side by side.
+    `masked = True` that states carry an action_mask.
     """
 
     backend: ClassVar[Literal["torch", "numpy"]]
@@ -131,6 +130,9 @@ class EnvironmentFault(RuntimeError):
     def __init__(self, what: str, row: int, step: int, action: Any) -> None:
         super().__init__(f"the environment returned a non-finite {what} in episode {row} at step {step} after action {action}")
         self.what, self.row, self.step, self.action = what, row, step, action
+
+    def __reduce__(self) -> Any:
+        return EnvironmentFault, (self.what, self.row, self.step, self.action)
 
 
 def to_tensor(x: Array) -> Tensor:

@@ -4,8 +4,8 @@
     step    for each unfinished row: controls = action;  mj_step × frame_skip          (the GIL is free meanwhile)
             for all rows at once: what the task reads -> observation, reward, fell      (mujoco_tasks.py)
 
-Threads share the rows of one step. Lanes (a thread for each share of the episodes, Python and all) are slower: one that wants
-the GIL while another computes observations falls asleep, and waking it takes as long as a step of HalfCheetah.
+One environment uses one thread; `envs.workers` plays shares of the episodes side by side in processes. Threads are slower:
+whether they share the rows of a step or the episodes, one wakes another every few steps, and waking takes as long as a step.
 
 For equal positions, velocities and actions the numbers are those of `gymnasium.make(id).unwrapped`, bit for bit in float64.
 
@@ -18,10 +18,8 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-import os
 import re
 import threading
-import time
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -31,11 +29,9 @@ import numpy as np
 
 from envs.core import Array, State
 from envs.mujoco_tasks import TASKS, Step
-from envs.mujoco_threads import Helpers, walk
 from envs.random import Rng
 
 HUGE = 1e10  # mjMAXVAL: MuJoCo takes a control beyond it for a fault and sets all controls of that row to zero
-WAKING = 50e-6  # seconds of physics, at the pace of a model at rest, for which a thread is worth waking up (measured)
 LOADING = threading.Lock()
 
 
@@ -44,19 +40,17 @@ class MujocoEnv:
 
     id        the task's name in Gymnasium
     horizon   steps of an episode; None = Gymnasium's time limit. `step` itself never truncates
-    threads   how many may step rows side by side, where there are rows enough; None = the CPUs this process may use
     dtype     of observations and rewards, np.float32 or np.float64 (the physics is float64 always)
 
-    Raises ValueError for an id, a horizon, a number of threads or a dtype that cannot be served, ImportError without MuJoCo.
+    Raises ValueError for an id, a horizon or a dtype that cannot be served, ImportError without MuJoCo.
     """
 
     backend: ClassVar[Literal["torch", "numpy"]] = "numpy"
 
-    def __init__(self, id: str, *, horizon: int | None = None, threads: int | None = None, dtype: Any = np.float32) -> None:
+    def __init__(self, id: str, *, horizon: int | None = None, dtype: Any = np.float32) -> None:
         task = TASKS[_task_name(id)]
         self.id = id
         self.horizon = _at_least_one("horizon", task.horizon if horizon is None else horizon)
-        self.threads = _at_least_one("threads", _cpus() if threads is None else threads)
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"got dtype {self.dtype}; observations are np.float32 or np.float64: choose one of these")
@@ -75,12 +69,14 @@ class MujocoEnv:
         time_step = float(self._model.opt.timestep)
         forces = self._mujoco.mj_rnePostConstraint if task.contact_forces else None
         self._physics = self._mujoco.mj_step, forces, self._model, task.frame_skip
-        self._helpers: Helpers | None = None
-        self._rows_a_thread = math.ceil(WAKING / self._seconds_a_row())
         self._constants = (time_step * task.frame_skip, time_step, self._model.body_mass.copy())
 
+    def __reduce__(self) -> Any:
+        """A copy is a fresh environment of the same settings: MuJoCo's state does not travel."""
+        return functools.partial(MujocoEnv, self.id, horizon=self.horizon, dtype=self.dtype), ()
+
     def __repr__(self) -> str:
-        return f"MujocoEnv({self.id!r}, horizon={self.horizon}, threads={self.threads}, dtype=np.{self.dtype.name})"
+        return f"MujocoEnv({self.id!r}, horizon={self.horizon}, dtype=np.{self.dtype.name})"
 
     def reset(self, n: int, rng: Rng) -> State:
         """n fresh episodes; row i starts where its own key says, with the distribution of Gymnasium's `reset`.
@@ -154,23 +150,12 @@ class MujocoEnv:
         if finished is not None:
             running = np.flatnonzero(~finished)
             rows, action = [rows[i] for i in running], action[running]
-        helpers = min(self.threads, len(rows) // self._rows_a_thread) - 1
-        if helpers < 1:
-            walk(zip(rows, action, strict=True), *self._physics)
-            return
-        if self._helpers is None or self._helpers.process != os.getpid():  # threads do not survive a fork
-            self._helpers = Helpers(self.threads - 1)
-        jobs = iter(list(zip(rows, action, strict=True)))  # each next() hands a row to one thread
-        self._helpers.share(functools.partial(walk, jobs, *self._physics), helpers)
-
-    def _seconds_a_row(self) -> float:
-        """How long one step of one row takes here; it decides who steps a row, never what comes out."""
-        data, seconds = self._pool[0], []
-        for _ in range(5):
-            start = time.perf_counter()
-            self._mujoco.mj_step(self._model, data, self.task.frame_skip)
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
+        step, forces, model, frame_skip = self._physics
+        for (data, control), act in zip(rows, action, strict=True):
+            control[:] = act
+            step(model, data, frame_skip)
+            if forces is not None:
+                forces(model, data)
 
     def _first(self, rng: Rng) -> tuple[Array, Array]:
         """Positions and velocities of the first state, [B, nq] and [B, nv] float64."""
@@ -231,10 +216,6 @@ def _at_least_one(name: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"got {name} = {value}; it counts something that must be there: give 1 or more")
     return value
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _import_mujoco(id: str) -> Any:

@@ -58,6 +58,9 @@ class Rng:
         """One row per seed (integers; equal seeds give equal rows)."""
         return Rng(mix(mix(torch.tensor(list(seeds), dtype=torch.int64, device=device) + GOLDEN)))
 
+    def __reduce__(self) -> Any:  # as numpy: torch would send shared memory and a file descriptor
+        return _rng_from_numpy, (self.key.cpu().numpy(), self.ahead, self.numpy, self.dtype)
+
     def __len__(self) -> int:
         return len(self.key)
 
@@ -122,3 +125,7 @@ class Rng:
         counter = times[:, None] * 65536 + torch.arange(width, device=device)
         key = mix(self.key + _spread(self._draw))
         return mix(key[None, :, None] + _spread(counter)[:, None, :])
+
+
+def _rng_from_numpy(key: Any, ahead: int, numpy: bool, dtype: torch.dtype) -> Rng:
+    return Rng(torch.from_numpy(key), ahead, numpy, dtype)

@@ -4,15 +4,15 @@
     for t = 0 .. horizon-1:   action = act(state); state = env.step(state, action); write down
     until every episode has ended
 
-An environment with `lanes()` is run on several threads, each with its own share of the episodes from reset to end: no
-barrier between steps. An episode depends on its own key only, so the number of lanes does not change what happens.
+With `Workers`, shares of the episodes are played side by side in other processes, each from reset to end: no barrier between
+steps. An episode depends on its own key only, so the number of workers does not change what happens.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor
 
 from envs.core import Array, Env, EnvironmentFault, State, Trajectories, to_tensor
 from envs.random import Rng
+
+if TYPE_CHECKING:
+    from envs.workers import Workers
 
 ENV, POLICY, RESET = 0, 1, 2  # streams of an episode
 AHEAD = 64  # time steps of noise drawn at once
@@ -33,31 +36,31 @@ class Act(Protocol):
     def rows(self, lo: int, hi: int) -> Act: ...
 
 
-def rollout(env: Env, act: Act, rng: Rng, horizon: int | None = None) -> Trajectories:
+def rollout(env: Env, act: Act, rng: Rng, horizon: int | None = None, workers: Workers | None = None) -> Trajectories:
     """Plays one episode for each row of `rng` (its keys decide everything random) for at most `horizon` steps.
 
+    workers  hold copies of `env`; this process plays a share as well
     Raises EnvironmentFault when an observation or a reward is not finite.
     """
     horizon = env.horizon if horizon is None else horizon
     n = len(rng)
-    lanes: list[Env] = env.lanes()[:n] if hasattr(env, "lanes") else [env]
-    if len(lanes) == 1:
-        return _journey(lanes[0], act, rng, horizon)
-    cuts = [n * i // len(lanes) for i in range(len(lanes) + 1)]
-    jobs = [(lane, act.rows(lo, hi), rng.rows(lo, hi)) for lane, lo, hi in zip(lanes, cuts, cuts[1:], strict=False)]
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        parts = [pool.submit(_journey, *job, horizon) for job in jobs]
-        results: list[Trajectories] = []
-        for part, lo in zip(parts, cuts, strict=False):
-            try:
-                results.append(part.result())
-            except EnvironmentFault as fault:
-                raise EnvironmentFault(fault.what, fault.row + lo, fault.step, fault.action) from None
-    return Trajectories.cat(results)
+    shares = min(n, 1 + (workers.count if workers else 0))
+    if shares == 1 or workers is None:
+        return journey(env, act, rng, horizon)
+    cuts = [n * i // shares for i in range(shares + 1)]
+    ours, *theirs = [(act.rows(lo, hi), rng.rows(lo, hi), horizon) for lo, hi in itertools.pairwise(cuts)]
+    parts: list[Trajectories] = []
+    for play, lo in zip(workers.play(theirs, lambda: journey(env, *ours)), cuts, strict=False):
+        try:
+            parts.append(play())
+        except EnvironmentFault as fault:
+            raise EnvironmentFault(fault.what, fault.row + lo, fault.step, fault.action) from None
+    return Trajectories.cat(parts)
 
 
 @torch.no_grad()
-def _journey(env: Env, act: Act, rng: Rng, horizon: int) -> Trajectories:
+def journey(env: Env, act: Act, rng: Rng, horizon: int) -> Trajectories:
+    """One process's share of `rollout`."""
     numpy = env.backend == "numpy"
     env_rng = rng.fold(ENV).drawn(AHEAD, numpy)
     policy_rng = rng.fold(POLICY).drawn(AHEAD, numpy)

@@ -144,11 +144,18 @@ class Actor:
         out = self._forward(self._weights, obs.reshape(self._shape + obs.shape[1:]))
         return self._sample(out.reshape(-1, out.shape[-1]), action_mask, rng)
 
+    def __reduce__(self) -> Any:  # to another process, as numpy: torch would send shared memory and a file descriptor
+        return _actor_from_numpy, (self.policy, self.theta.cpu().numpy(), self.n, self.backend)
+
     def rows(self, lo: int, hi: int) -> Actor:
         n = self.n
         if lo % n == 0 and hi % n == 0:
             return Actor(self.policy, self.theta[lo // n : hi // n], n, self.backend)
         return Actor(self.policy, self.theta.repeat_interleave(n, 0)[lo:hi], 1, self.backend)
+
+
+def _actor_from_numpy(policy: Policy, theta: Any, n: int, backend: str) -> Actor:
+    return Actor(policy, torch.from_numpy(theta), n, backend)
 
 
 @dataclass(frozen=True)

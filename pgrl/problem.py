@@ -10,6 +10,7 @@ from torch import Tensor
 from envs.core import Env, EnvironmentFault, Trajectories
 from envs.random import Rng
 from envs.rollout import rollout
+from envs.workers import Workers
 from pgrl.baselines import Baseline, Fitted, NoBaseline
 from pgrl.gradients import Estimator
 from pgrl.policy import Policy
@@ -24,6 +25,7 @@ class Problem:
 
     batch_size  episodes of each seed at each point an agent samples
     horizon     H, where episodes are cut
+    workers     processes with copies of env, to play episodes side by side
     """
 
     env: Env
@@ -35,6 +37,7 @@ class Problem:
     causal: bool = False
     baseline: Baseline = field(default_factory=NoBaseline)
     device: str = "cpu"
+    workers: Workers | None = None
 
     def _rng(self, stream: int) -> Rng:
         rng = Rng.of_seeds(self.seeds, self.device).fold(stream)
@@ -58,7 +61,7 @@ class Problem:
         masked = getattr(self.env, "masked", False)
         act = self.policy.actor(torch.cat(thetas), n, self.env.backend, masked)
         try:
-            tau = rollout(self.env, act, Rng(keys, dtype=rng.dtype), self.horizon)
+            tau = rollout(self.env, act, Rng(keys, dtype=rng.dtype), self.horizon, self.workers)
         except EnvironmentFault as fault:
             seed = self.seeds[fault.row // n % len(self.seeds)]
             raise EnvironmentFault(f"{fault.what} with seed {seed}", fault.row % n, fault.step, fault.action) from None

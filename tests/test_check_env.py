@@ -37,7 +37,7 @@ class Walk:
 
 
 class Track:
-    """A point that is pushed along; the world is inside, `inner` is a ticket. Has lanes."""
+    """A point that is pushed along; the world is inside, `inner` is a ticket."""
 
     backend: ClassVar[Any] = "numpy"
     observation_space: Any = Box(-np.inf, np.inf, (1,), np.float64)
@@ -47,9 +47,6 @@ class Track:
 
     def __init__(self) -> None:
         self.ticket: Any = None
-
-    def lanes(self) -> list[Env]:
-        return [type(self)(), type(self)()]
 
     def reset(self, n: int, rng: Rng) -> State:
         self.x = np.asarray(rng.normal(1), np.float64)
@@ -174,26 +171,6 @@ class Counted(Track):
         return replace(new, inner=t + 1)
 
 
-class Entangled(Track):
-    """Both lanes push the same point."""
-
-    def lanes(self) -> list[Env]:
-        lane = type(self)()
-        lane.lanes = lambda: [lane]  # type: ignore[method-assign]
-        return [Shared(lane), Shared(lane)]
-
-
-class Shared(Track):
-    def __init__(self, lane: Track) -> None:
-        self.lane = lane
-
-    def reset(self, n: int, rng: Rng) -> State:
-        return self.lane.reset(n, rng)
-
-    def step(self, state: State, action: Any, rng: Rng) -> State:
-        return self.lane.step(replace(state, inner=self.lane.ticket), action, rng)
-
-
 class Touchy(Track):
     def step(self, state: State, action: Any, rng: Rng) -> State:
         assert (np.abs(action) <= 1).all(), "out of bounds"
@@ -237,7 +214,6 @@ BROKEN: list[tuple[str, Env]] = [
     ("functional", Hidden()),
     ("stale", Trusting()),
     ("stale", Counted()),
-    ("lanes", Entangled()),
     ("overshoot", Touchy()),
 ]
 

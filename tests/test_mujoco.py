@@ -1,14 +1,11 @@
-"""The MuJoCo tasks: equal to Gymnasium's to the bit, the same with any number of threads, and loud when something is wrong."""
+"""The MuJoCo tasks: equal to Gymnasium's to the bit, and loud when something is wrong."""
 
 from __future__ import annotations
 
-import gc
 import sys
-import threading
-import time
 import types
 import warnings
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ mujoco = pytest.importorskip("mujoco")
 from envs.core import Env, EnvironmentFault, State  # noqa: E402
 from envs.mujoco_env import MujocoEnv  # noqa: E402
 from envs.mujoco_tasks import TASKS  # noqa: E402
-from envs.mujoco_threads import Helpers  # noqa: E402
 from envs.random import Rng  # noqa: E402
 from envs.rollout import rollout  # noqa: E402
 
@@ -95,45 +91,6 @@ def test_equal_to_gymnasium_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPat
                 break
     assert env.terminates == (name not in NEVER_END)
     assert (falls > 0) == env.terminates
-
-
-@pytest.mark.parametrize("name", ["HalfCheetah", "Hopper", "InvertedDoublePendulum", "Ant"])
-def test_the_number_of_threads_changes_nothing(name: str) -> None:
-    taus = []
-    for threads in (1, 2, 3):
-        env = MujocoEnv(f"{name}-v5", threads=threads)
-        env._rows_a_thread = 1  # every thread at work, however cheap the physics
-        taus += [rollout(env, Linear(env), Rng.of_seeds(range(7)), horizon=40) for _ in range(2)]  # MjData used again
-        assert (env._helpers is not None) == (threads > 1)
-    assert taus[0].mask.any()
-    for tau in taus[1:]:
-        for field in fields(tau):
-            if field.name != "action_mask":
-                assert torch.equal(getattr(taus[0], field.name), getattr(tau, field.name))
-
-
-def test_helpers_work_together_report_errors_and_go_home() -> None:
-    before = threading.active_count()
-    helpers, jobs, seen = Helpers(3), iter(range(1000)), []
-    helpers.share(lambda: seen.extend(jobs), 3)
-    assert sorted(seen) == list(range(1000))
-    caller = threading.get_ident()
-
-    def trip() -> None:
-        if threading.get_ident() != caller:
-            raise RuntimeError("tripped")
-
-    with pytest.raises(RuntimeError, match="tripped"):
-        helpers.share(trip, 2)
-    threads = [thread for thread in threading.enumerate() if thread.name.endswith("(_serve)")]
-    assert len(threads) >= 3
-    del helpers
-    gc.collect()
-    for _ in range(100):
-        if threading.active_count() <= before:
-            break
-        time.sleep(0.02)
-    assert threading.active_count() <= before
 
 
 @pytest.mark.parametrize("name", ["Walker2d", "Reacher", "Ant"])
@@ -217,7 +174,7 @@ def test_an_action_that_is_no_number_names_its_row(bad: float) -> None:
 
 
 def test_an_instability_is_a_fault_and_not_a_silent_restart(capfd: pytest.CaptureFixture[str]) -> None:
-    env = MujocoEnv("Swimmer-v5", threads=1)
+    env = MujocoEnv("Swimmer-v5")
 
     class Sabotage(Linear):
         calls = 0
@@ -291,7 +248,7 @@ def test_an_unknown_id_names_the_right_one(id: str, words: str) -> None:
         MujocoEnv(id)
 
 
-@pytest.mark.parametrize("knob", [{"horizon": 0}, {"threads": 0}, {"dtype": np.int32}])
+@pytest.mark.parametrize("knob", [{"horizon": 0}, {"dtype": np.int32}])
 def test_impossible_knobs_are_refused(knob: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"got {next(iter(knob))}"):
         MujocoEnv("Swimmer-v5", **knob)

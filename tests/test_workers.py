@@ -1,0 +1,114 @@
+"""Episodes played in other processes are the same episodes, whatever happens to the processes."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from envs.core import EnvironmentFault, State, Trajectories
+from envs.random import Rng
+from envs.rollout import rollout
+from envs.workers import Workers
+from pgrl.policy import policy_for
+
+
+@dataclass
+class Walk:
+    """A noisy walk on a line that ends beyond ±2; `trap` is what happens to an episode that begins above it."""
+
+    horizon: int = 30
+    trap: str = ""
+
+    backend: ClassVar = "numpy"
+    observation_space: ClassVar = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space: ClassVar = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def reset(self, n: int, rng: Rng) -> State:
+        x = rng.uniform(1)
+        if self.trap == "exit" and os.getpid() != MAIN and not os.path.exists(FLAG):
+            open(FLAG, "w").close()
+            os._exit(3)
+        return State(x, np.zeros(n, np.float32), np.zeros(n, bool), np.zeros(n, bool))
+
+    def step(self, state: State, action, rng: Rng) -> State:
+        over = state.terminated
+        x = np.where(over[:, None], state.obs, state.obs + 0.1 * action + 0.3 * rng.normal(1)).astype(np.float32)
+        reward = np.where(over, 0.0, -np.abs(x[:, 0])).astype(np.float32)
+        if self.trap == "nan":
+            reward[np.abs(x[:, 0]) > 1.5] = np.nan
+        return State(x, reward, over | (np.abs(x[:, 0]) > 2), state.truncated)
+
+
+MAIN = int(os.environ.setdefault("WALK_MAIN_PROCESS", str(os.getpid())))
+FLAG = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"walk-{MAIN}-died-once")
+
+
+def play(env: Walk, workers: Workers | None, episodes: int = 7) -> Trajectories:
+    policy = policy_for(env, hidden=(4,))
+    theta = policy.init(Rng.of_seeds(range(episodes)))
+    return rollout(env, policy.actor(theta, 1, "numpy"), Rng.of_seeds(range(episodes)), workers=workers)
+
+
+def same(a: Trajectories, b: Trajectories) -> bool:
+    """Equal up to rounding: vector instructions round differently at the end of an array."""
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(a) if getattr(a, f.name) is not None]
+    return all(torch.allclose(x, y, atol=1e-5) if x.is_floating_point() else torch.equal(x, y) for x, y in pairs)
+
+
+def test_any_number_of_workers_plays_the_same_episodes() -> None:
+    env = Walk()
+    alone = play(env, None)
+    assert alone.terminated.any()
+    with Workers(env, 2) as workers:
+        assert same(alone, play(env, workers))
+        assert same(alone.rows(0, 1), play(env, workers, episodes=1))
+        assert same(play(env, None, 2), play(env, workers, episodes=2))
+        assert workers.restarts == 0
+
+
+def test_a_group_of_episodes_may_be_split_among_workers() -> None:
+    env = Walk()
+    policy = policy_for(env)
+    actor = policy.actor(policy.init(Rng.of_seeds([5])), 6, "numpy")
+    with Workers(env, 1) as workers:
+        split = rollout(env, actor, Rng.of_seeds([5]).spawn(6), workers=workers)
+    whole = rollout(env, actor, Rng.of_seeds([5]).spawn(6))
+    assert same(split, whole)
+
+
+def test_a_dead_worker_is_replaced_and_its_episodes_played_again() -> None:
+    env = Walk(trap="exit")
+    if os.path.exists(FLAG):
+        os.unlink(FLAG)
+    try:
+        with Workers(env, 1) as workers:
+            assert same(play(Walk(), None), play(env, workers))
+            assert workers.restarts == 1
+            victim = next(iter(workers._pool._processes))
+            os.kill(victim, signal.SIGKILL)
+            time.sleep(0.3)
+            assert same(play(Walk(), None), play(env, workers))
+            assert workers.restarts == 2
+    finally:
+        os.unlink(FLAG)
+
+
+def test_a_fault_in_a_worker_names_the_episode_of_the_whole_batch() -> None:
+    env = Walk(trap="nan")
+    with pytest.raises(EnvironmentFault) as alone:
+        play(env, None, 40)
+    with Workers(env, 1) as workers, pytest.raises(EnvironmentFault) as shared:
+        play(env, workers, 40)
+    assert shared.value.what == alone.value.what == "reward"
+    assert 0 <= shared.value.row < 40
+
+
+def test_no_worker_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Workers(Walk(), 0)
