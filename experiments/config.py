@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class Train:
     """float32 or float64: parameters and gradients"""
     device: str = "auto"
     """auto, cpu or cuda; auto takes the GPU only when a measured iteration is faster there"""
+    workers: int | None = None
+    """processes that play episodes beside this one; default: one for each further CPU on MuJoCo, none elsewhere"""
     evaluations: int = 20
     """evaluations over the run, on episodes that are not counted as training"""
     eval_episodes: int = 5
@@ -182,10 +185,18 @@ def _iteration_seconds(problem: Problem) -> float:
 
 def as_config(algo: str, train: Train, knobs: dict[str, Any], device: str) -> dict[str, Any]:
     """What config.json holds: enough to make the same problem and agent again."""
-    if algo.partition(":")[0].endswith(".py"):
-        algo = str(Path(algo.rpartition(":")[0]).resolve()) + ":" + algo.rpartition(":")[2]
-    slope = find_agent(algo).slope
-    return {"algo": algo, "knobs": knobs, **dataclasses.asdict(train), "device": device, "theory_slope": slope}
+    slope, agent = find_agent(algo).slope, make_agent(algo, knobs)
+    knobs = {f.name: getattr(agent, f.name) for f in dataclasses.fields(type(agent))}  # type: ignore[arg-type]
+    rest = {**dataclasses.asdict(train), "env": _absolute(train.env)}
+    return {"algo": _absolute(algo), "knobs": knobs, **rest, "device": device, "theory_slope": slope}
+
+
+def _absolute(name: str) -> str:
+    """A name whose files are found from any folder: file.py:name, gridworld:FILE."""
+    head, colon, tail = name.partition(":")
+    if head.endswith(".py"):
+        return f"{Path(head).resolve()}{colon}{tail}"
+    return f"{head}:{Path(tail).resolve()}" if head == "gridworld" and tail else name
 
 
 def from_config(config: dict[str, Any]) -> tuple[str, Train, dict[str, Any]]:
@@ -196,6 +207,21 @@ def from_config(config: dict[str, Any]) -> tuple[str, Train, dict[str, Any]]:
         return config["algo"], Train(**rest), config["knobs"]
     except (KeyError, TypeError) as error:
         raise UserError(f"config.json does not fit this version: {error}", exit_code=3) from error
+
+
+def worker_count(train: Train, env: Env) -> int:
+    """How many workers a run gets."""
+    if train.workers is not None:
+        if train.workers < 0:
+            raise UserError(f"--workers is {train.workers}, expected 0 or more")
+        if train.workers and env.backend != "numpy":
+            raise UserError(f"--workers is for environments outside torch; {train.env} is a tensor program: leave it out")
+        return train.workers
+    return cpus() - 1 if type(env).__name__ == "MujocoEnv" else 0
+
+
+def cpus() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def tabular(problem: Problem) -> bool:

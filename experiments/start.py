@@ -9,13 +9,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from envs.workers import Workers
 from experiments import checkpoint as checkpoints
-from experiments.config import from_config, make_agent, make_problem, tabular
+from experiments.config import from_config, make_agent, make_problem, tabular, worker_count
 from experiments.errors import UserError
 from experiments.pg import DESCRIPTIONS, Training
 from experiments.pg import train as run_loop
@@ -27,10 +29,9 @@ from pgrl.problem import Problem
 
 def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
     """A new run, trained to the end. The run folder."""
-    problem, agent = _made(config)
-    training = Training.begin(agent, problem)
     name = run_name(_plain(config["env"]), _plain(config["algo"]), config["seed"], config)
-    with Run.create(out, name, config, argv, DESCRIPTIONS) as run:
+    with _made(config) as (problem, agent), Run.create(out, name, config, argv, DESCRIPTIONS) as run:
+        training = Training.begin(agent, problem)
         if not quiet:
             print(f"{config['algo']} on {config['env']} -> {run.folder}", file=sys.stderr)
             print(_settings(config, problem), file=sys.stderr)
@@ -39,18 +40,24 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
 
 
 def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
-    with Run.open(folder, DESCRIPTIONS) as run:
-        problem, agent = _made(run.config)
+    with Run.open(folder, DESCRIPTIONS) as run, _made(run.config) as (problem, agent):
         training = Training.restored(agent, problem, *run.resume(checkpoint))
         _to_the_end(run, problem, agent, training, quiet)
 
 
-def _made(config: dict[str, Any]) -> tuple[Problem, Agent]:
+@contextmanager
+def _made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
+    """The problem, with its workers while they are needed, and the agent."""
     algo, settings, knobs = from_config(config)
-    problem = make_problem(settings, config["device"])
+    agent, problem = make_agent(algo, knobs), make_problem(settings, config["device"])
     if tabular(problem):
         torch.set_num_threads(1)  # the arrays are small: a second thread costs more than it brings
-    return problem, make_agent(algo, knobs)
+    count = worker_count(settings, problem.env)
+    if count == 0:
+        yield problem, agent
+        return
+    with Workers(problem.env, count) as workers:
+        yield replace(problem, workers=workers), agent
 
 
 def _to_the_end(run: Run, problem: Problem, agent: Agent, training: Training, quiet: bool) -> None:
@@ -107,10 +114,10 @@ def evaluate(folder: Path, episodes: int, checkpoint: Path | None) -> None:
     if episodes < 1:
         raise UserError(f"--episodes is {episodes}, expected at least 1")
     run = Run.open(folder)
-    problem, agent = _made(run.config)
     tensors, meta = checkpoints.load(checkpoint) if checkpoint else checkpoints.load_latest(run.checkpoints)
-    theta = Training.restored(agent, problem, tensors, meta).state.theta
-    tau = problem.evaluate(theta, episodes, -1)  # a stream that training never used
+    with _made(run.config) as (problem, agent):
+        theta = Training.restored(agent, problem, tensors, meta).state.theta
+        tau = problem.evaluate(theta, episodes, -1)  # a stream that training never used
     S = len(problem.seeds)
     plain, discounted = (tau.returns(c).reshape(S, -1).double() for c in (1.0, problem.discount))
     lengths = tau.mask.sum(0).reshape(S, -1).double()
@@ -143,8 +150,6 @@ def doctor() -> None:
     for name, value in surroundings("cuda" if torch.cuda.is_available() else "cpu").items():
         print(f"{name:12s} {value}")
     settings, knobs, _ = defaults("n-harpg", "gridworld")
-    from dataclasses import replace
-
     folder = Path(tempfile.mkdtemp())
     try:
         begun = time.perf_counter()

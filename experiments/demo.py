@@ -1,0 +1,47 @@
+"""`make demo`: four methods on the gridworld at equal environment steps; a table, a figure, TensorBoard files.
+
+    python -m experiments.demo [--out runs/demo] [--env-steps 100_000] [--seeds 10]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import tyro
+
+from experiments.config import as_config, defaults
+from experiments.curves import curves, table
+from experiments.start import start
+
+METHODS = ("reinforce", "n-mpg", "n-pg-igt", "n-harpg")
+
+
+def demo(out: Path = Path("runs/demo"), env: str = "gridworld", env_steps: int | None = None, seeds: int = 10) -> None:
+    """Train REINFORCE, N-MPG, N-PG-IGT and N-HARPG and compare them.
+
+    Args:
+        out: folder for the runs and the figure; an older demo there is replaced
+        env: environment
+        env_steps: of each seed and method; default: the recipe's
+        seeds: of each method
+    """
+    if (out / "gap.csv").exists():
+        shutil.rmtree(out)
+    begun, folders = time.monotonic(), []
+    for algo in METHODS:
+        settings, knobs, _ = defaults(algo, env)
+        settings = dataclasses.replace(settings, seeds=seeds, env_steps=env_steps or settings.env_steps)
+        argv = ["pgrl", "train", algo, "--env", env, "--env-steps", str(settings.env_steps), "--seeds", str(seeds)]
+        folders.append(start(as_config(algo, settings, knobs, "cpu"), out / algo, argv))
+    figure = curves(folders, out / "gap.png")
+    print(f"\n{table(folders)}\n")
+    print(f"figure       {figure}\nnumbers      {figure.with_suffix('.csv')}\nTensorBoard  tensorboard --logdir {out}")
+    print(f"{time.monotonic() - begun:.0f} seconds", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    tyro.cli(demo)
