@@ -135,5 +135,9 @@ class EnvironmentFault(RuntimeError):
         return EnvironmentFault, (self.what, self.row, self.step, self.action)
 
 
+class Diverged(ValueError):
+    """A learner's numbers left the range in which anything can be computed: an action or an update that is not finite."""
+
+
 def to_tensor(x: Array) -> Tensor:
     return torch.from_numpy(x) if isinstance(x, np.ndarray) else x

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Literal
 import gymnasium
 import numpy as np
 
-from envs.core import Array, State
+from envs.core import Array, Diverged, State
 from envs.mujoco_tasks import TASKS, Step
 from envs.random import Rng
 
@@ -107,7 +107,7 @@ class MujocoEnv:
         state   the newest State of this environment: MuJoCo cannot step an older one again
         action  [B, A] numpy or torch
 
-        Raises ValueError for a stale state, for a wrong shape, and for an action that is NaN, infinite or beyond 1e10.
+        Raises ValueError for a stale state and for a wrong shape, Diverged for an action that is NaN, infinite or beyond 1e10.
         """
         if state.inner != self._ticket:
             raise ValueError(
@@ -180,7 +180,7 @@ class MujocoEnv:
             faulty &= ~finished
         if faulty.any():
             row = int(np.flatnonzero(faulty)[0])
-            raise ValueError(
+            raise Diverged(
                 f"got action {action[row].tolist()} in row {row} of {len(action)}; an action is finite and within ±1e10: "
                 "look at the policy's parameters for NaN, the step size may be too large"
             )

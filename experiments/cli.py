@@ -114,7 +114,7 @@ def _value(arguments: list[str], flag: str) -> str | None:
 
 def _parse(kind: Any, program: str, description: str, arguments: list[str]) -> Any:
     try:
-        return tyro.cli(kind, prog=program, description=description, args=arguments, config=(tyro.conf.FlagConversionOff,))
+        return tyro.cli(kind, prog=program, description=description, args=arguments)
     except ValueError as error:  # an agent refused its knobs
         raise UserError(str(error)) from error
 
@@ -185,7 +185,8 @@ def check(arguments: list[str]) -> None:
             batch_size: episodes at each point
             step_size: given to the agent's knob of that name
         """
-        raise SystemExit(0 if check_agent(agent, seeds, iterations, batch_size, step_size) else 1)
+        if not check_agent(agent, seeds, iterations, batch_size, step_size):
+            raise SystemExit(1)
 
     tyro.cli(command, prog="pgrl check", args=arguments)
 

@@ -1,6 +1,6 @@
 """`make demo`: four methods on the gridworld at equal environment steps; a table, a figure, TensorBoard files.
 
-    python -m experiments.demo [--out runs/demo] [--env-steps 100_000] [--seeds 10]
+python -m experiments.demo [--out runs/demo] [--env-steps 100_000] [--seeds 10]
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.core import EnvironmentFault
+from envs.core import Diverged, EnvironmentFault
 from envs.exact import Exact, gradient
 from experiments.config import Train
 from experiments.errors import UserError
@@ -110,18 +110,13 @@ def train(
         """Has the run passed another of `times` equal parts of its budget?"""
         return int(before * times / settings.env_steps) < int(after * times / settings.env_steps)
 
-    with _signals() as asked:
+    def go(asked: list[int]) -> None:
+        nonlocal training, iteration
         if iteration == 0:
             log(run, problem, exact, settings, training, {}, None, evaluate=True)
         while bool((training.env_steps < settings.env_steps).any()):
             used = float(training.env_steps.double().mean())
-            try:
-                training, metrics, world = step(problem, agent, training, settings.env_steps, iteration)
-            except EnvironmentFault as fault:
-                save()
-                raise UserError(
-                    f"{fault}; iteration {iteration}; the state before it is saved in {run.checkpoints}", 5
-                ) from fault
+            training, metrics, world = step(problem, agent, training, settings.env_steps, iteration)
             iteration += 1
             now = float(training.env_steps.double().mean())
             last = not bool((training.env_steps < settings.env_steps).any())
@@ -132,6 +127,13 @@ def train(
             tick(int(now))
             if asked and not last:
                 raise UserError(f"stopped; continue with: pgrl resume {run.folder}", 128 + asked[0])
+
+    with _signals() as asked:
+        try:
+            go(asked)
+        except (EnvironmentFault, Diverged) as fault:
+            save()
+            raise UserError(f"{fault}; iteration {iteration}; the state before it is saved in {run.checkpoints}", 5) from fault
     return training
 
 
@@ -153,7 +155,7 @@ def step(
     state, fitted = training.state, training.fitted
     world = part.iteration(iteration, {name: pick(x) for name, x in fitted.items()})
     new, metrics = agent.step(type(state)(*map(pick, state)), world)
-    _refuse_non_finite(new, part, iteration)
+    _refuse_non_finite(new, part)
     learnt = world.fit_baseline()
     env_steps = training.env_steps.index_add(0, rows, world.env_steps().cpu())
     after = Training(
@@ -176,14 +178,11 @@ def _spread(x: Tensor, rows: Tensor, seeds: int) -> Tensor:
     return full
 
 
-def _refuse_non_finite(state: Any, problem: Problem, iteration: int) -> None:
+def _refuse_non_finite(state: Any, problem: Problem) -> None:
     for name, x in state._asdict().items():
         if isinstance(x, Tensor) and not bool(torch.isfinite(x).all()):
             row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0]) if x.dim() > 1 else 0
-            message = (
-                f"{name} of seed {problem.seeds[row]} is not finite after iteration {iteration}: try a smaller --step-size"
-            )
-            raise UserError(f"{message}; the last good checkpoint is kept", exit_code=5)
+            raise Diverged(f"{name} of seed {problem.seeds[row]} is not finite: try a smaller --step-size")
 
 
 def log(
