@@ -1,0 +1,216 @@
+"""`make bench`: environment steps per second, learning included, beside the physics alone and a look-up alone, in one run.
+
+    python -m experiments.bench [--tasks HalfCheetah-v5 Hopper-v5 ...] [--seconds 6] [--out experiments/results/speed.md]
+
+Ratios are what to read: the floor of a task is measured before and after each method, on as many threads as there are CPUs,
+with actions of the same policy, so that it walks through the same states.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from envs.rollout import rollout
+from envs.tabular import gridworld
+from envs.workers import Workers
+from experiments.config import cpus
+from experiments.surroundings import processor
+from pgrl.agent import Agent
+from pgrl.agents.n_harpg import NHARPG
+from pgrl.agents.n_pg_igt import NPGIGT
+from pgrl.gradients import Estimator
+from pgrl.policy import policy_for
+from pgrl.problem import Problem
+
+AGENTS: dict[str, Agent] = {"N-PG-IGT": NPGIGT(step_size=0.02), "N-HARPG": NHARPG(step_size=0.02)}
+
+
+def _iterations(agent: Agent, problem: Problem, warm: int = 3) -> Iterator[int]:
+    """Environment steps of one iteration after another, after a few that are not counted."""
+    state, t = agent.init(problem.theta()), 0
+    while True:
+        world = problem.iteration(t)
+        state, _ = agent.step(state, world)
+        t += 1
+        if t > warm:
+            yield int(world.env_steps().sum())
+
+
+def steps_per_second(agent: Agent, problem: Problem, seconds: float) -> float:
+    iterations = _iterations(agent, problem)
+    next(iterations)
+    begun, steps = time.perf_counter(), 0
+    for taken in iterations:
+        steps += taken
+        if (elapsed := time.perf_counter() - begun) > seconds:
+            return steps / elapsed
+    raise AssertionError("unreachable")
+
+
+def physics_floor(env: Any, actions: list[Any], seconds: float) -> float:
+    """Steps per second of `mj_step` alone on recorded actions, every CPU a thread of its own."""
+    import mujoco
+
+    model, skip = env._model, env.task.frame_skip
+    threads = cpus()
+
+    def walk(k: int) -> tuple[int, float]:
+        begun, steps = time.perf_counter(), 0
+        data = mujoco.MjData(model)
+        while True:
+            for episode in actions[k::threads] or actions:
+                mujoco.mj_resetData(model, data)
+                for action in episode:
+                    data.ctrl[:] = action
+                    mujoco.mj_step(model, data, skip)
+                steps += len(episode)
+                if (elapsed := time.perf_counter() - begun) > seconds:
+                    return steps, elapsed
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(steps / elapsed for steps, elapsed in pool.map(walk, range(threads)))
+
+
+def mujoco_rows(task: str, seeds: int, seconds: float) -> Iterator[str]:
+    from envs.mujoco_env import MujocoEnv
+
+    env = MujocoEnv(task)
+    policy = policy_for(env, hidden=(64, 64))
+    with Workers(env, max(1, cpus() - 1)) as workers:
+        problem = Problem(env, policy, 0.99, tuple(range(seeds)), env.horizon, workers=workers)
+        tau = problem.evaluate(problem.theta(), max(1, 16 // seeds), 0)
+        actions = [a[m].numpy() for a, m in zip(tau.action.transpose(0, 1), tau.mask.T, strict=True)]
+        for name, agent in AGENTS.items():
+            floors = [physics_floor(env, actions, seconds / 4)]
+            ours = steps_per_second(agent, problem, seconds)
+            floors.append(physics_floor(env, actions, seconds / 4))
+            floor = statistics.mean(floors)
+            length = float(tau.mask.sum(0).double().mean())
+            yield f"| {task} | {seeds} | {name} | {ours:,.0f} | {floor:,.0f} | **{ours / floor:.2f}** | {length:,.0f} |"
+
+
+def gridworld_rows(seconds: float) -> Iterator[str]:
+    env = gridworld()
+    policy = policy_for(env, dtype=torch.float64)
+    for seeds in (1, 10, 100, 1000):
+        problem = Problem(env, policy, 0.95, tuple(range(seeds)), 50)
+        for name, agent in AGENTS.items():
+            ours = steps_per_second(agent, problem, seconds)
+            yield f"| {seeds:,} | {name} | {ours:,.0f} | {1e6 / ours:,.2f} |"
+
+
+def hessian_row(task: str, seeds: int = 10) -> str:
+    """Time of a Hessian-vector product in gradients, on the same trajectories, and the memory it takes."""
+    from envs.mujoco_env import MujocoEnv
+
+    env = MujocoEnv(task)
+    policy = policy_for(env, hidden=(64, 64))
+    problem = Problem(env, policy, 0.99, tuple(range(seeds)), env.horizon)
+    theta = problem.theta()
+    world = problem.iteration(0)
+    tau = rollout(env, policy.actor(theta, 1, "numpy"), world._sample_rng, env.horizon)
+    estimator = Estimator(policy, 0.99)
+    gradient = _median_seconds(lambda: estimator.gradient(theta, tau))
+    product = _median_seconds(lambda: estimator.hessian_vector(theta, tau, theta))
+    steps = tau.mask.numel()
+    micro = [f"{1e6 * seconds / steps:.2f}" for seconds in (gradient, product)]
+    return f"| {task} | {policy.size:,} | {steps:,} | {' | '.join(micro)} | **{product / gradient:.1f}** |"
+
+
+def _median_seconds(work: Callable[[], Tensor]) -> float:
+    work()
+    taken = []
+    for _ in range(9):
+        begun = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)
+
+
+def memory_row(task: str, seeds: int) -> str:
+    """Peak memory of a process that makes three iterations of N-HARPG."""
+    code = (
+        "import resource, torch; from envs.mujoco_env import MujocoEnv; from pgrl.policy import policy_for\n"
+        "from pgrl.problem import Problem; from pgrl.agents.n_harpg import NHARPG\n"
+        f"env = MujocoEnv({task!r}); policy = policy_for(env, hidden=(64, 64), log_std=-1.0)\n"
+        "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"problem = Problem(env, policy, 0.99, tuple(range({seeds})), env.horizon); agent = NHARPG(0.02)\n"
+        "state = agent.init(problem.theta()); steps = 0\n"
+        "for t in range(3):\n"
+        "    world = problem.iteration(t); state, _ = agent.step(state, world)\n"
+        "    steps = max(steps, sum(tau.mask.numel() for tau in world.sampled))\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(policy.size, steps, (peak - base) / 1024)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    return f"| {task} | {seeds} | {int(out[0]):,} | {int(out[1]):,} | {float(out[2]):,.0f} |"
+
+
+def import_seconds() -> float:
+    command = [sys.executable, "-c", "import pgrl"]
+    taken = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        subprocess.run(command, check=True)
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)
+
+
+def bench(
+    tasks: tuple[str, ...] = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Humanoid-v5"),
+    seconds: float = 6.0,
+    out: Path | None = None,
+) -> None:
+    """Measure and print; with --out also write the tables there.
+
+    Args:
+        tasks: MuJoCo tasks
+        seconds: for each figure
+        out: Markdown file
+    """
+    lines: list[str] = []
+
+    def say(*new: str) -> None:
+        lines.extend(new)
+        print("\n".join(new), flush=True)
+
+    say(f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}, torch {torch.__version__}", "")
+    say("| task | seeds | method | environment steps/s | physics alone | ratio | episode |", "|---|---|---|---|---|---|---|")
+    for task in tasks:
+        for seeds in (10, 1):
+            for row in mujoco_rows(task, seeds, seconds):
+                say(row)
+    say(
+        "",
+        "| task | parameters | steps | gradient, µs/step | Hessian-vector product, µs/step | ratio |",
+        "|---|---|---|---|---|---|",
+    )
+    say(hessian_row(tasks[0]), "")
+    say(
+        "| task | seeds | parameters | steps of an iteration (padded) | peak memory above start, MiB |", "|---|---|---|---|---|"
+    )
+    for seeds in (5, 10, 20):
+        say(memory_row(tasks[-1], seeds))
+    torch.set_num_threads(1)
+    say("", "| gridworld, seeds | method | environment steps/s | µs a step |", "|---|---|---|---|")
+    for row in gridworld_rows(seconds / 2):
+        say(row)
+    say("", f"import pgrl: {import_seconds():.2f} s")
+    if out is not None:
+        out.write_text("Made by `python -m experiments.bench --out FILE`.\n\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(bench)
