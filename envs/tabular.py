@@ -45,7 +45,7 @@ class FiniteMDP:
         transition, reward, start = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (transition, reward, start))
         n, a = transition.shape[:2]
         terminal = torch.zeros(n, dtype=torch.bool) if terminal is None else torch.as_tensor(terminal, dtype=torch.bool)
-        reward = reward[..., None].expand(n, a, n) if reward.dim() == 2 else reward
+        reward = reward[..., None].expand(*reward.shape, n) if reward.dim() == 2 else reward
         for name, value, shape in (
             ("transition", transition, (n, a, n)),
             ("reward", reward, (n, a, n)),
