@@ -1,6 +1,6 @@
 """`make demo`: four methods on the gridworld at equal environment steps; a table, a figure, TensorBoard files.
 
-python -m experiments.demo [--out runs/demo] [--env-steps 100_000] [--seeds 10]
+python -m experiments.demo [--out runs/demo] [--env-steps 60_000] [--seeds 10]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from experiments.config import as_config, defaults
 from experiments.curves import curves, table
 from experiments.start import start
 
+SEED = 100  # the recipes were tuned on others
 METHODS = ("reinforce", "n-mpg", "n-pg-igt", "n-harpg")
 
 
@@ -34,8 +35,9 @@ def demo(out: Path = Path("runs/demo"), env: str = "gridworld", env_steps: int |
     begun, folders = time.monotonic(), []
     for algo in METHODS:
         settings, knobs, _ = defaults(algo, env)
-        settings = dataclasses.replace(settings, seeds=seeds, env_steps=env_steps or settings.env_steps)
+        settings = dataclasses.replace(settings, seed=SEED, seeds=seeds, env_steps=env_steps or settings.env_steps)
         argv = ["pgrl", "train", algo, "--env", env, "--env-steps", str(settings.env_steps), "--seeds", str(seeds)]
+        argv += ["--seed", str(SEED)]
         folders.append(start(as_config(algo, settings, knobs, "cpu"), out / algo, argv))
     figure = curves(folders, out / "gap.png")
     print(f"\n{table(folders)}\n")

@@ -50,7 +50,7 @@ class Table:
 
 @dataclass(frozen=True)
 class MLP:
-    """Fully connected, Glorot-uniform weights and zero biases; () hidden layers make it linear.
+    """Fully connected, Glorot-uniform weights and zero biases; without hidden layers it is linear and begins at zero.
 
     activation  tanh or softplus
     one_hot     observations are integers below `inputs`
@@ -78,7 +78,7 @@ class MLP:
         return sum(a * b + b * self.bias for a, b in self._widths)
 
     def init(self, rng: Rng) -> Tensor:
-        u = 2 * rng.uniform(self.size) - 1
+        u = (2 * rng.uniform(self.size) - 1) * bool(self.hidden)
         parts, at = [], 0
         for a, b in self._widths:
             parts += [u[:, at : at + a * b] * math.sqrt(6 / (a + b)), torch.zeros(len(u), b * self.bias, device=u.device)]
