@@ -1,13 +1,14 @@
 """The vocabulary of the house: State, Env, Trajectories, and the fault an environment can have.
 
 A batch of B episodes goes in, a batch comes out. Arrays are torch tensors, or numpy arrays where the world behind
-them is not a tensor program (MuJoCo, Gymnasium); `Env.backend` says which. `Trajectories` are always torch.
+them is not a tensor program (MuJoCo, Gymnasium) or numpy is faster (tables on the CPU); `Env.backend` says which.
+`Trajectories` are always torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -47,7 +48,8 @@ class Env(Protocol):
     `masked = True` that states carry an action_mask.
     """
 
-    backend: ClassVar[Literal["torch", "numpy"]]
+    @property
+    def backend(self) -> Literal["torch", "numpy"]: ...
 
     @property
     def observation_space(self) -> gymnasium.Space[Any]: ...

@@ -52,13 +52,16 @@ class GymnasiumEnv:
     backend: ClassVar[Literal["torch", "numpy"]] = "numpy"
 
     def __init__(self, make: str | Callable[[], Single], *, horizon: int | None = None) -> None:
+        self._given = make
         self._make: Callable[[], Single] = partial(_make, make) if isinstance(make, str) else make
         self._pool = [self._make()]
         single = self._pool[0]
         self.name = make if isinstance(make, str) else str(single)
         limit = single.spec.max_episode_steps if single.spec is not None else None
         if horizon is None and limit is None:
-            raise ValueError(f"{self.name} has no time limit of its own: say how long an episode may be, horizon=...")
+            raise ValueError(
+                f"{self.name} has no time limit of its own: say how long an episode may be, horizon=... (--horizon)"
+            )
         self.horizon: int = horizon if horizon is not None else limit  # type: ignore[assignment]
         if self.horizon < 1:
             raise ValueError(f"horizon is {self.horizon}, expected at least 1")
@@ -66,6 +69,10 @@ class GymnasiumEnv:
         self.action_space, self._to_world = _actions(single.action_space, self.name)
         self._obs_dtype: Any = self.observation_space.dtype
         self._ticket: object | None = None
+
+    def __reduce__(self) -> Any:
+        """A copy makes environments of its own: those of the pool do not travel."""
+        return partial(GymnasiumEnv, self._given, horizon=self.horizon), ()
 
     def reset(self, n: int, rng: Rng) -> State:
         """n episodes; `rng` has n rows. States of earlier episodes are stale from now on."""

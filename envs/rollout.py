@@ -5,7 +5,8 @@
     until every episode has ended
 
 With `Workers`, shares of the episodes are played side by side in other processes, each from reset to end: no barrier between
-steps. An episode depends on its own key only, so the number of workers does not change what happens.
+steps. An episode depends on its own key only, so the number of workers does not change what happens (up to rounding, where a
+policy's products are cut through the middle of a seed's episodes).
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def rollout(env: Env, act: Act, rng: Rng, horizon: int | None = None, workers: W
     shares = min(n, 1 + (workers.count if workers else 0))
     if shares == 1 or workers is None:
         return journey(env, act, rng, horizon)
-    cuts = [n * i // shares for i in range(shares + 1)]
+    group = getattr(act, "n", 1)  # rows that share parameters stay together where they can: one product for all of them
+    unit = group if n // group >= shares else 1
+    cuts = [n // unit * i // shares * unit for i in range(shares + 1)]
     ours, *theirs = [(act.rows(lo, hi), rng.rows(lo, hi), horizon) for lo, hi in itertools.pairwise(cuts)]
     parts: list[Trajectories] = []
     for play, lo in zip(workers.play(theirs, lambda: journey(env, *ours)), cuts, strict=False):

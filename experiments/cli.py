@@ -15,7 +15,7 @@ from typing import Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from experiments.errors import UserError
+from experiments.errors import UserError, guarded
 
 USAGE = "usage: pgrl {train,resume,eval,curves,check,check-env,list,doctor} ...   (pgrl VERB --help says more)"
 
@@ -25,22 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    try:
-        _dispatch(arguments)
-    except UserError as error:
-        if debug:
-            raise
-        print(f"pgrl: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except ImportError as error:
-        if debug:
-            raise
-        print(f"pgrl: {error}", file=sys.stderr)
-        raise SystemExit(4) from None
-    except BrokenPipeError:
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    guarded(lambda: _dispatch(arguments), debug)
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -71,7 +56,7 @@ def train(arguments: list[str]) -> None:
         else:
             raise UserError("got no algorithm: pgrl train ALGO --env ENV, with ALGO from `pgrl list` or file.py:agent")
     algo, rest = arguments[0], arguments[1:]
-    settings, knobs, recipe = defaults(algo, _value(rest, "--env") or Train.env)
+    settings, knobs, recipe = defaults(algo, _value(rest, "--env") or Train.env, _value(rest, "--preset") or Train.preset)
     entry = find_agent(algo)
     agent_type: Any = entry.make
     if unset := [f.name for f in dataclasses.fields(agent_type) if _required(f) and f.name not in knobs]:
@@ -105,10 +90,9 @@ def _required(f: dataclasses.Field[Any]) -> bool:
 
 def _value(arguments: list[str], flag: str) -> str | None:
     for i, a in enumerate(arguments):
-        if a == flag and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if a.startswith(flag + "="):
-            return a.partition("=")[2]
+        name, equals, value = a.partition("=")
+        if name.replace("_", "-") == flag and (equals or i + 1 < len(arguments)):
+            return value if equals else arguments[i + 1]
     return None
 
 
@@ -192,20 +176,21 @@ def check(arguments: list[str]) -> None:
 
 
 def check_env(arguments: list[str]) -> None:
-    def command(env: Positional[str], episodes: int = 4, steps: int = 64) -> None:
+    def command(env: Positional[str], episodes: int = 4, steps: int = 64, horizon: int | None = None) -> None:
         """Hold an environment to the contract; exit 1 when a promise is broken.
 
         Args:
             env: a name, or file.py:make
             episodes: in the batch
             steps: of each
+            horizon: where episodes are cut, for environments that do not say
         """
         from envs.check import ContractError
         from envs.check import check_env as hold
         from experiments.worlds import make_env
 
         try:
-            for promise in hold(make_env(env), n=episodes, steps=steps):
+            for promise in hold(make_env(env, horizon), n=episodes, steps=steps):
                 print(f"ok  {promise}")
         except ContractError as error:
             raise UserError(f"{env}: {error}", exit_code=1) from error

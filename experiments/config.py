@@ -14,7 +14,7 @@ import torch
 from envs.core import Env
 from experiments.errors import UserError
 from experiments.recipes import Recipe, recipe_for
-from experiments.worlds import load_object, make_env
+from experiments.worlds import OWN, load_object, make_env
 from pgrl.agent import Agent, Entry, register
 from pgrl.baselines import baseline_for
 from pgrl.nets import Table
@@ -34,6 +34,8 @@ class Train:
     """the first seed; the others follow it"""
     env_steps: int = 100_000
     """environment steps of each seed, every episode that is sampled counted"""
+    preset: str = "recipe"
+    """knobs to begin with: recipe, theorem (the exponents of the theorem, η_0 = 1) or constant (no decay, η = 0.3)"""
     discount: float = 0.99
     """discount factor, counted from time 0"""
     horizon: int | None = None
@@ -90,13 +92,18 @@ def find_agent(algo: str) -> Entry:
     return agents[algo]
 
 
-def defaults(algo: str, env: str) -> tuple[Train, dict[str, float], Recipe]:
-    """What a bare command uses: settings and knobs of the recipe."""
+def defaults(algo: str, env: str, preset: str = "recipe") -> tuple[Train, dict[str, float], Recipe]:
+    """What a bare command uses: settings and knobs of the recipe, schedules as `preset` says."""
     recipe, entry = recipe_for(env), find_agent(algo)
     names = {f.name for f in dataclasses.fields(Train)} & {f.name for f in dataclasses.fields(Recipe)}
-    settings = Train(env=env, **{name: getattr(recipe, name) for name in names})
+    settings = Train(env=env, preset=preset, **{name: getattr(recipe, name) for name in names})
     knobs = {f.name for f in dataclasses.fields(entry.make)}  # type: ignore[arg-type]
-    chosen = {**entry.preset, **recipe.knobs.get(algo, {})}
+    tuned = recipe.knobs.get(algo, {})
+    step = {name: value for name, value in tuned.items() if name == "step_size"}
+    presets = {"recipe": tuned, "theorem": step, "constant": {**step, "step_power": 0.0, "eta": 0.3, "eta_power": 0.0}}
+    if preset not in presets:
+        raise UserError(f"--preset is {preset!r}, expected {', '.join(presets)}")
+    chosen = {**entry.preset, **presets[preset]}
     return settings, {name: value for name, value in chosen.items() if name in knobs}, recipe
 
 
@@ -112,6 +119,10 @@ def make_problem(train: Train, device: str) -> Problem:
     for name in ("seeds", "env_steps", "batch_size", "evaluations", "log_rows", "checkpoints", "eval_episodes"):
         if getattr(train, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(train, name)}, expected at least 1")
+    if not 0 <= train.seed < 2**62:
+        raise UserError(f"--seed is {train.seed}, expected a number from 0 to 2^62")
+    if min((1, *train.hidden)) < 1:
+        raise UserError(f"--hidden is {train.hidden}, expected widths of at least 1")
     if not 0 < train.discount <= 1:
         raise UserError(f"--discount is {train.discount}, expected a number in (0, 1]")
     if train.dtype not in ("float32", "float64"):
@@ -161,13 +172,16 @@ def observation_size(env: Env) -> tuple[int, int]:
 
 def choose_device(train: Train) -> str:
     """`auto`: the CPU, unless CUDA is there and an iteration of the policy gradient is measured to be faster on it."""
+    tensors = train.env.partition(":")[0] in OWN or make_env(train.env, train.horizon).backend == "torch"
     if train.device != "auto":
         if train.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"--device {train.device}: this machine has no CUDA device; use --device cpu")
         if train.device.partition(":")[0] not in ("cpu", "cuda"):
             raise UserError(f"--device is {train.device!r}, expected auto, cpu or cuda")
+        if train.device.startswith("cuda") and not tensors:
+            raise UserError(f"--device {train.device}: {train.env} runs on the CPU, episode by episode; use --device cpu")
         return train.device
-    if not torch.cuda.is_available() or make_env(train.env, train.horizon).backend == "numpy":
+    if not torch.cuda.is_available() or not tensors:
         return "cpu"
     return min(("cpu", "cuda"), key=lambda device: _iteration_seconds(make_problem(train, device)))
 
@@ -188,7 +202,8 @@ def as_config(algo: str, train: Train, knobs: dict[str, Any], device: str) -> di
     slope, agent = find_agent(algo).slope, make_agent(algo, knobs)
     knobs = {f.name: getattr(agent, f.name) for f in dataclasses.fields(type(agent))}  # type: ignore[arg-type]
     rest = {**dataclasses.asdict(train), "env": _absolute(train.env)}
-    return {"algo": _absolute(algo), "knobs": knobs, **rest, "device": device, "theory_slope": slope}
+    rest["workers"] = worker_count(train, make_env(train.env, train.horizon, device))
+    return {"algo": _absolute(algo), "knobs": knobs, **rest, "device": device, "theory_slope": slope and -slope}
 
 
 def _absolute(name: str) -> str:

@@ -15,6 +15,7 @@ import tyro
 
 from experiments.config import as_config, defaults
 from experiments.curves import curves, table
+from experiments.errors import guarded
 from experiments.start import start
 
 SEED = 100  # the recipes were tuned on others
@@ -25,13 +26,14 @@ def demo(out: Path = Path("runs/demo"), env: str = "gridworld", env_steps: int |
     """Train REINFORCE, N-MPG, N-PG-IGT and N-HARPG and compare them.
 
     Args:
-        out: folder for the runs and the figure; an older demo there is replaced
+        out: folder for the runs and the figure; older runs of a demo there are replaced
         env: environment
         env_steps: of each seed and method; default: the recipe's
         seeds: of each method
     """
-    if (out / "gap.csv").exists():
-        shutil.rmtree(out)
+    for algo in METHODS:  # runs of an older demo, and nothing else
+        if (out / algo / "config.json").exists():
+            shutil.rmtree(out / algo)
     begun, folders = time.monotonic(), []
     for algo in METHODS:
         settings, knobs, _ = defaults(algo, env)
@@ -46,4 +48,4 @@ def demo(out: Path = Path("runs/demo"), env: str = "gridworld", env_steps: int |
 
 
 if __name__ == "__main__":
-    tyro.cli(demo)
+    guarded(lambda: tyro.cli(demo))

@@ -7,6 +7,9 @@ The command line prints the sentence on one line of stderr and exits with `exit_
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 
 class UserError(Exception):
     """A fault whose message is meant for the person at the terminal; `exit_code` is what the process should end with."""
@@ -17,6 +20,21 @@ class UserError(Exception):
         super().__init__(message)
         if exit_code is not None:
             self.exit_code = exit_code
+
+
+def guarded(work: Callable[[], None], debug: bool = False) -> None:
+    """Runs a command; faults become one line on stderr and an exit code."""
+    try:
+        work()
+    except (UserError, ImportError) as error:
+        if debug:
+            raise
+        print(f"pgrl: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code if isinstance(error, UserError) else MissingPackage.exit_code) from None
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 class MissingPackage(UserError):

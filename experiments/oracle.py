@@ -12,9 +12,9 @@ from pgrl.check import LIMIT, benches, bias, decay, order, verdict
 
 def check_agent(algo: str, seeds: int, iterations: int, batch_size: int, step_size: float) -> bool:
     """Prints the table and the verdicts; True when every claim is kept."""
-    if seeds < 2 or iterations < 2 or batch_size < 1:
+    if seeds < 2 or iterations < 3 or batch_size < 1:
         raise UserError(
-            f"got --seeds {seeds} --iterations {iterations} --batch-size {batch_size}, expected at least 2, 2 and 1"
+            f"got --seeds {seeds} --iterations {iterations} --batch-size {batch_size}, expected at least 2, 3 and 1"
         )
     entry: Any = find_agent(algo)
     knobs = dict(entry.preset)

@@ -53,7 +53,7 @@ DESCRIPTIONS = {
 class Training:
     """Everything that changes during a run, and so everything that a checkpoint holds.
 
-    state      the agent's          fitted      the baseline's
+    state      the agent's          fitted      the baseline's          iteration   the next one
     env_steps  [S] used so far      eval_steps  [S] used for evaluation
     """
 
@@ -61,6 +61,7 @@ class Training:
     fitted: Fitted
     env_steps: Tensor
     eval_steps: Tensor
+    iteration: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
         fields = self.state._asdict()
@@ -83,13 +84,13 @@ class Training:
         fresh = Training.begin(agent, problem)
         wanted = {name: (x.shape, x.dtype) for name, x in fresh.tensors().items()}
         if wanted != {name: (x.shape, x.dtype) for name, x in tensors.items()} or set(meta["state"]) != set(fresh.numbers()):
-            raise UserError("the checkpoint does not fit this agent and problem: was the agent's file changed?", exit_code=3)
+            raise UserError("the checkpoint does not fit this agent and problem: was a file changed since?", exit_code=3)
         device = problem.device
         state = fresh.state._replace(
             **{n: tensors[f"state/{n}"].to(device) for n in fresh.state._fields if f"state/{n}" in tensors}
         )
         fitted = {name: tensors[f"baseline/{name}"].to(device) for name in fresh.fitted}
-        return Training(state._replace(**meta["state"]), fitted, tensors["env_steps"], tensors["eval_steps"])
+        return Training(state._replace(**meta["state"]), fitted, tensors["env_steps"], tensors["eval_steps"], meta["iteration"])
 
 
 def train(
@@ -101,23 +102,21 @@ def train(
     after a checkpoint of the last good iteration.
     """
     exact = exact_values(problem.env, problem.policy, problem.discount)
-    iteration = training.state.t
 
     def save() -> None:
-        run.checkpoint(iteration, training.tensors(), {"state": training.numbers()})
+        run.checkpoint(training.iteration, training.tensors(), {"state": training.numbers()})
 
     def due(times: int, before: float, after: float) -> bool:
         """Has the run passed another of `times` equal parts of its budget?"""
         return int(before * times / settings.env_steps) < int(after * times / settings.env_steps)
 
     def go(asked: list[int]) -> None:
-        nonlocal training, iteration
-        if iteration == 0:
+        nonlocal training
+        if run.empty:
             log(run, problem, exact, settings, training, {}, None, evaluate=True)
         while bool((training.env_steps < settings.env_steps).any()):
             used = float(training.env_steps.double().mean())
-            training, metrics, world = step(problem, agent, training, settings.env_steps, iteration)
-            iteration += 1
+            training, metrics, world = step(problem, agent, training, settings.env_steps)
             now = float(training.env_steps.double().mean())
             last = not bool((training.env_steps < settings.env_steps).any())
             if last or due(settings.log_rows, used, now):
@@ -133,13 +132,12 @@ def train(
             go(asked)
         except (EnvironmentFault, Diverged) as fault:
             save()
-            raise UserError(f"{fault}; iteration {iteration}; the state before it is saved in {run.checkpoints}", 5) from fault
+            where = f"iteration {training.iteration}; the state before it is saved in {run.checkpoints}"
+            raise UserError(f"{fault}; {where}", exit_code=5) from fault
     return training
 
 
-def step(
-    problem: Problem, agent: Agent, training: Training, budget: int, iteration: int
-) -> tuple[Training, Metrics, Iteration]:
+def step(problem: Problem, agent: Agent, training: Training, budget: int) -> tuple[Training, Metrics, Iteration]:
     """One iteration of the seeds that have not used up their budget; the others stay as they are."""
     S = len(problem.seeds)
     rows = (training.env_steps < budget).nonzero()[:, 0]
@@ -153,7 +151,7 @@ def step(
         return old.index_copy(0, rows.to(old.device), new) if isinstance(old, Tensor) and not everyone else new
 
     state, fitted = training.state, training.fitted
-    world = part.iteration(iteration, {name: pick(x) for name, x in fitted.items()})
+    world = part.iteration(training.iteration, {name: pick(x) for name, x in fitted.items()})
     new, metrics = agent.step(type(state)(*map(pick, state)), world)
     _refuse_non_finite(new, part)
     learnt = world.fit_baseline()
@@ -163,10 +161,14 @@ def step(
         {name: put(x, learnt[name]) for name, x in fitted.items()},
         env_steps,
         training.eval_steps,
+        training.iteration + 1,
     )
     returns, lengths = world.episode_returns()
     norms = {"train/direction_norm": norm(new.d)[:, 0], "train/update_norm": norm(new.theta - pick(state.theta))[:, 0]}
     metrics = {**metrics, **norms, "rollout/return": returns, "rollout/length": lengths, "theta_before": state.theta}
+    for name, x in metrics.items():
+        if isinstance(x, Tensor) and x.shape not in ((), (len(rows),)) and name != "theta_before":
+            raise UserError(f"metric {name!r} of the agent has shape {tuple(x.shape)}, expected a number or one for each seed")
     spread = {name: _spread(x, rows, S) if isinstance(x, Tensor) and x.dim() == 1 else x for name, x in metrics.items()}
     return after, spread, world
 
@@ -197,7 +199,7 @@ def log(
 ) -> None:
     """One row of metrics: the agent's own, exact ones where they exist, evaluation episodes where they do not."""
     theta, steps = training.state.theta, training.env_steps.double()
-    row: dict[str, Any] = {"iteration": training.state.t, "env_steps": steps}
+    row: dict[str, Any] = {"iteration": training.iteration, "env_steps": steps}
     before = metrics.pop("theta_before", None)
     row |= metrics
     if exact is not None:
@@ -205,9 +207,10 @@ def log(
         row["eval/gradient_norm"] = norm(gradient(exact, theta))[:, 0]
         if isinstance(before, Tensor):
             error = training.state.d.double() - gradient(exact, before, problem.horizon)
-            row["train/estimator_error"] = norm(error)[:, 0]
+            taken = ~torch.as_tensor(metrics["train/direction_norm"]).isnan()
+            row["train/estimator_error"] = torch.where(taken, norm(error)[:, 0].cpu(), torch.nan)
     elif evaluate:
-        tau = problem.evaluate(theta, settings.eval_episodes, training.state.t)
+        tau = problem.evaluate(theta, settings.eval_episodes, training.iteration)
         S = len(problem.seeds)
         row["eval/return"] = tau.returns().reshape(S, -1).double().mean(1)
         row["eval/discounted_return"] = tau.returns(problem.discount).reshape(S, -1).double().mean(1)
@@ -222,7 +225,13 @@ def log(
 def _signals() -> Iterator[list[int]]:
     """A list that SIGINT and SIGTERM append to, so that the iteration under way ends and is saved first."""
     asked: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _: Any) -> None:
+        asked.append(number)
+        if asked.count(signal.SIGINT) > 2:  # somebody means it: an environment may hang
+            raise KeyboardInterrupt
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -34,6 +34,9 @@ from experiments.tensorboard import ScalarWriter
 
 __all__ = ["MetricsError", "Run", "RunError", "read_metrics", "run_name"]
 
+Tensors = dict[str, Tensor]
+Meta = dict[str, Any]
+T = TypeVar("T")
 FAILURES = 3  # of one kind in a row stop the run
 OWN_TAGS = {"wall": "time/wall", "iteration": "time/iteration"}  # in TensorBoard, where tags are grouped by their first word
 OWN_DESCRIPTIONS = {
@@ -146,8 +149,15 @@ class Run:
             self._try_writer(self._writer.flush)
         return folder if written else None
 
-    def resume(self, checkpoint: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, meta) of the newest checkpoint, or of the one named, the run being put back to that moment.
+    @property
+    def empty(self) -> bool:
+        """No row was logged yet."""
+        return self._writable().length == 0
+
+    def resume(self, restore: Callable[[Tensors, Meta], T], checkpoint: Path | None = None) -> T:
+        """What `restore` makes of the newest checkpoint, or of the one named, the run being put back to that moment.
+
+        restore  (tensors, meta) -> anything; when it raises, nothing has been changed
 
         metrics.jsonl is cut to that length and TensorBoard rebuilt from it, so that no row is missing or comes twice. Later
         checkpoints are set aside as checkpoints/discarded-*. Raises DamagedCheckpoint, CheckpointError, or RunError.
@@ -156,8 +166,9 @@ class Run:
             raise RuntimeError(f"{self.folder} is already being written")
         self._take_lock()
         try:
-            folder = self._named(checkpoint) if checkpoint else checkpoints.latest(self.checkpoints)
+            folder = self.named(checkpoint) if checkpoint else checkpoints.latest(self.checkpoints)
             tensors, meta = checkpoints.load(folder)
+            restored = restore(tensors, meta)
             length, iteration, wall = (meta.get(key) for key in ("metrics_bytes", "iteration", "wall"))
             if type(length) is not int or type(iteration) is not int or not isinstance(wall, int | float):
                 raise RunError(f"{folder} is not a checkpoint of a run: meta.json lacks the length of the metrics", exit_code=3)
@@ -177,7 +188,7 @@ class Run:
         except BaseException:
             self.close()
             raise
-        return tensors, meta
+        return restored
 
     def close(self) -> None:
         """Write what is pending, close the files, give the lock back. Safe to call twice."""
@@ -205,7 +216,7 @@ class Run:
             raise RuntimeError(f"{self.folder} is open for reading; only a created or resumed run is written")
         return self._log
 
-    def _named(self, checkpoint: Path) -> Path:
+    def named(self, checkpoint: Path) -> Path:
         """One of this run's checkpoints, given by its path or its bare name."""
         inside = self.checkpoints / Path(checkpoint).name
         if Path(checkpoint).exists() and Path(checkpoint).resolve() != inside.resolve():

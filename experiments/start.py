@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 import shutil
 import sys
 import tempfile
@@ -41,7 +42,7 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
 
 def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
     with Run.open(folder, DESCRIPTIONS) as run, _made(run.config) as (problem, agent):
-        training = Training.restored(agent, problem, *run.resume(checkpoint))
+        training = run.resume(lambda tensors, meta: Training.restored(agent, problem, tensors, meta), checkpoint)
         _to_the_end(run, problem, agent, training, quiet)
 
 
@@ -56,6 +57,10 @@ def _made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
     if count == 0:
         yield problem, agent
         return
+    try:
+        pickle.dumps(problem.env)  # as it travels to another process of this run; nothing is written
+    except Exception as error:
+        raise UserError(f"--workers {count}: {config['env']} cannot be copied to another process ({error}); use 0") from error
     with Workers(problem.env, count) as workers:
         yield replace(problem, workers=workers), agent
 
@@ -114,7 +119,7 @@ def evaluate(folder: Path, episodes: int, checkpoint: Path | None) -> None:
     if episodes < 1:
         raise UserError(f"--episodes is {episodes}, expected at least 1")
     run = Run.open(folder)
-    tensors, meta = checkpoints.load(checkpoint) if checkpoint else checkpoints.load_latest(run.checkpoints)
+    tensors, meta = checkpoints.load(run.named(checkpoint)) if checkpoint else checkpoints.load_latest(run.checkpoints)
     with _made(run.config) as (problem, agent):
         theta = Training.restored(agent, problem, tensors, meta).state.theta
         tau = problem.evaluate(theta, episodes, -1)  # a stream that training never used

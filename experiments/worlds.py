@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def make_env(name: str, horizon: int | None = None, device: str = "cpu") -> Env:
         if kind == "lqr":
             return double_integrator(device=device, **limit)
         if kind.endswith(".py"):
-            return _outside(load_object(name), horizon)
+            return _outside(name, horizon)
         return _gymnasium_world(name, horizon)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -62,10 +63,24 @@ def _integer(name: str, text: str) -> int:
     return int(text or 0)
 
 
-def _outside(make: Callable[[], Any], horizon: int | None) -> Env:
+@dataclass(frozen=True)
+class FromFile:
+    """A function in a file, by name: it can be sent to another process, which loads the file itself."""
+
+    name: str
+
+    def __call__(self) -> Any:
+        return load_object(self.name)()
+
+
+def _outside(name: str, horizon: int | None) -> Env:
     import gymnasium
 
-    made = make()
+    make = FromFile(name)
+    try:
+        made = make()
+    except Exception as error:
+        raise UserError(f"{name} could not make an environment: {type(error).__name__}: {error}") from error
     if isinstance(made, gymnasium.Env):
         from envs.gymnasium_env import GymnasiumEnv
 

@@ -65,15 +65,18 @@ class Agent(Protocol):
 
 def norm(x: Tensor) -> Tensor:
     """Euclidean norm over the whole parameter vector of each seed, [S, 1]; no overflow or underflow on the way."""
-    largest = x.abs().amax(1, keepdim=True)
-    scaled = x / torch.where(largest > 0, largest, 1.0)
+    largest, scaled = _scaled(x)
     return largest * scaled.norm(dim=1, keepdim=True)
+
+
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    largest = x.abs().amax(1, keepdim=True)
+    return largest, x / torch.where(largest > 0, largest, 1.0)
 
 
 def normalised(d: Tensor) -> Tensor:
     """d/‖d‖ of each seed, [S, D]; 0 where d = 0."""
-    largest = d.abs().amax(1, keepdim=True)
-    scaled = d / torch.where(largest > 0, largest, 1.0)
+    _, scaled = _scaled(d)
     length = scaled.norm(dim=1, keepdim=True)
     return scaled / torch.where(length > 0, length, 1.0)
 
@@ -82,6 +85,15 @@ class Ascent(NamedTuple):
     """The state of methods without memory: where we are, the last direction, the iteration about to run."""
 
     theta: Tensor
+    d: Tensor
+    t: int
+
+
+class Transport(NamedTuple):
+    """The state of methods that carry their direction from the last iterate to this one."""
+
+    theta: Tensor
+    theta_prev: Tensor
     d: Tensor
     t: int
 

@@ -4,7 +4,8 @@
     leave-one-out   at time t, the mean reward-to-go of the seed's *other* episodes of the same batch (n ≥ 2)
     time, value     ridge regression of the reward-to-go on features of t, or of (t, s), fitted on *earlier* iterations
 
-What is learnt is a dict of tensors, kept by the caller; predictions are undiscounted-to-go: Ψ_t / discount^t.
+What is learnt is a dict of tensors, kept by the caller. Predictions are discount^t b_t, in the units of Ψ_t, so that a
+discount whose powers underflow divides nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class LeaveOneOut:
         n = tau.mask.shape[1] // seeds
         if n < 2:
             raise ValueError(f"the leave-one-out baseline got {n} episode for each seed, expected a batch size of 2 or more")
-        to_go = rewards_to_go(tau, self.discount) / discounts(tau, self.discount, tau.reward.dtype)
+        to_go = rewards_to_go(tau, self.discount)
         grouped = to_go.reshape(len(to_go), seeds, n)
         return ((grouped.sum(2, keepdim=True) - grouped) / (n - 1)).reshape(to_go.shape)
 
@@ -111,11 +112,14 @@ class Linear:
         eye = torch.eye(self.features, dtype=gram.dtype, device=gram.device)
         w = torch.linalg.solve(gram + (self.ridge * scale)[:, None, None] * eye, moment)
         n = tau.mask.shape[1] // seeds
-        return (self._features(tau) * w.repeat_interleave(n, 0)).sum(-1)
+        value = (self._features(tau) * w.repeat_interleave(n, 0)).sum(-1)
+        return discounts(tau, self.discount, torch.float64) * value
 
     def fit(self, fitted: Fitted, tau: Trajectories, seeds: int) -> Fitted:
-        x = self._features(tau) * tau.mask[..., None]
-        y = rewards_to_go(tau, self.discount, torch.float64) / discounts(tau, self.discount, torch.float64)
+        scale = discounts(tau, self.discount, torch.float64)
+        known = tau.mask & (scale > 1e-280)  # later steps weigh nothing in any estimate
+        x = self._features(tau) * known[..., None]
+        y = torch.where(known, rewards_to_go(tau, self.discount, torch.float64) / scale.clamp_min(1e-280), 0.0)
         x, y = by_seed(x, seeds), by_seed(y, seeds)  # [S, T·n, F], [S, T·n]
         gram = self.keep * fitted["gram"].to(x.device) + x.mT @ x
         moment = self.keep * fitted["moment"].to(x.device) + (x.mT @ y[..., None])[..., 0]

@@ -89,6 +89,8 @@ def _finding(t: int, error: Tensor, truth: Tensor) -> Finding:
     n, scale = len(error), float(truth.mean(0).norm())
     along = (error * truth).sum(1, keepdim=True) / truth.norm(dim=1, keepdim=True).clamp_min(1e-300)
     seen = torch.cat([error, along], 1)
+    if not bool(torch.isfinite(seen).all()):  # no claim is kept by numbers that are none
+        return Finding(t, math.nan, math.nan, math.inf, math.nan)
     mean, standard = seen.mean(0), seen.std(0) / n**0.5
     ok = standard > 1e-12 * scale  # a coordinate without spread: exact, or wrong without noise
     z = torch.where(ok, mean.abs() / standard, torch.where(mean.abs() > 1e-9 * scale, torch.inf, 0.0))
@@ -144,7 +146,7 @@ def order(agent: Agent, bench: Bench, iterations: int = 12, seeds: int = 64) -> 
 
 
 def decay(findings: Sequence[Finding]) -> float:
-    """Slope of log rms against log t, over t ≥ 1."""
+    """Slope of log rms against log t, over t ≥ 1; nan where fewer than two are known."""
     x = torch.tensor([math.log(f.t) for f in findings if f.t >= 1])
     y = torch.tensor([math.log(max(f.rms, 1e-300)) for f in findings if f.t >= 1])
     x, y = x - x.mean(), y - y.mean()

@@ -54,10 +54,10 @@ class Estimator:
     causal: bool = False
 
     def weights(self, theta: Tensor, tau: Trajectories, baseline: Tensor | None = None) -> Tensor:
-        """Ψ_t - discount^t b_t, [T, B], divided by n; baseline b [T, B] in undiscounted-to-go units."""
+        """Ψ_t - discount^t b_t, [T, B], divided by n; baseline discount^t b_t [T, B], in the units of Ψ."""
         psi = rewards_to_go(tau, self.discount, theta.dtype)
         if baseline is not None:
-            psi = (psi - discounts(tau, self.discount, theta.dtype) * baseline.to(theta.dtype)) * tau.mask
+            psi = (psi - baseline.to(theta.dtype)) * tau.mask
         return psi * (len(theta) / tau.mask.shape[1])
 
     def gradient(self, theta: Tensor, tau: Trajectories, baseline: Tensor | None = None) -> Tensor:

@@ -106,8 +106,8 @@ class Policy:
     def actor(self, theta: Tensor, n: int, backend: str = "torch", masked: bool = False) -> Act:
         """Acts for S·n episodes: the n episodes of each seed in a row. theta [S, D]; masked: states have an action_mask."""
         self.check(theta)
-        if self._tabular and backend == "torch" and not masked:
-            return TableActor.of(self.net.unpack(theta.detach())[0], n)
+        if self._tabular and not masked:
+            return TableActor.of(self.net.unpack(theta.detach())[0], n, backend)
         return Actor(self, theta.detach(), n, backend)
 
     def check(self, theta: Tensor) -> None:
@@ -160,25 +160,34 @@ def _actor_from_numpy(policy: Policy, theta: Any, n: int, backend: str) -> Actor
 
 @dataclass(frozen=True)
 class TableActor:
-    """A softmax table's actor: cumulative probabilities worked out once, [S·states, A], then one look-up a step.
+    """A softmax table's actor: cumulative probabilities worked out once, then look-ups: an action's number is how many of
+    them a uniform number exceeds.
 
+    cdf    A - 1 arrays [S·states], one for each action but the last
     first  [B] where each episode's table begins
     """
 
-    cdf: Tensor
-    first: Tensor
+    cdf: list[Array]
+    first: Array
 
     @staticmethod
-    def of(logits: Tensor, n: int) -> TableActor:
+    def of(logits: Tensor, n: int, backend: str) -> TableActor:
         """logits [S, states, A], n episodes of each seed."""
         seeds, states, actions = logits.shape
-        cdf = torch.softmax(logits, -1).cumsum(-1)
+        weights = (logits - logits.amax(-1, keepdim=True)).exp()
+        cdf = weights.cumsum(-1)
+        columns = list((cdf / cdf[..., -1:]).reshape(-1, actions).T[:-1].contiguous())
         first = torch.arange(seeds, device=logits.device).repeat_interleave(n) * states
-        return TableActor((cdf / cdf[..., -1:]).reshape(-1, actions), first)
+        if backend == "numpy":
+            return TableActor([c.cpu().numpy() for c in columns], first.cpu().numpy())
+        return TableActor(columns, first)
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
-        # strictly less: an action of probability zero is never drawn
-        return (self.cdf[self.first + obs] < rng.uniform()[:, None]).sum(1)
+        index, u = self.first + obs, rng.uniform()
+        action = index * 0
+        for column in self.cdf:  # strictly less: an action of probability zero is never drawn
+            action = action + (column.take(index) < u)
+        return action
 
     def rows(self, lo: int, hi: int) -> TableActor:
         return TableActor(self.cdf, self.first[lo:hi])

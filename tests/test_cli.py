@@ -143,16 +143,54 @@ def test_train_eval_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert lines[0].startswith("seed,episodes,return")
     assert len(lines) == 4
     config = json.loads((folders[1] / "config.json").read_text())
-    assert config["knobs"] == {"step_size": config["knobs"]["step_size"], "step_power": 1.0, "eta": 1.0, "eta_power": 1.0}
+    assert set(config["knobs"]) == {"step_size", "step_power", "eta", "eta_power"}  # complete, whatever was typed
     assert config["discount"] == 0.95
+    assert config["theory_slope"] == -0.5  # the gap falls
+    assert config["workers"] == 0
+
+
+def test_presets(tmp_path: Path) -> None:
+    powers = {}
+    for preset in ("theorem", "constant"):
+        out = tmp_path / preset
+        pgrl("train", "n-harpg", "--preset", preset, "--eta", 0.7, "--env-steps", 200, "--seeds", 1, "--out", out)
+        knobs = json.loads((out / "config.json").read_text())["knobs"]
+        powers[preset] = knobs["step_power"], knobs["eta_power"]
+        assert knobs["eta"] == 0.7
+    assert powers == {"theorem": (1.0, 1.0), "constant": (0.0, 0.0)}
 
 
 def test_seeds_alone_are_seeds_in_company(tmp_path: Path) -> None:
-    pgrl("train", "n-harpg", "--env", "gridworld", "--env-steps", 1500, "--seeds", 10, "--out", tmp_path / "ten")
-    pgrl("train", "n-harpg", "--env", "gridworld", "--env-steps", 1500, "--seeds", 1, "--seed", 7, "--out", tmp_path / "one")
-    ten, one = rows(tmp_path / "ten"), rows(tmp_path / "one")
-    assert one[-1]["eval/gap"][0] == pytest.approx(ten[-1]["eval/gap"][7], rel=1e-9)
-    assert one[-1]["env_steps"][0] == ten[-1]["env_steps"][7]
+    for algo in ("n-pg-igt", "n-harpg"):  # with the recipe's fitted baseline
+        ten, one = tmp_path / f"{algo}-ten", tmp_path / f"{algo}-one"
+        pgrl("train", algo, "--env", "gridworld", "--env-steps", 1500, "--seeds", 10, "--out", ten)
+        pgrl("train", algo, "--env", "gridworld", "--env-steps", 1500, "--seeds", 1, "--seed", 7, "--out", one)
+        assert rows(one)[-1]["eval/gap"][0] == pytest.approx(rows(ten)[-1]["eval/gap"][7], rel=1e-9)
+        assert rows(one)[-1]["env_steps"][0] == rows(ten)[-1]["env_steps"][7]
+
+
+def test_seeds_alone_are_seeds_in_company_on_halfcheetah(tmp_path: Path) -> None:
+    """Chaotic physics magnifies rounding: a few short iterations, in float64."""
+    pytest.importorskip("mujoco")
+    common = [
+        "train",
+        "n-harpg",
+        "--env",
+        "HalfCheetah-v5",
+        "--horizon",
+        8,
+        "--env-steps",
+        60,
+        "--dtype",
+        "float64",
+        "--workers",
+        0,
+    ]
+    pgrl(*common, "--seeds", 10, "--out", tmp_path / "ten")
+    pgrl(*common, "--seeds", 1, "--seed", 7, "--out", tmp_path / "one")
+    ten, one = rows(tmp_path / "ten")[-1], rows(tmp_path / "one")[-1]
+    assert one["eval/return"][0] == pytest.approx(ten["eval/return"][7], rel=1e-4)
+    assert one["train/direction_norm"][0] == pytest.approx(ten["train/direction_norm"][7], rel=1e-4)
 
 
 @pytest.mark.parametrize("algo", sorted(register()))
@@ -161,18 +199,34 @@ def test_resume_after_kill_is_the_uninterrupted_run(tmp_path: Path, algo: str, e
     """The same bytes, whatever the moment of the kill."""
     if env == "HalfCheetah-v5":
         pytest.importorskip("mujoco")
-        size = ["--env-steps", 240, "--horizon", 12, "--hidden", 8, "--workers", 0, "--evaluations", 3, "--eval-episodes", 1]
+        workers = 1 if algo in ("n-pg-igt", "n-harpg") else 0
+        size = [
+            "--env-steps",
+            240,
+            "--horizon",
+            12,
+            "--hidden",
+            8,
+            "--workers",
+            workers,
+            "--evaluations",
+            3,
+            "--eval-episodes",
+            1,
+        ]
         size += ["--step-size", 1e-4]
+    elif algo == "n-harpg":
+        size = ["--env-steps", 4000, "--baseline", "leave-one-out", "--batch-size", 2]
     else:
-        size = ["--env-steps", 2000, "--baseline", "value"]
+        size = ["--env-steps", 2000]
     common = ["train", algo, "--env", env, "--seeds", 2, *size, "--quiet"]
     pgrl(*common, "--out", tmp_path / "whole")
     script = (
         "import os, signal, sys, experiments.pg as pg\n"
         "step = pg.step\n"
-        "def dying(problem, agent, training, budget, iteration):\n"
-        "    if iteration == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(problem, agent, training, budget, iteration)\n"
+        "def dying(problem, agent, training, budget):\n"
+        "    if training.iteration == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(problem, agent, training, budget)\n"
         "pg.step = dying\n"
         "from experiments.cli import main\nmain(sys.argv[1:])\n"
     )
@@ -184,6 +238,24 @@ def test_resume_after_kill_is_the_uninterrupted_run(tmp_path: Path, algo: str, e
     for path in sorted((tmp_path / "whole" / "checkpoints").iterdir())[-1:]:
         twin = tmp_path / "cut" / "checkpoints" / path.name
         assert (path / "tensors.safetensors").read_bytes() == (twin / "tensors.safetensors").read_bytes()
+
+
+def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    pgrl("train", "n-pg", "--env-steps", 3000, "--seeds", 2, "--out", out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "algo": "n-harpg", "knobs": {"step_size": 0.1}}))
+    before = sorted(p.name for p in (out / "checkpoints").iterdir()), (out / "metrics.jsonl").read_bytes()
+    assert "does not fit" in sentence(capsys, "resume", out, "--checkpoint", before[0][0], code=3)
+    assert before == (sorted(p.name for p in (out / "checkpoints").iterdir()), (out / "metrics.jsonl").read_bytes())
+
+
+def test_workers_play_gymnasium_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for workers in (0, 1):
+        out = tmp_path / f"cartpole-{workers}"
+        pgrl("train", "n-pg", "--env", "CartPole-v1", "--seeds", 2, "--env-steps", 600, "--workers", workers, "--out", out)
+    assert rows(tmp_path / "cartpole-0") == rows(tmp_path / "cartpole-1")
+    assert "tensor program" in sentence(capsys, "train", "n-pg", "--env", "lqr", "--workers", 1, "--out", tmp_path / "lqr")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -243,6 +315,9 @@ def test_check_holds_agents_to_their_claims(tmp_path: Path, capsys: pytest.Captu
     pgrl("check", "n-harpg")
     pgrl("check", f"{right}:agent")
     pgrl("check", f"{wrong}:agent", code=1)
+    text = OUTSIDE_AGENT.format(unbiased="True", gradient=RIGHT + " * (float('nan') if state.t == 3 else 1.0)")
+    (tmp_path / "nan.py").write_text(text)
+    pgrl("check", f"{tmp_path / 'nan.py'}:agent", "--seeds", 64, code=1)
     pgrl("check", f"{false}:agent", "--step-size", 3, code=1)  # momentum is not unbiased
     assert "FAIL" in capsys.readouterr().out
 
@@ -272,6 +347,11 @@ def test_bad_input_gets_one_clear_sentence(tmp_path: Path, capsys: pytest.Captur
     assert "no CUDA" in says("train", "n-harpg", "--device", "cuda")
     assert "train" in says("trian", "n-harpg")
     assert "no run folder" in says("resume", tmp_path / "nothing")
+    assert "expected widths" in says("train", "n-harpg", "--hidden", 4, -3)
+    assert "from 0 to 2^62" in says("train", "n-harpg", "--seed", 10**20)
+    assert "expected recipe" in says("train", "n-harpg", "--preset", "theory")
+    (tmp_path / "raises.py").write_text("def make():\n    return 1 / 0\n")
+    assert "ZeroDivisionError" in says("train", "n-harpg", "--env", f"{tmp_path / 'raises.py'}:make")
     assert "there is no file" in says("train", "nothing.py:agent")
     (tmp_path / "map.txt").write_text("..G\n.x.\n")
     assert "line 2, column 2" in says("train", "n-harpg", "--env", f"gridworld:{tmp_path / 'map.txt'}")
@@ -302,6 +382,8 @@ def test_a_world_that_returns_nan_stops_with_its_last_state_saved(tmp_path: Path
     assert "step" in error
     assert "action" in error
     assert list((out / "checkpoints").iterdir())
+    steps = [row["step"] for row in rows(out)]
+    assert steps == sorted(set(steps))
 
 
 def test_damaged_checkpoints_are_refused_and_the_one_before_is_offered(

@@ -9,6 +9,7 @@ from envs.exact import ExactLQR, full_hessian, geometric_sum, gradient, hessian_
 from envs.lqr import double_integrator
 from envs.tabular import garnet
 from pgrl.policy import policy_for
+from pgrl.theory import Constants, suggest_horizon
 from tests.worlds import DISCOUNT, F64, HORIZON, THETA, exact_mdp, table_policy, tiny_mdp
 
 
@@ -72,15 +73,26 @@ def test_doubling_equals_the_plain_sum() -> None:
 
 def test_t5_truncation_bounds(tiny) -> None:
     """‖∇J_H - ∇J‖ ≤ D_g discount^H and J - J_H ≤ r_max discount^H/(1-discount)."""
-    theta, r_max, M_g = THETA[0], 2.0, 2**0.5
+    theta, bounds = THETA[0], Constants(r_max=2.0, M_g=2**0.5, M_h=1.0, discount=DISCOUNT)
     measured = []
     for H in (5, 20, 50, 100):
         error = float((gradient(tiny, theta, H) - gradient(tiny, theta)).norm())
-        D_g = M_g * r_max / (1 - DISCOUNT) * (1 / (1 - DISCOUNT) + H) ** 0.5
-        assert error <= D_g * DISCOUNT**H
-        assert float(tiny.J(theta) - tiny.J(theta, H)) <= r_max * DISCOUNT**H / (1 - DISCOUNT)
+        assert error <= bounds.gradient_truncation(H)
+        assert float(tiny.J(theta) - tiny.J(theta, H)) <= bounds.return_truncation(H)
+        apart = full_hessian(tiny, theta, H) - full_hessian(tiny, theta)
+        assert float(torch.linalg.matrix_norm(apart, 2)) <= bounds.hessian_truncation(H)
         measured.append(error)
     assert measured == pytest.approx([1.79, 0.369, 0.0157, 8.07e-5], rel=5e-3)
+
+
+def test_constants_bound_what_they_say(tiny) -> None:
+    bounds = Constants(r_max=2.0, M_g=2**0.5, M_h=1.0, discount=DISCOUNT)
+    assert float(torch.linalg.matrix_norm(full_hessian(tiny, THETA[0]), 2)) <= bounds.L_g
+    assert bounds.sigma_g**2 >= 3.1066
+    assert bounds.sigma_h(HORIZON) ** 2 >= 3.2898
+    assert suggest_horizon(1000, 0.9) == 70
+    with pytest.raises(ValueError, match="expected at least 1"):
+        suggest_horizon(0, 0.9)
 
 
 @settings(max_examples=50, deadline=None)

@@ -90,7 +90,7 @@ def test_a_seed_stops_at_its_own_budget() -> None:
     )
     training, t, finished = Training.begin(agent, world), 0, {}
     while bool((training.env_steps < 150).any()):
-        training, metrics, _ = step(world, agent, training, 150, t)
+        training, metrics, _ = step(world, agent, training, 150)
         for k in range(6):
             if training.env_steps[k] >= 150 and k not in finished:
                 finished[k] = (training.state.theta[k].clone(), t)
@@ -101,6 +101,6 @@ def test_a_seed_stops_at_its_own_budget() -> None:
     assert len({when for _, when in finished.values()}) > 1
     assert bool((training.env_steps < 150 + 20).all())
     alone = Training.begin(agent, lone := problem(1, baseline=world.baseline))
-    for k in range(finished[0][1] + 1):
-        alone, _, _ = step(lone, agent, alone, 150, k)
+    for _ in range(finished[0][1] + 1):
+        alone, _, _ = step(lone, agent, alone, 150)
     assert torch.allclose(alone.state.theta[0], finished[0][0], atol=1e-9)

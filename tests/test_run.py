@@ -24,6 +24,10 @@ CONFIG: dict[str, Any] = {"algo": "n-harpg", "env": "gridworld", "seed": 0, "see
 TELL = {"eval/gap": "J* − J(θ), exact.", "train/loss": "A loss."}
 
 
+def both(tensors: Any, meta: Any) -> Any:
+    return tensors, meta
+
+
 def new(tmp_path: Path, name: str = "run", **keywords: Any) -> Run:
     return Run.create(tmp_path / name, "unused", CONFIG, ["pgrl", "train", "a b"], TELL, **keywords)
 
@@ -133,16 +137,18 @@ def test_opening_what_is_not_a_run(tmp_path: Path) -> None:
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     run = new(tmp_path)
     run.checkpoint(1, {}, {})
-    code = "import sys; from experiments.run import *; from pathlib import Path; Run.open(Path(sys.argv[1])).resume()"
+    code = (
+        "import sys; from experiments.run import *; from pathlib import Path; Run.open(Path(sys.argv[1])).resume(lambda *x: x)"
+    )
     result = subprocess.run([sys.executable, "-c", code, str(run.folder)], capture_output=True, text=True)
     assert f"is being written by process {os.getpid()}: wait for it or stop it" in result.stderr
     with pytest.raises(RunError, match="is being written by"):
-        Run.open(run.folder).resume()
+        Run.open(run.folder).resume(both)
     with pytest.raises(RuntimeError, match="already"):
-        run.resume()
+        run.resume(both)
     run.close()
     run.close()
-    Run.open(run.folder).resume()
+    Run.open(run.folder).resume(both)
 
 
 def test_rows_read_back_strictly(tmp_path: Path) -> None:
@@ -184,7 +190,7 @@ def test_resume_has_no_gap_and_no_repeat(tmp_path: Path) -> None:
     before = run.wall
     run.close()
     again = Run.open(run.folder, TELL)
-    tensors, meta = again.resume()
+    tensors, meta = again.resume(both)
     assert meta["iteration"] == meta["rng"] == 8
     assert bool((tensors["theta"] == 8).all())
     assert 0 < again.wall < before + 60
@@ -211,41 +217,41 @@ def test_resume_from_an_earlier_checkpoint_after_damage(tmp_path: Path) -> None:
     run.close()
     (run.checkpoints / "000000003" / "meta.json").write_text("{}")
     with pytest.raises(DamagedCheckpoint) as caught:
-        Run.open(run.folder).resume()
+        Run.open(run.folder).resume(both)
     assert caught.value.previous
     with Run.open(run.folder) as again:
-        assert again.resume(caught.value.previous)[1]["iteration"] == 2
+        assert again.resume(both, caught.value.previous)[1]["iteration"] == 2
         assert [r["step"] for r in read_metrics(run.folder)] == [1, 2]
         again.log(3, row(3))
         again.checkpoint(3, {}, {})
     assert [p.name for p in saved(run.checkpoints)] == ["000000001", "000000002", "000000003"]
     assert (run.checkpoints / "discarded-000000003").is_dir()
     with Run.open(run.folder) as again:
-        assert again.resume(Path("000000001"))[1]["iteration"] == 1  # by its bare name
+        assert again.resume(both, Path("000000001"))[1]["iteration"] == 1  # by its bare name
 
 
 def test_what_cannot_be_resumed(tmp_path: Path) -> None:
     run = new(tmp_path)
     run.close()
     with pytest.raises(CheckpointError, match="there is no checkpoint in"):
-        Run.open(run.folder).resume()
+        Run.open(run.folder).resume(both)
     again = new(tmp_path, "short")
     again.log(1, row(1))
     again.checkpoint(1, {}, {})
     again.close()
     again.metrics.write_text("")
     with pytest.raises(RunError, match="has 0 bytes") as caught:
-        Run.open(again.folder).resume()
+        Run.open(again.folder).resume(both)
     assert caught.value.exit_code == 3
     from experiments.checkpoint import folder_of, save
 
     save(folder_of(again.checkpoints, 2), {}, {"iteration": 2})
     with pytest.raises(RunError, match="not a checkpoint of a run"):
-        Run.open(again.folder).resume()
+        Run.open(again.folder).resume(both)
     other = new(tmp_path, "other")
     foreign = other.checkpoint(1, {}, {})
     with pytest.raises(RunError, match="is not a checkpoint of the run"):
-        Run.open(again.folder).resume(foreign)
+        Run.open(again.folder).resume(both, foreign)
     other.close()
 
 
@@ -283,7 +289,7 @@ def test_a_full_disk_loses_nothing_when_it_is_free_again(
     run.close()
     assert [r["step"] for r in read_metrics(run.folder)] == [1, 2, 3, 4, 5, 6, 7]
     with Run.open(run.folder) as again:
-        assert again.resume()[1]["iteration"] == 4
+        assert again.resume(both)[1]["iteration"] == 4
 
 
 def test_event_files_that_cannot_be_written_do_not_stop_training(
@@ -300,7 +306,7 @@ def test_event_files_that_cannot_be_written_do_not_stop_training(
         run.checkpoint(5, {}, {})
     assert capsys.readouterr().err.count("WARNING") == 1
     with Run.open(run.folder) as again:
-        again.resume()
+        again.resume(both)
     assert len(events(run.folder, "seed-1").Scalars("eval/gap")) == 5
 
 
@@ -326,7 +332,7 @@ except RunError as error:
     assert [r["step"] for r in rows] == list(range(1, len(rows) + 1))
     assert len(rows) > 50
     with Run.open(tmp_path / "r") as run:
-        tensors, meta = run.resume()
+        tensors, meta = run.resume(both)
         assert bool((tensors["x"] == meta["iteration"]).all())
         assert len(read_metrics(run.folder)) == meta["iteration"]
 

@@ -14,7 +14,7 @@ from tests.worlds import DISCOUNT, THETA, exact_mdp, table_policy, tiny_mdp
 def play(mdp: FiniteMDP, theta: torch.Tensor, episodes: int, seed: int = 0) -> Trajectories:
     rng = Rng.of_seeds([seed]).spawn(episodes)
     rng.dtype = torch.float64
-    return rollout(mdp, table_policy(mdp).actor(theta, episodes), rng)
+    return rollout(mdp, table_policy(mdp).actor(theta, episodes, mdp.backend), rng)
 
 
 def test_frequencies_are_the_tables() -> None:

@@ -75,6 +75,18 @@ def test_any_number_of_workers_plays_the_same_episodes() -> None:
         assert workers.restarts == 0
 
 
+def test_seeds_are_not_cut_through_where_there_are_enough() -> None:
+    """Then even rounding is the same: products are taken over the same rows."""
+    env = Walk()
+    policy = policy_for(env, hidden=(16, 16))
+    actor = policy.actor(policy.init(Rng.of_seeds(range(3))), 5, "numpy")
+    whole = rollout(env, actor, Rng.of_seeds(range(3)).spawn(5))
+    with Workers(env, 1) as workers:
+        split = rollout(env, actor, Rng.of_seeds(range(3)).spawn(5), workers=workers)
+    assert torch.equal(split.action[split.mask][:15], whole.action[whole.mask][:15])
+    assert same(split, whole)
+
+
 def test_a_group_of_episodes_may_be_split_among_workers() -> None:
     env = Walk()
     policy = policy_for(env)
@@ -109,7 +121,12 @@ def test_a_fault_in_a_worker_names_the_episode_of_the_whole_batch() -> None:
     with Workers(env, 1) as workers, pytest.raises(EnvironmentFault) as shared:
         play(env, workers, 40)
     assert shared.value.what == alone.value.what == "reward"
-    assert 0 <= shared.value.row < 40
+    row, at = shared.value.row, shared.value.step
+    tau = play(Walk(), None, 40)  # the same episodes without the trap
+    assert tau.mask[at, row]
+    after = tau.obs[at + 1, row] if at + 1 < len(tau.obs) else torch.tensor([9.0])
+    assert float(after.abs()) > 1.5
+    assert not bool((tau.obs[: at + 1, row].abs() > 1.5).any()) or at == 0
 
 
 def test_no_worker_is_an_error() -> None:

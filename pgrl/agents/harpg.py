@@ -14,20 +14,13 @@ The mean of v_t over q_t and τ^_t is exactly ∇J(θ_t) - ∇J(θ_{t-1}): d_t i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from pgrl.agent import Metrics, World, norm
+from pgrl.agent import Metrics, Transport, World, norm
 from pgrl.schedules import check_eta, check_step, polynomial
-
-
-class State(NamedTuple):
-    theta: Tensor
-    theta_prev: Tensor
-    d: Tensor
-    t: int
 
 
 @dataclass(frozen=True)
@@ -51,17 +44,17 @@ class HARPG:
         check_step(self.step_size, self.step_power)
         check_eta(self.eta, self.eta_power)
 
-    def init(self, theta: Tensor) -> State:
-        return State(theta, theta, torch.zeros_like(theta), 0)
+    def init(self, theta: Tensor) -> Transport:
+        return Transport(theta, theta, torch.zeros_like(theta), 0)
 
-    def step(self, state: State, world: World) -> tuple[State, Metrics]:
+    def step(self, state: Transport, world: World) -> tuple[Transport, Metrics]:
         step = polynomial(self.step_size, self.step_power, state.t)
         eta = polynomial(self.eta, self.eta_power, state.t)
         d, metrics = direction(state, world, eta)
-        return State(state.theta + step * d, state.theta, d, state.t + 1), {"opt/step_size": step, **metrics}
+        return Transport(state.theta + step * d, state.theta, d, state.t + 1), {"opt/step_size": step, **metrics}
 
 
-def direction(state: State, world: World, eta: float) -> tuple[Tensor, Metrics]:
+def direction(state: Transport, world: World, eta: float) -> tuple[Tensor, Metrics]:
     """d_t of HARPG and of everything built on it, [S, D]."""
     theta, theta_prev, d, t = state
     if t == 0:

@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pgrl.agent import Metrics, World, normalised
-from pgrl.agents.harpg import State, direction
+from pgrl.agent import Metrics, Transport, World, normalised
+from pgrl.agents.harpg import direction
 from pgrl.schedules import check_eta, check_step, polynomial
 
 
@@ -39,12 +39,12 @@ class NHARPG:
         check_step(self.step_size, self.step_power)
         check_eta(self.eta, self.eta_power)
 
-    def init(self, theta: Tensor) -> State:
-        return State(theta, theta, torch.zeros_like(theta), 0)
+    def init(self, theta: Tensor) -> Transport:
+        return Transport(theta, theta, torch.zeros_like(theta), 0)
 
-    def step(self, state: State, world: World) -> tuple[State, Metrics]:
+    def step(self, state: Transport, world: World) -> tuple[Transport, Metrics]:
         step = polynomial(self.step_size, self.step_power, state.t)
         eta = polynomial(self.eta, self.eta_power, state.t)
         d, metrics = direction(state, world, eta)
         theta = state.theta + step * normalised(d)
-        return State(theta, state.theta, d, state.t + 1), {"opt/step_size": step, **metrics}
+        return Transport(theta, state.theta, d, state.t + 1), {"opt/step_size": step, **metrics}

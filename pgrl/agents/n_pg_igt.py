@@ -14,20 +14,13 @@ second order in the step. The same η_t must serve both lines.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from pgrl.agent import Metrics, World, norm, normalised
+from pgrl.agent import Metrics, Transport, World, norm, normalised
 from pgrl.schedules import check_eta, check_step, polynomial
-
-
-class State(NamedTuple):
-    theta: Tensor
-    theta_prev: Tensor
-    d: Tensor
-    t: int
 
 
 @dataclass(frozen=True)
@@ -50,10 +43,10 @@ class NPGIGT:
         check_step(self.step_size, self.step_power)
         check_eta(self.eta, self.eta_power)
 
-    def init(self, theta: Tensor) -> State:
-        return State(theta, theta, torch.zeros_like(theta), 0)
+    def init(self, theta: Tensor) -> Transport:
+        return Transport(theta, theta, torch.zeros_like(theta), 0)
 
-    def step(self, state: State, world: World) -> tuple[State, Metrics]:
+    def step(self, state: Transport, world: World) -> tuple[Transport, Metrics]:
         theta, theta_prev, d, t = state
         step = polynomial(self.step_size, self.step_power, t)
         eta = polynomial(self.eta, self.eta_power, t) if t > 0 else 1.0
@@ -61,4 +54,4 @@ class NPGIGT:
         (tau,) = world.sample(look_ahead)
         d = (1 - eta) * d + eta * world.gradient(look_ahead, tau)
         metrics: Metrics = {"opt/step_size": step, "opt/eta": eta, "opt/look_ahead": norm(look_ahead - theta)[:, 0]}
-        return State(theta + step * normalised(d), theta, d, t + 1), metrics
+        return Transport(theta + step * normalised(d), theta, d, t + 1), metrics
