@@ -132,7 +132,7 @@ class MujocoEnv:
         now = np.frombuffer(b"".join(self._read)).reshape(before.shape)
         fell = task.fell(now) if task.fell is not None else None
         reward = task.reward(Step(before, now, action, fell, *self._constants))
-        if np.count_nonzero(np.concatenate(self._alarms)):
+        if any(map(np.count_nonzero, self._alarms)):
             reward[[bool(alarm.any()) for alarm in self._alarms]] = np.nan
         terminated = state.terminated
         if finished is not None:

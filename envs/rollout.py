@@ -81,12 +81,14 @@ def journey(env: Env, act: Act, rng: Rng, horizon: int) -> Trajectories:
         if ends and bool((state.terminated | state.truncated).all()):
             break
     stack: Callable[[list[Array]], Tensor] = (lambda xs: to_tensor(np.stack(xs))) if numpy else torch.stack
-    ended = stack([s.terminated | s.truncated for s in before])
+    ended = (
+        stack([s.terminated | s.truncated for s in before]) if ends else torch.zeros(len(before), len(rng), dtype=torch.bool)
+    )
     tau = Trajectories(
         obs=stack([s.obs for s in before]),
         action=stack(actions),
         reward=stack([s.reward for s in after]),
-        mask=~ended,
+        mask=~ended.to(rng.key.device),
         terminated=to_tensor(state.terminated),
         truncated=to_tensor(state.truncated),
         action_mask=None if state.action_mask is None else stack([s.action_mask for s in before]),

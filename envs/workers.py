@@ -73,7 +73,8 @@ class Workers:
                 self.restarts += 1
             pool, future = self._pool, self._submit(job)
         raise RuntimeError(
-            f"a worker process died {RESTARTS} times while playing the same episodes: run with --workers 0 to see why"
+            f"a worker process died {RESTARTS} times while playing the same episodes: run without workers to see why; a script "
+            'of one\'s own must make them under `if __name__ == "__main__":`'
         )
 
     def close(self) -> None:

@@ -109,17 +109,22 @@ class MLP:
         return torch.baddbmm(weights[-1], x, weights[-2])
 
     def _forward_numpy(self, weights: list[Any], obs: Any) -> Any:
+        """Also for one seed without its axis: weights [in, h], obs [M, ...] -> [M, O], by the cheaper product of matrices."""
+        dtype, flat = weights[0].dtype, weights[0].ndim == 2
         if self.one_hot:
-            x = np.eye(self.inputs, dtype=weights[0].dtype)[obs]
+            x = np.eye(self.inputs, dtype=dtype)[obs]
         else:
-            x = obs.reshape(*obs.shape[:2], self.inputs).astype(weights[0].dtype, copy=False)
+            if obs.ndim != weights[0].ndim:
+                obs = obs.reshape(*obs.shape[: 2 - flat], self.inputs)
+            x = obs if obs.dtype == dtype else obs.astype(dtype)
+        product = np.dot if flat else np.matmul
         for i in range(0, len(weights) - 2, 2):
-            x = np.matmul(x, weights[i])
+            x = product(x, weights[i])
             x += weights[i + 1]
             if self.activation == "tanh":
-                np.tanh(x, out=x)
+                np.tanh(x, x)
             else:
-                np.logaddexp(x, 0, out=x)
-        x = np.matmul(x, weights[-2])
+                np.logaddexp(x, 0, x)
+        x = product(x, weights[-2])
         x += weights[-1]
         return x

@@ -137,10 +137,15 @@ class Actor:
         self._head: Array = theta[:, net.size :].repeat_interleave(n, 0)
         if backend == "numpy":
             weights, self._head = [w.cpu().numpy() for w in weights], self._head.cpu().numpy()
+        self._alone = backend == "numpy" and len(theta) == 1 and isinstance(net, MLP)
+        if self._alone:
+            weights = [np.ascontiguousarray(w[0]) for w in weights]
         self._weights, self._forward, self._shape = weights, net.forward, (len(theta), n)
         self._sample = head.sampler(self._head)
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
+        if self._alone:
+            return self._sample(self._forward(self._weights, obs), action_mask, rng)
         out = self._forward(self._weights, obs.reshape(self._shape + obs.shape[1:]))
         return self._sample(out.reshape(-1, out.shape[-1]), action_mask, rng)
 
