@@ -37,26 +37,21 @@ from pgrl.problem import Problem
 AGENTS: dict[str, Agent] = {"N-PG-IGT": NPGIGT(step_size=0.02), "N-HARPG": NHARPG(step_size=0.02)}
 
 
-def _iterations(agent: Agent, problem: Problem, warm: int = 3) -> Iterator[int]:
-    """Environment steps of one iteration after another, after a few that are not counted."""
-    state, t = agent.init(problem.theta()), 0
-    while True:
+def warmed(agent: Agent, problem: Problem, iterations: int) -> Any:
+    """The agent's state after some training: episodes of an untrained policy that falls at once measure little but overhead."""
+    state = agent.init(problem.theta())
+    for t in range(iterations):
+        state, _ = agent.step(state, problem.iteration(t))
+    return state
+
+
+def steps_per_second(agent: Agent, problem: Problem, state: Any, seconds: float) -> float:
+    begun, steps, t = time.perf_counter(), 0, 1_000_000
+    while (elapsed := time.perf_counter() - begun) < seconds:
         world = problem.iteration(t)
         state, _ = agent.step(state, world)
-        t += 1
-        if t > warm:
-            yield int(world.env_steps().sum())
-
-
-def steps_per_second(agent: Agent, problem: Problem, seconds: float) -> float:
-    iterations = _iterations(agent, problem)
-    next(iterations)
-    begun, steps = time.perf_counter(), 0
-    for taken in iterations:
-        steps += taken
-        if (elapsed := time.perf_counter() - begun) > seconds:
-            return steps / elapsed
-    raise AssertionError("unreachable")
+        steps, t = steps + int(world.env_steps().sum()), t + 1
+    return steps / elapsed
 
 
 def physics_floor(env: Any, actions: list[Any], seconds: float) -> float:
@@ -90,11 +85,12 @@ def mujoco_rows(task: str, seeds: int, seconds: float) -> Iterator[str]:
     policy = policy_for(env, hidden=(64, 64))
     with Workers(env, max(1, cpus() - 1)) as workers:
         problem = Problem(env, policy, 0.99, tuple(range(seeds)), env.horizon, workers=workers)
-        tau = problem.evaluate(problem.theta(), max(1, 16 // seeds), 0)
-        actions = [a[m].numpy() for a, m in zip(tau.action.transpose(0, 1), tau.mask.T, strict=True)]
         for name, agent in AGENTS.items():
+            state = warmed(agent, problem, 3 if not env.terminates else 100)
+            tau = problem.evaluate(state.theta, max(1, 16 // seeds), 0)
+            actions = [a[m].numpy() for a, m in zip(tau.action.transpose(0, 1), tau.mask.T, strict=True)]
             floors = [physics_floor(env, actions, seconds / 4)]
-            ours = steps_per_second(agent, problem, seconds)
+            ours = steps_per_second(agent, problem, state, seconds)
             floors.append(physics_floor(env, actions, seconds / 4))
             floor = statistics.mean(floors)
             length = float(tau.mask.sum(0).double().mean())
@@ -107,7 +103,7 @@ def gridworld_rows(seconds: float) -> Iterator[str]:
     for seeds in (1, 10, 100, 1000):
         problem = Problem(env, policy, 0.95, tuple(range(seeds)), 50)
         for name, agent in AGENTS.items():
-            ours = steps_per_second(agent, problem, seconds)
+            ours = steps_per_second(agent, problem, warmed(agent, problem, 3), seconds)
             yield f"| {seeds:,} | {name} | {ours:,.0f} | {1e6 / ours:,.2f} |"
 
 
@@ -139,23 +135,36 @@ def _median_seconds(work: Callable[[], Tensor]) -> float:
     return statistics.median(taken)
 
 
-def memory_row(task: str, seeds: int) -> str:
-    """Peak memory of a process that makes three iterations of N-HARPG."""
-    code = (
-        "import resource, torch; from envs.mujoco_env import MujocoEnv; from pgrl.policy import policy_for\n"
-        "from pgrl.problem import Problem; from pgrl.agents.n_harpg import NHARPG\n"
-        f"env = MujocoEnv({task!r}); policy = policy_for(env, hidden=(64, 64), log_std=-1.0)\n"
-        "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        f"problem = Problem(env, policy, 0.99, tuple(range({seeds})), env.horizon); agent = NHARPG(0.02)\n"
-        "state = agent.init(problem.theta()); steps = 0\n"
-        "for t in range(3):\n"
-        "    world = problem.iteration(t); state, _ = agent.step(state, world)\n"
-        "    steps = max(steps, sum(tau.mask.numel() for tau in world.sampled))\n"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(policy.size, steps, (peak - base) / 1024)"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    return f"| {task} | {seeds} | {int(out[0]):,} | {int(out[1]):,} | {float(out[2]):,.0f} |"
+MEMORY = """
+import resource, sys
+from envs.mujoco_env import MujocoEnv
+from pgrl.agents.n_harpg import NHARPG
+from pgrl.policy import policy_for
+from pgrl.problem import Problem
+
+task, seeds, horizon = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+env = MujocoEnv(task)
+policy, agent = policy_for(env, hidden=(64, 64)), NHARPG(0.02)
+
+
+def peak(seeds, horizon):
+    problem = Problem(env, policy, 0.99, tuple(range(seeds)), horizon)
+    state = agent.init(problem.theta())
+    for t in range(3):
+        state, _ = agent.step(state, problem.iteration(t))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+base = peak(1, 2)  # libraries loaded, nothing large yet
+print(policy.size, (peak(seeds, horizon) - base) / 1024)
+"""
+
+
+def memory_row(task: str, seeds: int, horizon: int) -> str:
+    """Peak memory of a fresh process that makes iterations of N-HARPG, above that of a tiny problem."""
+    command = [sys.executable, "-c", MEMORY, task, str(seeds), str(horizon)]
+    size, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return f"| {task} | {int(size):,} | {seeds} | {horizon:,} | {float(peak):,.0f} |"
 
 
 def import_seconds() -> float:
@@ -202,7 +211,7 @@ def bench(
         "| task | seeds | parameters | steps of an iteration (padded) | peak memory above start, MiB |", "|---|---|---|---|---|"
     )
     for seeds in (5, 10, 20):
-        say(memory_row(tasks[-1], seeds))
+        say(memory_row("HumanoidStandup-v5", seeds))
     torch.set_num_threads(1)
     say("", "| gridworld, seeds | method | environment steps/s | µs a step |", "|---|---|---|---|")
     for row in gridworld_rows(seconds / 2):
