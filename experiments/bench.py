@@ -207,11 +207,9 @@ def bench(
         "|---|---|---|---|---|---|",
     )
     say(hessian_row(tasks[0]), "")
-    say(
-        "| task | seeds | parameters | steps of an iteration (padded) | peak memory above start, MiB |", "|---|---|---|---|---|"
-    )
-    for seeds in (5, 10, 20):
-        say(memory_row("HumanoidStandup-v5", seeds))
+    say("| task | parameters D | seeds | horizon | peak memory of N-HARPG, MiB |", "|---|---|---|---|---|")
+    for seeds, horizon in ((5, 200), (10, 200), (10, 400), (20, 400)):
+        say(memory_row("HumanoidStandup-v5", seeds, horizon))
     torch.set_num_threads(1)
     say("", "| gridworld, seeds | method | environment steps/s | µs a step |", "|---|---|---|---|")
     for row in gridworld_rows(seconds / 2):
