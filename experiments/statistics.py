@@ -6,7 +6,7 @@ Edge of the Statistical Precipice" (NeurIPS 2021) recommend for few runs. Seeds 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,25 +43,6 @@ def bootstrap_interval(
         return _quantiles(_resampled_iqm(x, picks), level)
     rows = max(1, _CHUNK // max(1, x.size))
     samples = [statistic(x[picks[i : i + rows]], axis=1) for i in range(0, resamples, rows)]
-    return _quantiles(np.concatenate(samples), level)
-
-
-def stratified_interval(
-    tasks: Sequence[ArrayLike], statistic: Statistic = iqm, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[Any, Any]:
-    """The same for a statistic of several tasks' scores pooled along axis 0; seeds are resampled within each task.
-
-    tasks: one [S_m] or [S_m, K] per task, S_m may differ. Source: stratified bootstrap of Agarwal et al. 2021.
-    """
-    scores = [_checked(task) for task in tasks]
-    if not scores:
-        raise ValueError("no task given")
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // max(1, sum(s.size for s in scores)))
-    samples = []
-    for i in range(0, resamples, rows):
-        n = min(rows, resamples - i)
-        samples.append(statistic(np.concatenate([s[rng.integers(0, len(s), (n, len(s)))] for s in scores], axis=1), axis=1))
     return _quantiles(np.concatenate(samples), level)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.statistics import bootstrap_interval, iqm, loglog_slope, stratified_interval
+from experiments.statistics import bootstrap_interval, iqm, loglog_slope
 
 RNG = np.random.default_rng(1)
 
@@ -56,15 +56,6 @@ def test_one_seed_has_an_interval_of_no_width_and_many_fit_in_memory() -> None:
     low, high = bootstrap_interval(RNG.standard_normal((1000, 50)), np.mean, resamples=200)
     assert low.shape == (50,)
     assert np.all(low < high)
-
-
-def test_stratified_with_one_task_is_plain_and_keeps_each_tasks_share() -> None:
-    x = RNG.standard_normal(12)
-    assert stratified_interval([x], np.mean) == bootstrap_interval(x, np.mean)
-    constant = [np.full(3, 1.0), np.full(7, 5.0)]  # resampled within tasks nothing varies
-    assert stratified_interval(constant, np.mean) == (3.8, 3.8)
-    with pytest.raises(ValueError, match="no task"):
-        stratified_interval([])
 
 
 def test_slope_against_scipy_and_weights() -> None:
