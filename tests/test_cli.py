@@ -1,6 +1,7 @@
 """End to end through the command line: train, resume after kill -9, evaluate, draw; and one clear sentence for bad input."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -300,6 +301,26 @@ def test_an_agent_and_an_environment_from_outside(tmp_path: Path) -> None:
     pgrl("check-env", f"{env}:make")
     pgrl("train", "n-harpg", "--env", f"{env}:make", "--seeds", 2, "--env-steps", 500, "--out", tmp_path / "ours")
     pgrl("eval", tmp_path / "ours", "--episodes", 3)
+
+
+def test_the_examples_of_the_readme(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    agent, env = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "mine.py").write_text(agent)
+    (tmp_path / "world.py").write_text(env)
+    mine, world = f"{tmp_path / 'mine.py'}:agent", f"{tmp_path / 'world.py'}:make"
+    pgrl("train", mine, "--env", "CartPole-v1", "--eta", 0.5, "--env-steps", 2000, "--seeds", 2, "--out", tmp_path / "cartpole")
+    pgrl("check", mine, "--seeds", 500, "--iterations", 4)
+    pgrl("check-env", world)
+    pgrl("train", "n-harpg", "--env", world, "--env-steps", 500, "--seeds", 2, "--out", tmp_path / "target")
+
+
+@pytest.mark.parametrize("env", ["lqr", "garnet:3"])
+@pytest.mark.parametrize("algo", sorted(register()))
+def test_recipes_of_exact_worlds_learn(tmp_path: Path, algo: str, env: str) -> None:
+    pgrl("train", algo, "--env", env, "--env-steps", 4000, "--seeds", 4, "--quiet", "--out", tmp_path / "run")
+    first, *_, last = rows(tmp_path / "run")
+    assert sum(last["eval/gap"]) < sum(first["eval/gap"])
 
 
 @pytest.mark.slow
