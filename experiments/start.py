@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import pickle
 import shutil
 import sys
 import tempfile
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def _made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
         yield problem, agent
         return
     try:
-        pickle.dumps(problem.env)  # as it travels to another process of this run; nothing is written
+        ForkingPickler.dumps(problem.env)  # as it travels to another process of this run; nothing is written
     except Exception as error:
         raise UserError(f"--workers {count}: {config['env']} cannot be copied to another process ({error}); use 0") from error
     with Workers(problem.env, count) as workers:
