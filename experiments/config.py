@@ -172,16 +172,19 @@ def observation_size(env: Env) -> tuple[int, int]:
 
 def choose_device(train: Train) -> str:
     """`auto`: the CPU, unless CUDA is there and an iteration of the policy gradient is measured to be faster on it."""
-    tensors = train.env.partition(":")[0] in OWN or make_env(train.env, train.horizon).backend == "torch"
+
+    def on_tensors() -> bool:
+        return train.env.partition(":")[0] in OWN or make_env(train.env, train.horizon).backend == "torch"
+
     if train.device != "auto":
         if train.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"--device {train.device}: this machine has no CUDA device; use --device cpu")
         if train.device.partition(":")[0] not in ("cpu", "cuda"):
             raise UserError(f"--device is {train.device!r}, expected auto, cpu or cuda")
-        if train.device.startswith("cuda") and not tensors:
+        if train.device.startswith("cuda") and not on_tensors():
             raise UserError(f"--device {train.device}: {train.env} runs on the CPU, episode by episode; use --device cpu")
         return train.device
-    if not torch.cuda.is_available() or not tensors:
+    if not torch.cuda.is_available() or not on_tensors():
         return "cpu"
     return min(("cpu", "cuda"), key=lambda device: _iteration_seconds(make_problem(train, device)))
 

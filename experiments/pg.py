@@ -113,14 +113,15 @@ def train(
     def go(asked: list[int]) -> None:
         nonlocal training
         if run.empty:
-            log(run, problem, exact, settings, training, {}, None, evaluate=True)
+            log(run, problem, exact, settings, training, {}, None, None, evaluate=True)
         while bool((training.env_steps < settings.env_steps).any()):
-            used = float(training.env_steps.double().mean())
+            used, theta = float(training.env_steps.double().mean()), training.state.theta
             training, metrics, world = step(problem, agent, training, settings.env_steps)
             now = float(training.env_steps.double().mean())
             last = not bool((training.env_steps < settings.env_steps).any())
             if last or due(settings.log_rows, used, now):
-                log(run, problem, exact, settings, training, metrics, world, last or due(settings.evaluations, used, now))
+                evaluate = last or due(settings.evaluations, used, now)
+                log(run, problem, exact, settings, training, metrics, world, theta, evaluate)
             if last or asked or due(settings.checkpoints, used, now):
                 save()
             tick(int(now))
@@ -165,9 +166,9 @@ def step(problem: Problem, agent: Agent, training: Training, budget: int) -> tup
     )
     returns, lengths = world.episode_returns()
     norms = {"train/direction_norm": norm(new.d)[:, 0], "train/update_norm": norm(new.theta - pick(state.theta))[:, 0]}
-    metrics = {**metrics, **norms, "rollout/return": returns, "rollout/length": lengths, "theta_before": state.theta}
+    metrics = {**metrics, **norms, "rollout/return": returns, "rollout/length": lengths}
     for name, x in metrics.items():
-        if isinstance(x, Tensor) and x.shape not in ((), (len(rows),)) and name != "theta_before":
+        if isinstance(x, Tensor) and x.shape not in ((), (len(rows),)):
             raise UserError(f"metric {name!r} of the agent has shape {tuple(x.shape)}, expected a number or one for each seed")
     spread = {name: _spread(x, rows, S) if isinstance(x, Tensor) and x.dim() == 1 else x for name, x in metrics.items()}
     return after, spread, world
@@ -195,17 +196,20 @@ def log(
     training: Training,
     metrics: Metrics,
     world: Iteration | None,
+    before: Tensor | None,
     evaluate: bool,
 ) -> None:
-    """One row of metrics: the agent's own, exact ones where they exist, evaluation episodes where they do not."""
+    """One row of metrics: the agent's own, exact ones where they exist, evaluation episodes where they do not.
+
+    before  θ of the last iteration, where its direction was the agent's estimate; None before the first
+    """
     theta, steps = training.state.theta, training.env_steps.double()
     row: dict[str, Any] = {"iteration": training.iteration, "env_steps": steps}
-    before = metrics.pop("theta_before", None)
     row |= metrics
     if exact is not None:
         row["eval/J"], row["eval/gap"] = exact.J(theta), exact.gap(theta)
         row["eval/gradient_norm"] = norm(gradient(exact, theta))[:, 0]
-        if isinstance(before, Tensor):
+        if before is not None:
             error = training.state.d.double() - gradient(exact, before, problem.horizon)
             taken = ~torch.as_tensor(metrics["train/direction_norm"]).isnan()
             row["train/estimator_error"] = torch.where(taken, norm(error)[:, 0].cpu(), torch.nan)
