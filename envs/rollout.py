@@ -30,14 +30,18 @@ AHEAD = 64  # time steps of noise drawn at once
 
 
 class Act(Protocol):
-    """Chooses an action for each of B episodes from what is seen; `rows` restricts it to some of them.
+    """Chooses an action for each of B episodes from what is seen; `rows` restricts it to some of them, for worker processes.
+
+    A class that inherits from this one and leaves `rows` out is for one process.
 
     Optional: `watch(ended)` is told before each choice which episodes have ended [B], whose actions nobody will look at.
     """
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array: ...
 
-    def rows(self, lo: int, hi: int) -> Act: ...
+    def rows(self, lo: int, hi: int) -> Act:
+        why = "episodes of tensor worlds are played in one process"
+        raise NotImplementedError(why)
 
 
 def rollout(

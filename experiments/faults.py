@@ -1,4 +1,4 @@
-"""Updates that were skipped because they were not finite: how many, and what they had to learn from.
+"""What goes wrong while a method runs: faults as sentences, and updates that were skipped because they were not finite.
 
 A method counts them in its state, in tensors called `skipped` (in all) and `failing` (in a row), [S].
 """
@@ -6,12 +6,15 @@ A method counts them in its state, in tensors called `skipped` (in all) and `fai
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from envs.core import Diverged, EnvironmentFault
+from experiments.errors import UserError
 from gflownet.problem import tensors_of
 
 KEPT = 3
@@ -38,3 +41,14 @@ def keep_fault(folder: Path, iteration: int, batch: dict[str, Tensor]) -> None:
         )
         for old in sorted(faults.glob("*.safetensors"))[:-KEPT]:
             old.unlink()
+
+
+@contextlib.contextmanager
+def faults_as_sentences(where: str) -> Iterator[None]:
+    """Faults of environment, reward and objective as UserError; `where` names the iteration or the round."""
+    try:
+        yield
+    except (EnvironmentFault, Diverged) as error:
+        raise UserError(f"{error}; {where}", exit_code=5) from error
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error

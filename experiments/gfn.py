@@ -8,18 +8,16 @@ until every seed has visited its states:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from envs.core import Diverged, EnvironmentFault
 from envs.enumeration import Enumeration
 from experiments.errors import UserError
-from experiments.faults import failing, keep_fault, skipped
+from experiments.faults import failing, faults_as_sentences, keep_fault, skipped
 from experiments.gfn_config import Train, step_of
 from experiments.gfn_metrics import DESCRIPTIONS, evaluation, modes
 from experiments.gfn_worlds import refuse_bad_reward
@@ -150,7 +148,7 @@ def train(
             row["time/states_per_second"] = training.states * len(problem.seeds) / max(run.wall, 1e-9)
         row |= modes(training.found_at)
         if evaluate:
-            with faults_as_sentences(training.iteration):
+            with faults_as_sentences(f"iteration {training.iteration}"):
                 row |= evaluation(method, training.state, problem, truth, training.window, training.iteration)
         run.log(training.states, {tag: x.tolist() if isinstance(x, Tensor) else x for tag, x in row.items()})
 
@@ -192,16 +190,5 @@ def train(
 
 def _step(step: Step, state: Any, problem: Problem, t: int) -> tuple[Any, Outcome]:
     """One iteration. When it fails nothing is saved: the state is used up."""
-    with faults_as_sentences(t):
+    with faults_as_sentences(f"iteration {t}"):
         return step(state, problem, t)
-
-
-@contextmanager
-def faults_as_sentences(t: int) -> Iterator[None]:
-    """Faults of environment, reward and objective in iteration t as UserError."""
-    try:
-        yield
-    except (EnvironmentFault, Diverged) as error:
-        raise UserError(f"{error}; iteration {t}", exit_code=5) from error
-    except ValueError as error:
-        raise UserError(f"iteration {t}: {error}") from error

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.core import EnvironmentFault
 from envs.dag_search import TooManyStates
 from envs.enumeration import enumerate_dag
 from envs.hypergrid import HyperGrid
 from experiments.errors import MissingPackage, UserError
+from experiments.faults import faults_as_sentences
 from experiments.gfn_config import Choice, Train, as_config, defaults, from_config, make_method
 from experiments.gfn_worlds import find_world, make_world, refuse_bad_reward
 from experiments.log import read_metrics
@@ -194,12 +194,8 @@ def _round(begun: Made, known: Tensor, s: int, i: int, tick: Callable[[int], Non
     def seen(visited: int) -> None:
         tick(settings.states * i + (settings.states * s + min(visited, settings.states)) // settings.seeds)
 
-    try:
+    with faults_as_sentences(f"round {i + 1}"):
         return one_round(begun.pool, begun.proxy, begun.method, settings, settings.seed + s, i, known, seen)
-    except EnvironmentFault as error:
-        raise UserError(f"{error}; round {i + 1}", exit_code=5) from error
-    except ValueError as error:
-        raise UserError(f"round {i + 1}: {error}") from error
 
 
 def _row(begun: Made, known: Tensor, i: int, done: list[Round]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -19,6 +19,9 @@ from tyro.conf import OmitArgPrefixes, Positional
 from experiments.errors import UserError
 from experiments.threads import quiet
 from experiments.verbs import Verb, parse, run_verb, value_of
+
+if TYPE_CHECKING:
+    from experiments.gfn_config import Choice
 
 PLAIN: Any = OmitArgPrefixes  # flags without the name of the field that holds them
 USAGE = "usage: gflownet {train,active,resume,eval,curves,law,check-env,list,doctor} ...   (gflownet VERB --help says more)"
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(arguments: list[str]) -> None:
     """gflownet train ENV --objective NAME: the recipe's settings first, then what the command line says."""
-    from experiments.gfn_config import Choice, Knobs, Train, as_config, choose_device, defaults, find_method
+    from experiments.gfn_config import Train, as_config, choose_device, defaults
     from experiments.gfn_start import start
     from experiments.gfn_worlds import find_world
 
@@ -47,29 +50,9 @@ def train(arguments: list[str]) -> None:
     if not name:
         raise UserError(f"got no objective: gflownet train {env} --objective NAME, with NAME from `gflownet list`")
     settings, choice, recipe = defaults(name, env, value_of(rest, "--preset") or Train.preset)
-    entry = find_method(name)
-    parts: dict[str, tuple[Any, dict[str, Any]]] = {"world": (find_world(env).knobs, choice.world)}
-    parts["method"] = (Knobs if entry.objective else entry.make, choice.knobs)
-    if entry.objective:
-        parts["loss"] = (entry.make, choice.objective)
-    command = dataclasses.make_dataclass(
-        "Command",
-        [
-            ("objective", str, dataclasses.field(default=name)),
-            ("train", PLAIN[Train], dataclasses.field(default=settings)),
-            *_flags(parts),
-            ("out", Path | None, dataclasses.field(default=None)),
-            ("quiet", bool, dataclasses.field(default=False)),
-        ],
-    )
     about = f"Train {name} on {env}.\n\nRecipe: {recipe.note or 'none'}"
-    parsed = parse(command, f"gflownet train {env}", about, rest)
-    chosen = {
-        part: {f.name: getattr(getattr(parsed, part), f.name) for f in dataclasses.fields(kind)}
-        for part, (kind, _) in parts.items()
-    }
-    chosen["method"].pop("objective", None)
-    choice = Choice(name, chosen.get("loss", {}), chosen["method"], env, chosen["world"])
+    own = [("train", PLAIN[Train], dataclasses.field(default=settings))]
+    parsed, choice = _asked(f"gflownet train {env}", about, choice, own, rest)
     config = as_config(choice, parsed.train, choose_device(choice, parsed.train))
     start(config, parsed.out, ["gflownet", "train", *arguments], parsed.quiet)
 
@@ -78,8 +61,6 @@ def active(arguments: list[str]) -> None:
     """gflownet active hypergrid --objective NAME: rounds of a proxy, a generator trained on it, and new rewards."""
     from experiments.gfn_active import config_of, settings_for
     from experiments.gfn_active import start as start_rounds
-    from experiments.gfn_config import Choice, Knobs, find_method
-    from experiments.gfn_worlds import find_world
     from gflownet.active import Settings
 
     help_wanted = bool({"-h", "--help"} & set(arguments))
@@ -91,31 +72,42 @@ def active(arguments: list[str]) -> None:
     env, rest = arguments[0], arguments[1:]
     preset = value_of(rest, "--preset") or "recipe"
     settings, choice, note = settings_for(name, env, preset)
-    entry = find_method(name)
-    parts: dict[str, tuple[Any, dict[str, Any]]] = {"world": (find_world(env).knobs, choice.world)}
+    about = f"Active learning with {name} on {env}.\n\nRecipe: {note or 'none'}"
+    own = [
+        ("preset", str, dataclasses.field(default=preset)),
+        ("settings", PLAIN[Settings], dataclasses.field(default=settings)),
+    ]
+    parsed, choice = _asked(f"gflownet active {env}", about, choice, own, rest)
+    start_rounds(config_of(choice, parsed.settings), parsed.out, ["gflownet", "active", *arguments], parsed.quiet)
+
+
+def _asked(program: str, about: str, choice: Choice, own: list[Any], arguments: list[str]) -> tuple[Any, Choice]:
+    """(the parsed command, what it chooses), from the flags of a world, a method and its objective beside the verb's `own`."""
+    from experiments.gfn_config import Choice, Knobs, find_method
+    from experiments.gfn_worlds import find_world
+
+    entry = find_method(choice.method)
+    parts: dict[str, tuple[Any, dict[str, Any]]] = {"world": (find_world(choice.env).knobs, choice.world)}
     parts["method"] = (Knobs if entry.objective else entry.make, choice.knobs)
     if entry.objective:
         parts["loss"] = (entry.make, choice.objective)
     command = dataclasses.make_dataclass(
         "Command",
         [
-            ("objective", str, dataclasses.field(default=name)),
-            ("preset", str, dataclasses.field(default=preset)),
-            ("settings", PLAIN[Settings], dataclasses.field(default=settings)),
+            ("objective", str, dataclasses.field(default=choice.method)),
+            *own,
             *_flags(parts),
             ("out", Path | None, dataclasses.field(default=None)),
             ("quiet", bool, dataclasses.field(default=False)),
         ],
     )
-    about = f"Active learning with {name} on {env}.\n\nRecipe: {note or 'none'}"
-    parsed = parse(command, f"gflownet active {env}", about, rest)
+    parsed = parse(command, program, about, arguments)
     chosen = {
         part: {f.name: getattr(getattr(parsed, part), f.name) for f in dataclasses.fields(kind)}
         for part, (kind, _) in parts.items()
     }
     chosen["method"].pop("objective", None)
-    choice = Choice(name, chosen.get("loss", {}), chosen["method"], env, chosen["world"])
-    start_rounds(config_of(choice, parsed.settings), parsed.out, ["gflownet", "active", *arguments], parsed.quiet)
+    return parsed, Choice(choice.method, chosen.get("loss", {}), chosen["method"], choice.env, chosen["world"])
 
 
 def _flags(parts: dict[str, tuple[Any, dict[str, Any]]]) -> list[tuple[str, Any, Any]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from envs.core import Array, to_tensor
 from envs.enumeration import Enumeration
 from envs.random import Rng
+from envs.rollout import Act
 from gflownet import metrics as measure
 from gflownet.evaluation import exact_law, log_p
 from gflownet.metrics import Window
@@ -138,7 +139,7 @@ def fresh(method: Method, state: Any, problem: Problem, n: int, t: int) -> tuple
     return problem.by_seed(tau.last), problem.by_seed(problem.env.log_reward(tau.last))
 
 
-class Policies:
+class Policies(Act):
     """The policies of all seeds as an Act for S·n episodes; a method with several heads plays one of them to the end.
 
     u  [S·n] uniform, decides the head
@@ -157,6 +158,3 @@ class Policies:
         cdf = log_pf[(self._u * len(log_pf)).long(), self._seed, groups.row].exp().cumsum(-1)
         action = (cdf < u.to(cdf) * cdf[:, -1:]).sum(-1)
         return action.numpy() if self._problem.env.backend == "numpy" else action
-
-    def rows(self, lo: int, hi: int) -> Policies:
-        raise NotImplementedError("episodes of tensor worlds are played in one process")

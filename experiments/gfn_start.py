@@ -18,7 +18,8 @@ from torch import Tensor
 from envs.enumeration import Enumeration
 from experiments import checkpoint as checkpoints
 from experiments.errors import UserError
-from experiments.gfn import DESCRIPTIONS, Training, faults_as_sentences
+from experiments.faults import faults_as_sentences
+from experiments.gfn import DESCRIPTIONS, Training
 from experiments.gfn import train as run_loop
 from experiments.gfn_config import Train, as_config, defaults, from_config, make_method, make_problem
 from experiments.gfn_metrics import against, fresh, has_policy, of_the_policy
@@ -106,7 +107,7 @@ def evaluate(folder: Path, samples: int, checkpoint: Path | None) -> None:
     if samples < 1:
         raise UserError(f"--samples is {samples}, expected at least 1")
     _, (_, method, problem, exact, training) = opened(folder, checkpoint)
-    with faults_as_sentences(training.iteration):
+    with faults_as_sentences(f"iteration {training.iteration}"):
         columns = _known(method, problem, exact, training, samples)
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(["seed", *columns])

@@ -26,7 +26,7 @@ from gflownet.local_search import LocalSearch, local_search
 from gflownet.model import Model, net_for
 from gflownet.objectives import Objective
 from gflownet.optimiser import Adam
-from gflownet.problem import INIT, ITERATION, Metrics, Outcome, Problem
+from gflownet.problem import INIT, ITERATION, Metrics, Outcome, Problem, skipped_batch
 from gflownet.replay import REPLAY, Replay
 from gflownet.sampler import Exploration, sampler
 from gflownet.table import Static, TableSampler
@@ -157,7 +157,9 @@ class GFlowNet:
             "train/skipped": state.adam.skipped,
             "rollout/length": length,
         }
-        fault = {} if static or problem.device != "cpu" or bool(fine.all()) else _batch(tau, log_reward, loss.detach(), fine)
+        fault = (
+            {} if static or problem.device != "cpu" or bool(fine.all()) else skipped_batch(tau, log_reward, loss.detach(), fine)
+        )
         return State(theta, state.adam, state.target, log_z, replay), Outcome(objects, rewards, metrics, fault)
 
     def _build(
@@ -226,17 +228,3 @@ def _together(seeds: int, one: tuple[Trajectories, Tensor], other: tuple[Traject
     place = torch.arange(seeds * (n + m), device=one[1].device)
     order = torch.cat([place[: seeds * n].view(seeds, n), place[seeds * n :].view(seeds, m)], 1).flatten()
     return both.columns(order), torch.cat([one[1], other[1]])[order]
-
-
-def _batch(tau: Trajectories, log_reward: Tensor, loss: Tensor, fine: Tensor) -> dict[str, Any]:
-    """What an update that was skipped had to learn from."""
-    assert tau.last is not None
-    return {
-        "obs": tau.obs,
-        "action": tau.action,
-        "mask": tau.mask,
-        "last": tau.last,
-        "log_reward": log_reward,
-        "loss": loss,
-        "fine": fine,
-    }

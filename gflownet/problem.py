@@ -75,6 +75,13 @@ class Outcome(NamedTuple):
     fault: dict[str, Tensor] = {}  # noqa: RUF012  never written to
 
 
+def skipped_batch(tau: Trajectories, log_reward: Tensor, loss: Tensor, fine: Tensor) -> dict[str, Tensor]:
+    """`Outcome.fault`: what an update that was skipped had to learn from."""
+    assert tau.last is not None
+    batch = {"obs": tau.obs, "action": tau.action, "mask": tau.mask, "last": tau.last}
+    return {**batch, "log_reward": log_reward, "loss": loss, "fine": fine}
+
+
 @runtime_checkable
 class Method(Protocol):
     """A frozen dataclass of knobs: a GFlowNet with some objective, or what it is compared with.

@@ -6,20 +6,21 @@ prioritised  half of a draw from the tenth with the highest rewards, half from t
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from envs.core import Array, Trajectories
 from envs.random import Rng
+from envs.rollout import Act
 from gflownet.problem import Problem
 
 REPLAY = ("none", "fifo", "prioritised")
 TOP = 0.1
 
 
-class Recorded:
+class Recorded(Act):
     """An Act that does what is written: action [T, B]."""
 
     def __init__(self, action: Tensor, numpy: bool) -> None:
@@ -27,9 +28,6 @@ class Recorded:
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
         return next(self._actions)
-
-    def rows(self, lo: int, hi: int) -> Any:
-        raise NotImplementedError("episodes of tensor worlds are played in one process")
 
 
 def replayed(problem: Problem, action: Tensor) -> Trajectories:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from envs.core import Array, DagEnv, Diverged
 from envs.random import Rng
+from envs.rollout import Act
 from gflownet.model import Model
 from gflownet.networks import MLP
 from gflownet.tape import Tape
@@ -62,7 +63,7 @@ def cumulative(logits: Tensor, legal: Tensor, explore: Exploration) -> Tensor:
     return p.cumsum(-1)
 
 
-class Sampler:
+class Sampler(Act):
     """In torch, on any device, without reading a number back."""
 
     tape = None
@@ -84,11 +85,8 @@ class Sampler:
         action = (cdf < u * cdf[:, -1:]).sum(-1)  # strictly: a move of probability zero is never drawn
         return action.numpy() if self._numpy else action
 
-    def rows(self, lo: int, hi: int) -> Sampler:
-        raise NotImplementedError("episodes of tensor worlds are played in one process")
 
-
-class NumpySampler:
+class NumpySampler(Act):
     """The same in numpy, with memory. u·total > cumsum counts the moves passed over."""
 
     def __init__(self, env: DagEnv, model: Model, theta: Tensor, n: int, explore: Exploration, head: Tensor | None) -> None:
@@ -141,9 +139,6 @@ class NumpySampler:
         if not np.isfinite(cdf[:, -1]).all():
             raise Diverged("the policy's numbers are not finite: try a smaller learning rate")
         return cdf
-
-    def rows(self, lo: int, hi: int) -> NumpySampler:
-        raise NotImplementedError("episodes of tensor worlds are played in one process")
 
 
 class _Memo:

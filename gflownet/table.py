@@ -19,6 +19,7 @@ from torch import Tensor
 from envs.core import Array, DagEnv, Trajectories
 from envs.enumeration import enumerate_dag
 from envs.random import Rng
+from envs.rollout import Act
 from gflownet.model import Model
 from gflownet.sampler import Exploration, cumulative
 
@@ -113,7 +114,7 @@ class Static:
         return number
 
 
-class TableSampler:
+class TableSampler(Act):
     """An Act that looks up what the policy does: the net sees every state once, however many episodes are played."""
 
     tape = None
@@ -133,6 +134,3 @@ class TableSampler:
         cdf = self._cdf[(self._index(torch.as_tensor(obs)) + self._offset) * self._heads + self._head]
         action = (cdf < torch.as_tensor(rng.uniform(1)) * cdf[:, -1:]).sum(-1)
         return action.numpy() if self._numpy else action
-
-    def rows(self, lo: int, hi: int) -> TableSampler:
-        raise NotImplementedError("episodes of tensor worlds are played in one process")

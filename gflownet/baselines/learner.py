@@ -11,7 +11,7 @@ from torch import Tensor
 from envs.core import DagEnv, Trajectories
 from gflownet.model import Model, net_for
 from gflownet.optimiser import Adam
-from gflownet.problem import INIT, Metrics, Outcome, Problem
+from gflownet.problem import INIT, Metrics, Outcome, Problem, skipped_batch
 
 
 def model_for(env: DagEnv, hidden: tuple[int, ...], tabular: bool, state_value: bool = False) -> Model:
@@ -58,5 +58,4 @@ class Learner(NamedTuple):
         }
         if problem.device != "cpu" or bool(fine.all()):
             return Outcome(objects, rewards, metrics)
-        learned_from = {"obs": tau.obs, "action": tau.action, "mask": tau.mask, "last": tau.last, "log_reward": log_reward}
-        return Outcome(objects, rewards, metrics, learned_from | {"loss": loss, "fine": fine})
+        return Outcome(objects, rewards, metrics, skipped_batch(tau, log_reward, loss, fine))

@@ -35,7 +35,7 @@ class ForwardLookingDB:
         return flows.mean(LOSSES[self.residual](delta))
 
     def log_z(self, flows: Flows) -> Tensor:
-        return forward_looking(flows)[0, :, 0]
+        return (flows.log_state_flow[0] + flows.log_reward_at[0])[:, 0]
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ class ForwardLookingSubTB:
         return flows.mean(subtrajectory_balance(log_flow, flows.log_pf, flows.log_pb, flows.visited, self.decay, self.residual))
 
     def log_z(self, flows: Flows) -> Tensor:
-        return forward_looking(flows)[0, :, 0]
+        return (flows.log_state_flow[0] + flows.log_reward_at[0])[:, 0]
