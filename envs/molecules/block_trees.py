@@ -1,0 +1,244 @@
+"""Trees of building blocks as a DAG: start from any block, attach blocks one by one at open points, stop.
+
+    state      a tree of at most K blocks in canonical form (`canonical.py`); equal observations are isomorphic trees
+    action     (node · S + site) · R + row: attach block row_block[row], by its site row_site[row], to an open point;
+               in the empty state node = site = 0 and row is a block's first; the last action stops. A = (K - 1) · S · R + 1
+    legal      one site of each orbit of open points under the tree's automorphisms, each of the R rows;
+               stop from `min_blocks` on, and nothing else in a tree of K blocks or without open points
+    parents    one edge for each orbit of leaves under the automorphisms (the source before a single block)
+
+Objects are finished trees up to isomorphism. Moves that an automorphism carries into each other are one move, and leaves
+likewise, so that an edge of the DAG is one pair (state, action) in both directions, and p(x) ∝ R(x) for each object needs no
+correction. Different trees can still be one molecule.
+
+Differs from the code of 2021: blocks with one SMILES are one block, all attachment points of a block are open, a tree of K
+blocks ends with a stop, and parents are exactly the states that lead here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.core import Array, Parents, State
+from envs.molecules.blocks import Blocks
+from envs.molecules.canonical import NODES, Canonical, Canoniser
+from envs.random import GOLDEN, Rng, mix
+
+LogReward = Callable[[Tensor], Tensor]
+
+
+def uniform(obs: Tensor) -> Tensor:
+    """R = 1."""
+    return torch.zeros(len(obs), dtype=torch.float64, device=obs.device)
+
+
+class BlockTrees:
+    """Trees of at most `max_blocks` blocks, at least `min_blocks` when finished.
+
+    log_reward  finished trees [M, K, 4] -> [M], log R
+
+    Raises ValueError for numbers out of range, and for a vocabulary that cannot reach `min_blocks`.
+    """
+
+    masked = True
+    backend: Literal["torch", "numpy"] = "torch"
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        log_reward: LogReward = uniform,
+        *,
+        max_blocks: int = 8,
+        min_blocks: int = 2,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not 2 <= max_blocks <= NODES or not 1 <= min_blocks <= max_blocks:
+            raise ValueError(
+                f"min_blocks is {min_blocks} and max_blocks {max_blocks}: expected 1 <= min_blocks <= max_blocks and "
+                f"2 <= max_blocks <= {NODES}"
+            )
+        room = blocks.capacity.sum(1)
+        if min_blocks > 2 and int(room.max()) < 2:
+            raise ValueError(
+                f"no tree of {min_blocks} blocks can be built: all {blocks.C} blocks have one attachment point; "
+                "add a block with two, or set min_blocks to 2"
+            )
+        self.blocks, self.max_blocks, self.min_blocks = blocks.to(device), max_blocks, min_blocks
+        self.device, self._log_reward = torch.device(device), log_reward
+        self.canonical = Canoniser(self.blocks)
+        K, S, R, C = max_blocks, blocks.S, blocks.R, blocks.C
+        self.n_actions = (K - 1) * S * R + 1
+        self._stop = self.n_actions - 1
+        self.horizon = K + 1
+        self.action_space = gymnasium.spaces.Discrete(self.n_actions)
+        self.observation_space = gymnasium.spaces.MultiDiscrete(np.tile([C + 1, K, S, S], (K, 1)))
+        words = torch.arange(1, 4 * K + 1, device=self.device)
+        self._words = (mix(words * GOLDEN) | 1).view(K, 4)
+        row = torch.arange(R, device=self.device)
+        self._begins = row == self.blocks.first_row[self.blocks.row_block]
+        self._closes = self.blocks.capacity.sum(1)[self.blocks.row_block] == 1  # rows that leave no point open of their own
+
+    # -- the walk
+
+    def reset(self, n: int, rng: Rng) -> State:
+        obs = torch.zeros(n, self.max_blocks, 4, dtype=torch.int64, device=self.device)
+        return self.state_at(obs, torch.zeros(n, dtype=torch.bool, device=self.device))
+
+    def step(self, state: State, action: Array, rng: Rng) -> State:
+        grows = ~state.terminated & (action != self._stop)
+        # on the CPU the others are left out; elsewhere nobody asks how many they are
+        some = grows.nonzero()[:, 0] if self.device.type == "cpu" else torch.arange(len(grows), device=self.device)
+        grown = self.canonical(self.attached(state.obs[some], action[some].clamp_max(self._stop - 1)))
+        grew = grows[some]
+        assert state.action_mask is not None
+        obs = state.obs.index_copy(0, some, torch.where(grew[:, None, None], grown.obs, state.obs[some]))
+        mask = state.action_mask.index_copy(0, some, torch.where(grew[:, None], self.legal(grown), state.action_mask[some]))
+        return State(obs, state.reward, state.terminated | (action == self._stop), state.truncated, None, mask)
+
+    def state_at(self, obs: Array, terminated: Array) -> State:
+        never = torch.zeros_like(terminated)
+        return State(obs, never.float(), terminated, never, None, self.legal(self.canonical(obs)))
+
+    def attached(self, obs: Tensor, action: Tensor) -> Tensor:
+        """[M, K, 4] trees with one block more, not yet in canonical form."""
+        size = self.size(obs)
+        point, row = action // self.blocks.R, action % self.blocks.R
+        node, site = point // self.blocks.S, point % self.blocks.S
+        more = torch.stack([self.blocks.row_block[row] + 1, node, self.blocks.row_site[row], site], 1)
+        more[:, 1:] *= (size > 0)[:, None]
+        at = size.clamp_max(self.max_blocks - 1)[:, None, None].expand(-1, 1, 4)
+        return obs.scatter(1, at, more[:, None])
+
+    def legal(self, tree: Canonical) -> Tensor:
+        """[M, A] bool."""
+        blocks, K = self.blocks, tree.obs.shape[1]
+        size = self.size(tree.obs)
+        room = self._room(tree)
+        index, sites = torch.arange(K, device=room.device), torch.arange(blocks.S, device=room.device)
+        chosen = (tree.first == index)[..., None] & (tree.least == sites)
+        point = ((room > 0) & chosen & (size < K)[:, None, None])[:, : K - 1].flatten(1)
+        # a tree that must go on keeps a point open
+        tight = (room.sum((1, 2)) == 1) & (size + 1 < self.min_blocks)
+        row = ~(tight[:, None] & self._closes)
+        adds = point[:, :, None] & row[:, None]
+        adds[:, 0] |= (size == 0)[:, None] & self._begins
+        return torch.cat([adds.flatten(1), (size >= self.min_blocks)[:, None]], 1)
+
+    def size(self, obs: Tensor) -> Tensor:
+        """[M] blocks of each tree."""
+        return (obs[..., 0] > 0).sum(1)
+
+    def _room(self, tree: Canonical) -> Tensor:
+        """[M, K, S] partners that each site still takes."""
+        code = tree.obs[..., 0]
+        return (self.blocks.capacity[(code - 1).clamp_min(0)] - tree.partner) * (code > 0)[..., None]
+
+    # -- the DAG
+
+    def parents(self, obs: Tensor, terminated: Tensor) -> Parents:
+        size = self.size(obs)
+        ended = terminated.nonzero()[:, 0]
+        single = ((size == 1) & ~terminated).nonzero()[:, 0]
+        several = ((size > 1) & ~terminated).nonzero()[:, 0]
+        before, child, action = self._without_leaves(obs[several])
+        begun = self.blocks.first_row[obs[single, 0, 0] - 1]
+        return Parents(
+            torch.cat([ended, single, several[child]]),
+            torch.cat([obs[ended], torch.zeros_like(obs[single]), before]),
+            torch.cat([torch.full_like(ended, self._stop), begun, action]),
+        )
+
+    def leaves(self, tree: Canonical) -> Tensor:
+        """[M, K] bool: one leaf of each orbit; the only block of a tree is none."""
+        index = torch.arange(tree.obs.shape[1], device=tree.obs.device)
+        return (tree.partner.sum(2) == 1) & (tree.first == index)
+
+    def _without_leaves(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(trees with a leaf less [E, K, 4], which tree it was taken from [E], the action that puts it back [E])."""
+        child, leaf = self.leaves(self.canonical(obs)).nonzero(as_tuple=True)
+        tree, index = obs[child], torch.arange(self.max_blocks, device=obs.device)
+        at_root = leaf == 0
+        # where the leaf hung: its parent's site, or the site of the root's only partner
+        bond = tree[torch.arange(len(child), device=obs.device), torch.where(at_root, 1, leaf)]
+        node = torch.where(at_root, 0, bond[:, 1])
+        site, own = (torch.where(at_root, bond[:, i], bond[:, 5 - i]) for i in (2, 3))
+        block = tree[torch.arange(len(child), device=obs.device), leaf, 0] - 1
+        shifted = torch.nn.functional.pad(tree[:, 1:], (0, 0, 0, 1))
+        less = torch.where((index >= leaf[:, None])[..., None], shifted, tree)
+        less[..., 1] -= ((less[..., 1] > leaf[:, None]) | (at_root[:, None] & (less[..., 1] > 0))).long()
+        less[:, 0, 1:] = 0
+        found = self.canonical(less)
+        e = torch.arange(len(child), device=obs.device)
+        now, called = found.node[e, node], found.site[e, node, site]
+        point = found.first[e, now] * self.blocks.S + found.least[e, now, called]
+        return found.obs, child, point * self.blocks.R + self.blocks.row[block, own]
+
+    def edge_count(self, obs: Tensor, terminated: Tensor) -> Tensor:
+        """[M] edges into these states."""
+        leaves = self.leaves(self.canonical(obs)).sum(1)
+        return torch.where(terminated | (self.size(obs) == 1), 1, leaves)
+
+    def index(self, obs: Tensor) -> Tensor:
+        """[M] int64, a hash: another for another observation, up to collisions of 64 bits."""
+        return mix((obs * self._words).sum((1, 2)))
+
+    def propose(self, obs: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+        """A block more or a leaf less, with probability 1/2 each, uniform over the moves there are; what is impossible stays.
+
+        Returns (trees [M, K, 4], log q(x|x') - log q(x'|x) [M]).
+        """
+        u = rng.uniform(2).double()
+        tree, grow = self.canonical(obs), u[:, 0] < 0.5
+        adds = self.legal(tree)[:, :-1]
+        n_adds, leaves = adds.sum(1), self.leaves(tree) & (self.size(obs) > self.min_blocks)[:, None]
+        n_leaves = leaves.sum(1)
+        grow, shrink = grow & (n_adds > 0), ~grow & (n_leaves > 0)
+        pick = (u[:, 1] * n_adds).long()
+        action = (adds.cumsum(1) <= pick[:, None]).sum(1).clamp_max(self._stop - 1)
+        taller = self.canonical(self.attached(obs, action))
+        # every tree's leaves in turn, as `parents` lists them
+        none = torch.zeros(len(obs), dtype=torch.bool, device=obs.device)
+        edges = self.parents(obs, none)
+        nth = (u[:, 1] * n_leaves).long()
+        order = torch.argsort(edges.child, stable=True)
+        begin = torch.searchsorted(edges.child[order], torch.arange(len(obs), device=obs.device))
+        shorter = edges.obs[order[(begin + nth).clamp_max(len(order) - 1)]]
+        moved = torch.where(grow[:, None, None], taller.obs, torch.where(shrink[:, None, None], shorter, obs))
+        after = self.canonical(moved)
+        back = torch.where(grow, self.leaves(after).sum(1), self.legal(after)[:, :-1].sum(1)).double()
+        there = torch.where(grow, n_adds, n_leaves).double()
+        stays = ~(grow | shrink)
+        return moved, torch.where(stays, 0.0, there.clamp_min(1).log() - back.clamp_min(1).log())
+
+    # -- what trees are worth
+
+    def log_reward(self, obs: Tensor) -> Tensor:
+        worth = self._log_reward(obs).double()
+        if tuple(worth.shape) != (len(obs),):
+            raise ValueError(f"the reward returned shape {tuple(worth.shape)}, expected ({len(obs)},): one for each molecule")
+        if bool(torch.isnan(worth).any()) if self.device.type == "cpu" else False:
+            at = int(torch.isnan(worth).nonzero()[0])
+            raise ValueError(f"the reward of {self.describe(obs[at : at + 1])[0]} is not a number: mend the reward")
+        return worth
+
+    def log_reward_partial(self, obs: Tensor) -> Tensor:
+        """The same for unfinished trees; 0 for the empty one."""
+        there = self.size(obs) > 0
+        worth = torch.zeros(len(obs), dtype=torch.float64, device=obs.device)
+        worth[there] = self.log_reward(obs[there])
+        return worth
+
+    def describe(self, obs: Tensor) -> list[str]:
+        """Blocks in order, each with its parent's number, the parent's site and its own: benzene | 0:0-1 amide | ..."""
+        return [self._text([node for node in tree if node[0]]) for tree in obs.tolist()]
+
+    def _text(self, tree: list[list[int]]) -> str:
+        names = [self.blocks.names[node[0] - 1] for node in tree]
+        bonds = [f"{parent}:{theirs}-{own} " if i else "" for i, (_, parent, own, theirs) in enumerate(tree)]
+        return " | ".join(bond + name for bond, name in zip(bonds, names, strict=True)) or "nothing"

@@ -1,0 +1,94 @@
+"""What a vocabulary of building blocks is to a walk among block trees: sites, their capacities and their symmetries, as tables.
+
+    block      a fragment with attachment points             site   an atom of a block where others attach
+    capacity   how many partners a site takes                orbit  sites that the block's automorphisms carry into each other
+    row        a pair (block, orbit): a way to attach a block
+
+Pure tensors: nothing here knows what a block is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+GROUP = 5040  # permutations that a block's symmetry group may have
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """C blocks with at most S sites and G symmetries, R rows ordered by block and then by site.
+
+    capacity   [C, S]     0: there is no such site
+    symmetry   [C, G, S]  where site s goes under the g-th automorphism; padding repeats the identity
+    orbit      [C, S]     the lowest site of a site's orbit
+    row        [C, S]     the row of a site's orbit (0 where there is no site)
+    row_block  [R]        row_site  [R] the lowest site of the orbit      first_row  [C] a block's first row
+    """
+
+    names: tuple[str, ...]
+    capacity: Tensor
+    symmetry: Tensor
+    orbit: Tensor
+    row: Tensor
+    row_block: Tensor
+    row_site: Tensor
+    first_row: Tensor
+
+    @property
+    def C(self) -> int:
+        return self.capacity.shape[0]
+
+    @property
+    def S(self) -> int:
+        return self.capacity.shape[1]
+
+    @property
+    def R(self) -> int:
+        return len(self.row_block)
+
+    @staticmethod
+    def of(names: Sequence[str], capacities: Sequence[Sequence[int]], symmetries: Sequence[Sequence[Sequence[int]]]) -> Blocks:
+        """From lists: capacities[c][s] >= 1, symmetries[c] a group of permutations of that block's sites, as lists.
+
+        Raises ValueError where there is no block, no site, a capacity below 1, or permutations that are no group of symmetries.
+        """
+        if not names or not len(names) == len(capacities) == len(symmetries):
+            raise ValueError(f"got {len(names)} names, {len(capacities)} lists of capacities and {len(symmetries)} groups")
+        for name, room, group in zip(names, capacities, symmetries, strict=True):
+            _check(name, room, group)
+        C, S, G = len(names), max(map(len, capacities)), max(map(len, symmetries))
+        capacity = torch.zeros(C, S, dtype=torch.int64)
+        symmetry = torch.arange(S).repeat(C, G, 1)
+        for c, (room, group) in enumerate(zip(capacities, symmetries, strict=True)):
+            capacity[c, : len(room)] = torch.tensor(room)
+            for g, permutation in enumerate(group):
+                symmetry[c, g, : len(room)] = torch.tensor(permutation)
+        orbit = symmetry.amin(1)
+        first = (orbit == torch.arange(S)) & (capacity > 0)
+        number = (first.flatten().cumsum(0) - 1).view(C, S)
+        row = torch.where(capacity > 0, number.gather(1, orbit), 0)
+        row_block, row_site = first.nonzero(as_tuple=True)
+        return Blocks(tuple(names), capacity, symmetry, orbit, row, row_block, row_site, number[:, 0].clone())
+
+    def to(self, device: torch.device | str) -> Blocks:
+        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "names"}
+        return replace(self, **tensors)
+
+
+def _check(name: str, room: Sequence[int], group: Sequence[Sequence[int]]) -> None:
+    if not room or min(room) < 1:
+        raise ValueError(f"block {name} has sites {list(room)}, expected at least one, each with room for a partner")
+    elements = {tuple(g) for g in group}
+    whole = tuple(range(len(room)))
+    if whole not in elements or any(sorted(g) != list(whole) for g in elements) or len(elements) > GROUP:
+        raise ValueError(
+            f"block {name}: expected its symmetries as at most {GROUP} permutations of its {len(room)} sites, with the identity"
+        )
+    if any(room[g[s]] != room[s] for g in elements for s in whole):
+        raise ValueError(f"block {name}: a symmetry carries a site to one with room for another number of partners")
+    if any(tuple(g[h[s]] for s in whole) not in elements for g in elements for h in elements):
+        raise ValueError(f"block {name}: its symmetries are no group: the product of two of them is missing")
