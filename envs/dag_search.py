@@ -83,7 +83,7 @@ def search(env: DagEnv, limit: int, key_of: KeyOf) -> Graph:
             )
         edges.append(torch.stack([begin + source, action, child]))
     parent, action, child = torch.cat(edges, 1) if edges else torch.empty(3, 0, dtype=torch.int64)
-    level = _levels(parent, child, known.count)
+    level = levels(parent, child, known.count)
     obs, ended = known.obs[: known.count], known.ended[: known.count]
     if bool((level < 0).any()):
         state = obs[level < 0][0].tolist()
@@ -138,11 +138,11 @@ class _Known:
             self.runs.append((merged, torch.cat([at_a, at_b])[order]))
 
 
-def _levels(parent: Tensor, child: Tensor, n: int) -> Tensor:
+def levels(parent: Tensor, child: Tensor, n: int) -> Tensor:
     """Length of the longest path to each state (Kahn, Comm. ACM 1962), [N]; -1 on and behind cycles."""
     order, out = parent.argsort(), parent.bincount(minlength=n)
     begin, waiting = out.cumsum(0) - out, child.bincount(minlength=n)
-    level, ready, depth = torch.full_like(waiting, -1), (waiting[:1] == 0).nonzero()[:, 0], 0
+    level, ready, depth = torch.full_like(waiting, -1), (waiting == 0).nonzero()[:, 0], 0
     while len(ready):
         level[ready], depth = depth, depth + 1
         last = out[ready].cumsum(0)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from envs.core import to_tensor
 from envs.enumeration import Enumeration
 from experiments.errors import UserError
 from experiments.faults import failing, faults_as_sentences, keep_fault, skipped
@@ -25,8 +26,13 @@ from experiments.run import Run
 from experiments.schedule import Marks
 from experiments.signals import heeded
 from gflownet.capture import Step
+from gflownet.gallery import Gallery
 from gflownet.metrics import Window
-from gflownet.problem import Method, Outcome, Problem, numbers_of, rebuilt, tensors_of
+from gflownet.problem import EVALUATION, Method, Outcome, Problem, numbers_of, rebuilt, tensors_of
+from gflownet.states import key_of
+
+if TYPE_CHECKING:
+    from experiments.molecule_evaluation import Molecules
 
 __all__ = ["DESCRIPTIONS", "Training", "train"]
 
@@ -40,27 +46,30 @@ class Training:
     state     the method's            window     the last objects of each seed, where all objects are known
     states    objects visited by each seed      iteration  the next one
     found_at  [S, modes] how many objects a seed had visited when it first met each mode, -1 for not yet
-    pending   objects [S, m, *obs] and log-rewards [S, m] not yet in window and found_at, none of them in a checkpoint
+    gallery   the best molecules of each seed
+    pending   objects [S, m, *obs] and log-rewards [S, m] not yet in the three above, none of them in a checkpoint
     """
 
     state: Any
     window: Window | None
     found_at: Tensor
+    gallery: Gallery | None = None
     states: int = 0
     iteration: int = 0
     pending: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
 
     def tensors(self) -> dict[str, Tensor]:
         window = tensors_of(self.window, "window/") if self.window else {}
-        return {**tensors_of(self.state, "state/"), **window, "found_at": self.found_at}
+        gallery = tensors_of(self.gallery, "gallery/") if self.gallery else {}
+        return {**tensors_of(self.state, "state/"), **window, **gallery, "found_at": self.found_at}
 
     def numbers(self) -> dict[str, Any]:
         window = numbers_of(self.window, "window/") if self.window else {}
         return {**numbers_of(self.state, "state/"), **window, "states": self.states}
 
     @staticmethod
-    def begin(method: Method, problem: Problem, truth: Enumeration | None, window: int) -> Training:
-        """UserError where the method cannot work on this environment."""
+    def begin(method: Method, problem: Problem, truth: Enumeration | None, window: int, gallery: int = 0) -> Training:
+        """gallery: best objects to remember. UserError where the method cannot work on this environment."""
         try:
             state = method.init(problem)
         except ValueError as error:
@@ -68,7 +77,7 @@ class Training:
         S, modes = len(problem.seeds), int(getattr(problem.env, "n_modes", 0))
         ring = None if truth is None else Window.begin(S, window, len(truth.objects), problem.device)
         found_at = torch.full((S, modes), -1, dtype=torch.int64, device=problem.device)
-        return Training(state, ring, found_at)
+        return Training(state, ring, found_at, _empty(problem, gallery) if gallery else None)
 
     def restored(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Training:
         """This one as the checkpoint has it. Raises UserError when it belongs to another method or problem."""
@@ -76,11 +85,11 @@ class Training:
         numbers = {name: x for name, x in meta.items() if name in self.numbers()}
         if wanted != {name: (x.shape, x.dtype) for name, x in tensors.items()} or set(numbers) != set(self.numbers()):
             raise UserError("the checkpoint does not fit this method and problem: was a file changed since?", exit_code=3)
-        window = None if self.window is None else rebuilt(self.window, tensors, numbers, "window/")
         return Training(
             rebuilt(self.state, tensors, numbers, "state/"),
-            window,
+            None if self.window is None else rebuilt(self.window, tensors, numbers, "window/"),
             tensors["found_at"].to(self.found_at.device),
+            None if self.gallery is None else rebuilt(self.gallery, tensors, numbers, "gallery/"),
             numbers["states"],
             meta["iteration"],
         )
@@ -97,15 +106,24 @@ class Training:
             return self
         objects, log_reward = (torch.cat(parts, 1) for parts in zip(*self.pending, strict=True))
         refuse_bad_reward(problem.env, objects.flatten(0, 1), log_reward.flatten())
-        window, found_at = self.window, self.found_at
+        window, found_at, gallery = self.window, self.found_at, self.gallery
+        before = self.states - log_reward.shape[1]
         if window is not None:
             assert truth is not None
             window = window.add(truth.object_of(objects.flatten(0, 1)).view(log_reward.shape))
         if found_at.shape[1]:
             env: Any = problem.env
             met = env.modes(objects.flatten(0, 1)).view(log_reward.shape)
-            found_at = _first_met(found_at, met, self.states - log_reward.shape[1])
-        return replace(self, window=window, found_at=found_at, pending=())
+            found_at = _first_met(found_at, met, before)
+        if gallery is not None:
+            key = key_of(problem.env)[0](objects.flatten(0, 1)).view(log_reward.shape)
+            gallery = gallery.add(objects, log_reward, key, before)
+        return replace(self, window=window, found_at=found_at, gallery=gallery, pending=())
+
+
+def _empty(problem: Problem, size: int) -> Gallery:
+    rng = problem.rng(EVALUATION).rows(0, 1).drawn(1, problem.env.backend == "numpy")
+    return Gallery.begin(len(problem.seeds), size, to_tensor(problem.env.reset(1, rng).obs))
 
 
 def _first_met(found_at: Tensor, met: Tensor, before: int) -> Tensor:
@@ -126,8 +144,11 @@ def train(
     settings: Train,
     training: Training,
     tick: Callable[[int], None],
+    molecules: Molecules | None = None,
 ) -> Training:
     """Trains to the end. `tick(objects visited by each seed)` is called after every iteration.
+
+    molecules  what evaluations say of them, where there are any
 
     Raises UserError: exit code 5 when a reward or too many losses in a row are not finite, 130 or 143 when asked to stop (after
     a checkpoint), 2 when the method does not fit the environment.
@@ -150,6 +171,9 @@ def train(
         if evaluate:
             with faults_as_sentences(f"iteration {training.iteration}"):
                 row |= evaluation(method, training.state, problem, truth, training.window, training.iteration)
+                if molecules is not None and training.gallery is not None:
+                    row |= molecules.row(training.gallery, method, training.state, problem, training.iteration)
+                    run.picture(training.states, molecules.picture(training.gallery))
         run.log(training.states, {tag: x.tolist() if isinstance(x, Tensor) else x for tag, x in row.items()})
 
     def go(asked: list[int]) -> None:

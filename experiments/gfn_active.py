@@ -158,7 +158,7 @@ def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> Path:
 def _to_the_end(run: Run, begun: Made, quiet: bool) -> Path:
     settings = begun.settings
     fit(settings.batch_size)
-    with progress(settings.states * settings.rounds, "objects", quiet) as tick:
+    with progress(settings.states * settings.rounds, "objects a seed", quiet) as tick:
         play(run, begun, tick, quiet)
     print(table(run.folder))
     if importlib.util.find_spec("matplotlib") is not None:

@@ -3,6 +3,7 @@
 gflownet train ENV --objective NAME ...     gflownet resume RUN         gflownet eval RUN      gflownet law RUN --out law.png
 gflownet curves RUN... --out figure.png     gflownet check-env ENV      gflownet list          gflownet doctor
 gflownet active hypergrid --objective NAME ...
+gflownet sample RUN --n 1000 --out mols.sdf|.csv|.smi|.jsonl|-         gflownet fragments --from mols.smi --out fragments.json
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from experiments.errors import UserError
+from experiments.molecules_cli import fragments, sample
 from experiments.threads import quiet
 from experiments.verbs import Verb, parse, run_verb, value_of
 
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from experiments.gfn_config import Choice
 
 PLAIN: Any = OmitArgPrefixes  # flags without the name of the field that holds them
-USAGE = "usage: gflownet {train,active,resume,eval,curves,law,check-env,list,doctor} ...   (gflownet VERB --help says more)"
+USAGE = (
+    "usage: gflownet {train,active,resume,eval,sample,fragments,curves,law,check-env,list,doctor} ...   "
+    "(gflownet VERB --help says more)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -233,6 +238,8 @@ VERBS: dict[str, Verb] = {
     "active": active,
     "resume": resume,
     "eval": evaluate,
+    "sample": sample,
+    "fragments": fragments,
     "curves": curves,
     "law": law,
     "check-env": check_env,

@@ -42,6 +42,8 @@ class Train:
     """distance to the exact law: auto where all states can be enumerated, exact (or refuse to start), sampled (never)"""
     window: int = 200_000
     """last objects of each seed whose frequencies are compared with the law"""
+    gallery: int = 10_000
+    """best distinct molecules of each seed that are remembered, and looked at in evaluations"""
     dtype: Literal["float32", "float64"] = "float32"
     """of parameters and gradients"""
     device: str = "auto"
@@ -132,7 +134,7 @@ def make_method(choice: Choice) -> Method:
 
 def make_problem(choice: Choice, train: Train, method: Method, device: str) -> Problem:
     """UserError for a setting outside its range."""
-    for name in ("seeds", "states", "batch_size", "window", "max_faults", "evaluations", "log_rows", "checkpoints"):
+    for name in ("seeds", "states", "batch_size", "window", "gallery", "max_faults", "evaluations", "log_rows", "checkpoints"):
         if getattr(train, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(train, name)}, expected at least 1")
     if not 0 <= train.seed < 2**62:
@@ -197,7 +199,7 @@ def as_config(choice: Choice, train: Train, device: str) -> dict[str, Any]:
     world = find_world(choice.env)
     knobs = {name: getattr(method, name) for name in sorted(_names(type(method)) - {"objective"})}
     objective = dataclasses.asdict(method.objective) if entry.objective else {}  # type: ignore[attr-defined]
-    kinds = world.knobs(**choice.world)
+    kinds = world.resolved(world.knobs(**choice.world))
     return {
         "method": _absolute(choice.method),
         "objective": objective,

@@ -103,7 +103,7 @@ def law(run: Path, out: Path, checkpoint: Path | None = None) -> Path:
     from gflownet.metrics import l1_sum
 
     _ready(out)
-    opened_run, (_, method, problem, truth, training) = opened(run, checkpoint)
+    opened_run, (_, method, problem, truth, training, _) = opened(run, checkpoint)
     if truth is None or training.window is None or truth.obs.shape[1:] != (2,):
         raise CurvesError(
             f"{run} is on {opened_run.config['title']}: the law is drawn for two-dimensional grids whose law is known"

@@ -2,7 +2,8 @@
 
 On a run that enumerates its environment the true law is known, and two others are compared with it: the frequencies of the last
 objects visited (eval/...), whose distance has a floor, that of as many independent samples, and the exact law of the policy as
-it is now (eval/exact_...). Elsewhere log p(x) of test objects is estimated and correlated with log R(x).
+it is now (eval/exact_...). Elsewhere log p(x) of test objects is correlated with log R(x): exact log p for molecules, whose
+ancestors are few, estimated by backward paths otherwise.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from envs.core import Array, to_tensor
 from envs.enumeration import Enumeration
+from envs.molecules.block_trees import BlockTrees
 from envs.random import Rng
-from envs.rollout import Act
+from envs.rollout import Act, rollout
 from gflownet import metrics as measure
-from gflownet.evaluation import exact_law, log_p
+from gflownet.baselines.uniform import UniformMoves
+from gflownet.evaluation import exact_law, exact_log_p, log_p
 from gflownet.metrics import Window
 from gflownet.problem import EVALUATION, Method, Problem
 from gflownet.states import distinct, key_of
@@ -41,7 +44,7 @@ DESCRIPTIONS = {
     "eval/all_modes_at": "Objects visited when the last mode was met.",
     "eval/log_z_error": "|log Z of the objective - exact log Z|.",
     "eval/log_z": "The objective's estimate of log Z.",
-    "eval/correlation": "Pearson correlation of log p_θ(x), estimated by backward paths, with log R(x) over test objects.",
+    "eval/correlation": f"Pearson correlation of log p_θ(x) by {PATHS} backward paths and log R(x), {TESTS} test objects.",
     "eval/rank_correlation": "Spearman correlation of the same.",
     "train/loss": "The loss of the last iteration.",
     "train/skipped": "Updates left out so far because loss or gradient were not finite.",
@@ -104,8 +107,12 @@ def of_the_policy(method: Method, state: Any, problem: Problem, truth: Enumerati
     if truth is not None:
         return row | against(truth, exact_law(method, state, problem, truth), "eval/exact_")
     objects = test_objects(method, state, problem, t)
-    rng = problem.rng(EVALUATION, t).fold(BACK).rows(0, 1).spawn(len(objects))
-    log_pf, log_reward = log_p(method, state, problem, objects, PATHS, rng), problem.env.log_reward(objects)
+    if getattr(problem.env, "few_ancestors", False):
+        log_pf = exact_log_p(method, state, problem, objects)
+    else:
+        rng = problem.rng(EVALUATION, t).fold(BACK).rows(0, 1).spawn(len(objects))
+        log_pf = log_p(method, state, problem, objects, PATHS, rng)
+    log_reward = problem.env.log_reward(objects)
     row["eval/correlation"] = measure.pearson(log_pf, log_reward.expand_as(log_pf))
     row["eval/rank_correlation"] = measure.spearman(log_pf, log_reward.expand_as(log_pf))
     return row
@@ -120,13 +127,33 @@ def has_policy(method: Method, state: Any, problem: Problem) -> bool:
 
 
 def test_objects(method: Method, state: Any, problem: Problem, t: int) -> Tensor:
-    """[M, *obs]: some of the environment's test set, always the same, or fresh objects of the policies where it has none."""
+    """[M, *obs]: some of the environment's test set, always the same, or fresh objects of the policies where it has none.
+
+    Molecules: `held_back`.
+    """
     test_set = getattr(problem.env, "test_set", None)
+    if test_set is None and isinstance(problem.env, BlockTrees):
+        return held_back(problem.env)
     if test_set is None:
         return fresh(method, state, problem, -(-TESTS // len(problem.seeds)), t)[0].flatten(0, 1)
     objects: Tensor = test_set()
     u = Rng.of_seeds([0], problem.device).fold(PICK).uniform(len(objects))[0]
     return objects[u.argsort()[:TESTS]]
+
+
+def held_back(env: BlockTrees, n: int = TESTS) -> Tensor:
+    """[m, K, 4] m <= n distinct trees, the same for every method and seed, of all sizes: those that uniform moves pass through.
+
+    Each of n walks is left at a size drawn uniformly from `min_blocks` to where it ended; trees met twice count once.
+    """
+    rng = Rng.of_seeds([0], env.device).fold(PICK).spawn(n)
+    tau = rollout(env, UniformMoves(), rng)
+    assert tau.last is not None
+    last = env.size(tau.last)
+    size = env.min_blocks + (rng.fold(HEADS).uniform() * (last - env.min_blocks + 1)).long().clamp_max(env.max_blocks)
+    passed = torch.cat([tau.obs, tau.last[None]])[size, torch.arange(len(last), device=last.device)]
+    groups = distinct(env.index(passed), None, 1, None)
+    return passed[groups.first.sort().values]
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,15 +31,26 @@ from gflownet.method import register
 from gflownet.metrics import empirical, noise_floor
 from gflownet.problem import Method, Problem
 
+if TYPE_CHECKING:
+    from experiments.molecule_evaluation import Molecules
+
+ROOM = 1 << 25  # numbers of a policy over the objects that are sampled at once
+
 
 class Made(NamedTuple):
-    """What a config describes. truth: all states with the exact law, or None."""
+    """What a config describes. truth: all states with the exact law, or None; molecules: what tells of them, or None."""
 
     settings: Train
     method: Method
     problem: Problem
     truth: Enumeration | None
     training: Training
+    molecules: Molecules | None = None
+
+    @property
+    def descriptions(self) -> dict[str, str]:
+        """tag -> one sentence."""
+        return DESCRIPTIONS if self.molecules is None else {**DESCRIPTIONS, **self.molecules.descriptions}
 
 
 def made(config: dict[str, Any]) -> Made:
@@ -50,14 +61,25 @@ def made(config: dict[str, Any]) -> Made:
     method = make_method(choice)
     problem = make_problem(choice, settings, method, config["device"])
     exact = truth(choice.env, problem.env, settings.metrics)
-    return Made(settings, method, problem, exact, Training.begin(method, problem, exact, settings.window))
+    molecules = _molecules(problem, choice.world, settings.gallery)
+    training = Training.begin(method, problem, exact, settings.window, settings.gallery if molecules else 0)
+    return Made(settings, method, problem, exact, training, molecules)
+
+
+def _molecules(problem: Problem, world: dict[str, Any], gallery: int) -> Molecules | None:
+    """Where objects have SMILES."""
+    if not hasattr(getattr(problem.env, "reward", None), "smiles"):
+        return None
+    from experiments.molecule_evaluation import THRESHOLD, Molecules
+
+    return Molecules(problem.env, world.get("mode_threshold", THRESHOLD), 4 * gallery * len(problem.seeds))
 
 
 def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
     """A new run, trained to the end. The run folder."""
     begun = made(config)
     name = run_name(_plain(config["env"]), _plain(config["method"]), config["seed"], config)
-    with Run.create(out, name, config, argv, DESCRIPTIONS) as run:
+    with Run.create(out, name, config, argv, begun.descriptions) as run:
         if not quiet:
             print(f"{config['method']} on {config['title']} -> {run.folder}", file=sys.stderr)
             print(_summary(config, begun), file=sys.stderr)
@@ -66,18 +88,18 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
 
 
 def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
-    with Run.open(folder, DESCRIPTIONS) as run:
-        begun = made(run.config)
+    begun = made(Run.open(folder).config)
+    with Run.open(folder, begun.descriptions) as run:
         _to_the_end(run, begun._replace(training=run.resume(begun.training.restored, checkpoint)), quiet)
 
 
 def _to_the_end(run: Run, begun: Made, quiet: bool) -> None:
-    settings, method, problem, exact, training = begun
+    settings, method, problem, exact, training, molecules = begun
     fit(problem.batch_size * len(problem.seeds))
     if settings.compile and problem.device == "cpu":
         print("--compile: nothing is compiled on the CPU, where the ordinary iteration is the faster one", file=sys.stderr)
-    with progress(settings.states, "objects", quiet) as tick:
-        run_loop(run, problem, method, exact, settings, training, tick)
+    with progress(settings.states, "objects a seed", quiet) as tick:
+        run_loop(run, problem, method, exact, settings, training, tick, molecules)
     if not quiet:
         print(f"done: {run.folder}   curves: tensorboard --logdir {run.folder / 'tensorboard'}", file=sys.stderr)
 
@@ -106,17 +128,18 @@ def evaluate(folder: Path, samples: int, checkpoint: Path | None) -> None:
     """Prints what is known of each seed's policy, and of fresh samples, as CSV."""
     if samples < 1:
         raise UserError(f"--samples is {samples}, expected at least 1")
-    _, (_, method, problem, exact, training) = opened(folder, checkpoint)
-    with faults_as_sentences(f"iteration {training.iteration}"):
-        columns = _known(method, problem, exact, training, samples)
+    _, begun = opened(folder, checkpoint)
+    with faults_as_sentences(f"iteration {begun.training.iteration}"):
+        columns = _known(begun, samples)
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(["seed", *columns])
-    for i, seed in enumerate(problem.seeds):
+    for i, seed in enumerate(begun.problem.seeds):
         out.writerow([seed, *(_cell(x[i] if isinstance(x, Tensor) else x) for x in columns.values())])
 
 
-def _known(method: Method, problem: Problem, exact: Enumeration | None, training: Training, samples: int) -> dict[str, Any]:
+def _known(begun: Made, samples: int) -> dict[str, Any]:
     """The columns of `evaluate`."""
+    _, method, problem, exact, training, molecules = begun
     state = training.state
     objects, log_reward = samples_of(method, state, problem, training.iteration, samples)
     columns: dict[str, Any] = {"states": training.states, "samples": log_reward.shape[1]}
@@ -130,8 +153,9 @@ def _known(method: Method, problem: Problem, exact: Enumeration | None, training
         columns["modes"] = (training.found_at >= 0).sum(1)
     with torch.no_grad():
         known = of_the_policy(method, state, problem, exact, -1)  # a stream that training never used
-    columns |= {tag.partition("/")[2]: value for tag, value in known.items()}
-    return columns
+    if molecules is not None and training.gallery is not None:
+        known |= molecules.of_gallery(training.gallery) | molecules.of_fresh(objects, log_reward)
+    return columns | {tag.partition("/")[2]: value for tag, value in known.items() if not tag.startswith("hist/")}
 
 
 def _cell(x: Any) -> str:
@@ -140,9 +164,13 @@ def _cell(x: Any) -> str:
 
 def samples_of(method: Method, state: Any, problem: Problem, t: int, samples: int) -> tuple[Tensor, Tensor]:
     """`samples` objects of each seed [S, n, *obs] with log-rewards: of the policies, or of chains that go on."""
-    if has_policy(method, state, problem):
-        return fresh(method, state, problem, samples, -1)
     parts: list[tuple[Tensor, Tensor]] = []
+    if has_policy(method, state, problem):
+        actions = int(problem.env.action_space.n)  # type: ignore[attr-defined]
+        most = max(1, ROOM // (actions * len(problem.seeds)))
+        for part, done in enumerate(range(0, samples, most)):
+            parts.append(fresh(method, state, problem, min(most, samples - done), -1 - part))
+        return torch.cat([x for x, _ in parts], 1), torch.cat([r for _, r in parts], 1)
     while sum(log_reward.shape[1] for _, log_reward in parts) < samples:
         state, outcome = method.step(state, problem, t + len(parts))
         parts.append((outcome.objects, outcome.log_reward))

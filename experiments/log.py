@@ -77,7 +77,12 @@ class MetricsLog:
 
 
 def finite(value: Any) -> Any:
-    """A number, or a list of numbers, as JSON has them: NaN and infinities become None; tensors and arrays become lists."""
+    """A number, or a list of numbers, as JSON has them: NaN and infinities become None; tensors and arrays become lists.
+
+    Of a histogram {"edges": [...], "counts": [[...], ...]} both.
+    """
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(total: int, unit: str, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """What is called with the number of `unit` done so far, of `total` for each seed; silent where stderr is no terminal."""
+    """What is called with the number of `unit` done so far, of `total`; silent where stderr is no terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda done: None
         return
@@ -19,7 +19,7 @@ def progress(total: int, unit: str, quiet: bool) -> Iterator[Callable[[int], Non
 
     columns = (
         BarColumn(),
-        TextColumn(f"{{task.completed:,.0f}} / {{task.total:,.0f}} {unit} a seed"),
+        TextColumn(f"{{task.completed:,.0f}} / {{task.total:,.0f}} {unit}"),
         TextColumn("{task.fields[rate]}"),
     )
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:

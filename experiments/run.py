@@ -3,10 +3,11 @@
     config.json        the complete, resolved settings       environment.json   versions, device, threads, processor, commit
     cmd.txt            the command that made it              metrics.jsonl      one JSON line per log row
     checkpoints/       whole or absent, see checkpoint.py    tensorboard/       a view of metrics.jsonl
-    lock               held by the one process that writes
+    lock               held by the one process that writes   best/              <step>.png, pictures that belong to rows
 
-A row of metrics.jsonl is {"step": environment steps per seed, "wall": training seconds, tag: number or list of S numbers}; a
-number that is not finite is null. `wall` and `time/...` are the only entries that differ between two equal runs.
+A row of metrics.jsonl is {"step": environment steps per seed, "wall": training seconds, tag: number, list of S numbers, or
+histogram {"edges": [n + 1], "counts": [S][n]}}; a number that is not finite is null. `wall` and `time/...` are the only entries
+that differ between two equal runs.
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ class Run:
         """Seconds of training, added up over resumes."""
         return self._wall + (time.monotonic() - self._started if self._started else 0.0)
 
-    def log(self, step: int, scalars: Mapping[str, float | list[float]]) -> None:
-        """Append one row, flushed. step: environment steps per seed. scalars: tag -> number or list of S numbers.
+    def log(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Append one row, flushed. step: environment steps per seed. scalars: tag -> number, list of S numbers, or histogram.
 
         A row that a full disk does not take is kept and written with the next one. RunError after 3 failures in a row.
         """
@@ -130,6 +131,18 @@ class Run:
         log.append(row)
         self._attempt("metrics.jsonl", log.flush)
         self._show(row, None)
+
+    def picture(self, step: int, png: bytes | None) -> None:
+        """Keep best/<step>.png, whole or not at all; it is shown with the row of that step. None: there is none."""
+        path = self.folder / "best" / f"{step:012d}.png"
+
+        def write() -> None:
+            path.parent.mkdir(exist_ok=True)
+            (part := path.with_name(f".{path.name}.part")).write_bytes(png or b"")
+            os.replace(part, path)
+
+        if png:
+            self._attempt("a picture", write)
 
     def checkpoint(self, iteration: int, tensors: dict[str, Tensor], meta: dict[str, Any], keep: int = 3) -> Path | None:
         """Write checkpoints/<iteration> and drop all but the last `keep`. Its folder, or None when the disk failed.
@@ -253,8 +266,11 @@ class Run:
     def _show(self, row: Mapping[str, Any], wall_time: float | None) -> None:
         if not (writer := self._writer):
             return
-        scalars = {OWN_TAGS.get(tag, tag): value for tag, value in row.items() if tag != "step"}
-        self._try_writer(lambda: writer.add(row["step"], scalars, wall_time))
+        values = {OWN_TAGS.get(tag, tag): value for tag, value in row.items() if tag != "step"}
+        picture = self.folder / "best" / f"{row['step']:012d}.png"
+        if picture.is_file():
+            values["best/molecules"] = picture
+        self._try_writer(lambda: writer.add(row["step"], values, wall_time))
 
     def _try_writer(self, write: Callable[[], None]) -> None:
         if not self._attempt("tensorboard", write) and (writer := self._writer):

@@ -68,7 +68,7 @@ def _made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
 
 def _to_the_end(run: Run, problem: Problem, agent: Agent, training: Training, quiet: bool) -> None:
     settings = from_config(run.config)[1]
-    with progress(settings.env_steps, "steps", quiet) as tick:
+    with progress(settings.env_steps, "steps a seed", quiet) as tick:
         run_loop(run, problem, agent, settings, training, tick)
     if not quiet:
         print(f"done: {run.folder}   curves: tensorboard --logdir {run.folder / 'tensorboard'}", file=sys.stderr)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from envs.walk_back import legal_at
+from gflownet.answers import DenseAnswers
+from gflownet.moves import segment_logsumexp
 from gflownet.states import distinct, key_of
 from gflownet.table import LIMIT, Static
 
@@ -56,15 +57,18 @@ def edges_of(flows: Flows) -> Edges:
     both = torch.cat([edge_obs, child[going]])
     owner = torch.cat([edge_child, going]) // C if S > 1 else None
     states = distinct(key(both), owner, S, n_keys)
-    out = flows.model.policy(flows.evaluate(states.of(both)), flows.head).flatten(0, 1)
-    flow = out.flatten().index_select(0, states.row[: len(edge_child)] * A + edge_action)
-    log_inflow = segment_logsumexp(flow, edge_child, S * C)
-    legal = legal_at(env, child[going])
-    onward = torch.logsumexp(torch.where(legal, out.index_select(0, states.row[len(edge_child) :]), -torch.inf), -1)
+    # all moves of the children that go on, whose masks the trajectories hold one step later; of a parent those that lead here
+    rows, onward = states.row[: len(edge_child)], states.row[len(edge_child) :]
+    legal = torch.zeros(len(states.first), A, dtype=torch.bool, device=obs.device)
+    assert flows.tau.action_mask is not None
+    legal[onward] = flows.tau.action_mask.flatten(0, 1)[taken[groups.first[going]] + flows.tau.mask.shape[1]]
+    legal[rows, edge_action] = True
+    moves = flows.ask(states.of(both), legal).moves(flows.head)
+    log_inflow = segment_logsumexp(moves.at(rows, edge_action), edge_child, S * C)
     weight = flows.weight.expand(flows.mask.shape).flatten()[taken]
     count = weight.new_zeros(S * C).index_add_(0, groups.row, weight)
     visit_reward = flows.log_reward.expand(flows.mask.shape).flatten()[taken]
-    log_outflow = visit_reward[groups.first].index_copy(0, going, onward)
+    log_outflow = visit_reward[groups.first].index_copy(0, going, moves.total.index_select(0, onward))
     shape = (S, C)
     return Edges(log_inflow.view(shape), log_outflow.view(shape), child_ended.view(shape), count.view(shape))
 
@@ -79,7 +83,11 @@ def _of_all_states(flows: Flows, static: Static) -> Edges:
         )
     seed = torch.arange(S, device=flows.theta.device)
     whole = static.looks_up(T * n)
-    out = flows.outputs.view(S, len(table), -1) if whole else flows.evaluate(table.obs.expand(S, *table.obs.shape))
+    if whole:
+        assert isinstance(flows.answers, DenseAnswers)
+        out = flows.answers.out.view(S, len(table), -1)
+    else:
+        out = flows.evaluate(table.obs.expand(S, *table.obs.shape))
     out = flows.model.policy(out, flows.head)  # [S, N, A]
     flow = out.flatten(1).index_select(1, table.parent * A + table.action).flatten()
     C = 2 * len(table)
@@ -93,13 +101,3 @@ def _of_all_states(flows: Flows, static: Static) -> Edges:
     worth = visits.new_zeros(S * C).index_copy_(0, ends, flows.log_reward.flatten()).view(S, 2, -1)[:, 1]
     terminal = (torch.arange(C, device=row.device) >= len(table)).expand(S, C)
     return Edges(log_inflow.view(S, C), torch.cat([onward, worth], 1), terminal, count.view(S, C))
-
-
-def segment_logsumexp(x: Tensor, segment: Tensor, segments: int) -> Tensor:
-    """[segments] log Σ exp x over the entries of each segment, -inf where there are none (with gradient 0)."""
-    top = torch.full((segments,), -torch.inf, dtype=x.dtype, device=x.device)
-    top = top.scatter_reduce(0, segment, x.detach(), "amax")
-    base = torch.where(torch.isfinite(top), top, 0.0)
-    total = torch.zeros_like(base).index_add(0, segment, (x - base[segment]).exp())
-    empty = total == 0
-    return torch.where(empty, -torch.inf, torch.where(empty, 1.0, total).log() + base)

@@ -1,6 +1,6 @@
-"""The law of a method's objects: exact where all states can be enumerated, by importance sampling elsewhere.
+"""The law of a method's objects: exact where all states, or all ancestors, can be listed; by importance sampling elsewhere.
 
-exact   u(s') = Σ_s u(s) P_F(s'|s) through the DAG, heads averaged
+exact   u(s') = Σ_s u(s) P_F(s'|s) through the DAG, or through the ancestors of some objects; heads averaged
 log p   τ_1 .. τ_m ~ P_B(·|x), uniform over edges;  log p^(x) = log mean_i  P_F(τ_i) / P_B(τ_i|x)
 
 p^ is unbiased; its log is too small by about half the relative variance of p^.
@@ -14,19 +14,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs.ancestry import Ancestry, ancestry
 from envs.enumeration import Enumeration
 from envs.random import Rng
-from envs.walk_back import edges_in, walk_back
+from envs.walk_back import edges_in, legal_at, walk_back
 from gflownet.problem import Method, Problem
 from gflownet.states import distinct, key_of
 
 ROWS = 1 << 17  # states of all seeds together that a net sees at once
+OBJECTS = 512  # whose ancestors are listed at once
 
 
 @torch.no_grad()
 def exact_law(method: Method, state: Any, problem: Problem, dag: Enumeration) -> Tensor:
     """[S, K] float64. Raises ValueError for a method without a policy."""
     return dag.law_of(_log_pf(method, state, problem, dag.obs, dag.action_mask)).mean(0)
+
+
+@torch.no_grad()
+def exact_log_p(method: Method, state: Any, problem: Problem, obs: Tensor) -> Tensor:
+    """[S, M] float64, log p(x) of objects [M, *obs] by dynamic programming over all ways to them.
+
+    For environments whose objects have few ancestors (`few_ancestors`). Raises ValueError for a method without a policy.
+    """
+    parts = []
+    for lo in range(0, len(obs), OBJECTS):
+        past = ancestry(problem.env, obs[lo : lo + OBJECTS])
+        edge = _edge_log_pf(method, state, problem, past)
+        parts.append(past.law_of(edge).mean(0))  # one head plays a whole episode
+    return torch.cat(parts, 1).log()
+
+
+def _edge_log_pf(method: Method, state: Any, problem: Problem, past: Ancestry) -> Tensor:
+    """[heads, S, E], a part of the states at a time."""
+    order = past.parent.argsort(stable=True)
+    rows = max(1, ROWS // (len(problem.seeds) * 16))
+    found: list[Tensor] = []
+    for lo in range(0, len(past.obs), rows):
+        some = past.obs[lo : lo + rows]
+        e = order[torch.searchsorted(past.parent[order], lo) : torch.searchsorted(past.parent[order], lo + len(some))]
+        if len(e):
+            policy = _log_pf(method, state, problem, some, legal_at(problem.env, some))
+            found.append(policy[..., past.parent[e] - lo, past.action[e]])
+    edge = torch.cat(found, -1)
+    return torch.empty_like(edge).index_copy_(-1, order, edge)
 
 
 @torch.no_grad()

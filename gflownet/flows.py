@@ -17,7 +17,9 @@ from torch import Tensor
 
 from envs.core import DagEnv, Trajectories
 from envs.walk_back import edges_in
+from gflownet.answers import Answers, DenseAnswers, ask
 from gflownet.model import Model
+from gflownet.moves import Moves
 from gflownet.states import distinct, key_of
 from gflownet.table import Static
 from gflownet.tape import Tape
@@ -31,7 +33,6 @@ class Flows:
     tau         [T, S·n], the n trajectories of a seed in a row      log_reward  [S·n]
     backward    P_B: uniform over edges; maxent, n(s)/n(s') with n the number of paths; learned; tlm, learned by its own loss
     head        which forward policy
-    weight      [S, n] of each trajectory in means, default 1
     theta_target  parameters of the target network, for objectives that bootstrap
     tape        what the net did while these trajectories, and no others, were sampled with theta
     static      shapes that do not depend on what was visited, for GPUs; default: distinct states
@@ -62,8 +63,8 @@ class Flows:
         self._alike, self.weight = weight is None, torch.ones_like(self.log_reward) if weight is None else weight
 
     def with_head(self, head: int, weight: Tensor) -> Flows:
-        """The same trajectories for another head, sharing what does not depend on it."""
-        return self._sharing(self.theta, head, weight, ("states", "outputs", "next", "_counts"))
+        """The same trajectories for another head."""
+        return self._sharing(self.theta, head, weight, ("states", "answers", "next", "_counts"))
 
     @cached_property
     def target(self) -> Flows:
@@ -130,13 +131,6 @@ class Flows:
         return obs[some].view(S, -1, *obs.shape[1:]), legal.view(S, -1, legal.shape[1]), row.view(T + 1, S * n)
 
     @cached_property
-    def outputs(self) -> Tensor:
-        """[S·M, O] at the distinct states."""
-        if self.tape is not None:
-            return self.tape.outputs(self._parts[0])
-        return self.evaluate(self.states[0]).flatten(0, 1)
-
-    @cached_property
     def _parts(self) -> tuple[Tensor, ...]:
         """[S, P] and [S, 1], by one split, whose gradient is one concatenation."""
         return torch.split(self.theta, [self.model.net.size, 1], 1)
@@ -145,32 +139,40 @@ class Flows:
         """[S, M, O] at states [S, M, *obs]."""
         return self.model.net.forward(self._parts[0], obs)
 
-    @cached_property
-    def edge_flow(self) -> Tensor:
-        """[S·M, A] the head's numbers at the distinct states, -inf where a move is not legal."""
-        return torch.where(self.states[1].flatten(0, 1), self.model.policy(self.outputs, self.head), -torch.inf)
+    def ask(self, obs: Tensor, legal: Tensor) -> Answers:
+        """What the net says of states [S, M, *obs] where the moves legal [S·M, A] are."""
+        return ask(self.model, self._parts[0], obs, legal, dense=self.static is not None)
 
     @cached_property
-    def log_policy(self) -> Tensor:
-        """[S·M, A] log P_F at the distinct states."""
-        return torch.log_softmax(self.edge_flow, -1)
+    def answers(self) -> Answers:
+        """What the net, all heads of it, says of the distinct states."""
+        obs, legal, _ = self.states
+        if self.tape is not None:
+            return DenseAnswers(self.model, self.tape.outputs(self._parts[0]), legal.flatten(0, 1))
+        return self.ask(obs, legal.flatten(0, 1))
+
+    @cached_property
+    def moves(self) -> Moves:
+        """The head's numbers at the distinct states."""
+        return self.answers.moves(self.head)
 
     def at(self, x: Tensor) -> Tensor:
         """[S·M] at the distinct states -> [T, S, n] at s_t (of the first state where no step was taken)."""
         return x.index_select(0, self.states[2][:-1].flatten()).view(self._shape)
 
-    def taken(self, x: Tensor) -> Tensor:
-        """[S·M, A] -> [T, S, n] for the actions taken, 0 where there was none."""
-        A = x.shape[1]
-        index = (self.states[2][:-1] * A + self.tau.action).flatten()
-        values = x.flatten().index_select(0, torch.where(self.mask.flatten(), index, 0)).view(self._shape)
-        return torch.where(self.mask, values, 0.0)
+    @cached_property
+    def edge_flow(self) -> Tensor:
+        """[T, S, n] the head's numbers for the moves made, 0 where there was none: log F(s_t, a_t), or logits."""
+        rows, real = self.states[2][:-1].flatten(), self.mask.flatten()
+        numbers = self.moves.at(torch.where(real, rows, 0), torch.where(real, self.tau.action.flatten(), 0))
+        return torch.where(self.mask, numbers.view(self._shape), 0.0)
 
     # -- what formulas speak of
 
     @cached_property
     def log_pf(self) -> Tensor:
-        return self.taken(self.log_policy)
+        """[T, S, n] log P_F(a_t | s_t), 0 where no step was taken."""
+        return torch.where(self.mask, self.edge_flow - self.log_sum_edges, 0.0)
 
     @cached_property
     def log_z(self) -> Tensor:
@@ -185,12 +187,12 @@ class Flows:
     @cached_property
     def log_state_flow(self) -> Tensor:
         """[T + 1, S, n] log F(s_t), learned; log R(x) from the end on."""
-        return self.end_with_reward(self.at(self.model.log_flow(self.outputs)))
+        return self.end_with_reward(self.at(self.answers.log_flow))
 
     @cached_property
     def log_sum_edges(self) -> Tensor:
         """[T, S, n] log Σ_a exp F(s_t, a): log F(s_t) where the net gives edge flows."""
-        return self.at(torch.logsumexp(self.edge_flow, -1))
+        return self.at(self.moves.total)
 
     @property
     def log_source_flow(self) -> Tensor:
@@ -198,8 +200,7 @@ class Flows:
         S = self._shape[1]
         assert self.tau.action_mask is not None
         source, legal = (x[0].view(S, -1, *x.shape[2:])[:, :1] for x in (self.tau.obs, self.tau.action_mask))
-        edges = torch.where(legal, self.model.policy(self.evaluate(source), self.head), -torch.inf)
-        return torch.logsumexp(edges, -1)[:, 0]
+        return self.ask(source, legal.flatten(0, 1)).moves(self.head).total
 
     @cached_property
     def log_reward_at(self) -> Tensor:
@@ -233,7 +234,9 @@ class Flows:
     @cached_property
     def log_stop(self) -> Tensor:
         """[T + 1, S, n] log P_F(stop | s_t); 0 from the end on, where an object that cannot go on is kept for certain."""
-        at = torch.where(self.mask, self.at(self.log_policy[:, self._stop]), 0.0)
+        everywhere = torch.arange(self.states[1].flatten(0, 1).shape[0], device=self.theta.device)
+        stop = self.moves.at(everywhere, torch.full_like(everywhere, self._stop)) - self.moves.total
+        at = torch.where(self.mask, self.at(stop), 0.0)
         return torch.cat([at, torch.zeros_like(at[:1])])
 
     # -- the way back
@@ -257,12 +260,16 @@ class Flows:
         if self.backward == "maxent":
             there, here = self._log_paths(*self.next), self._log_paths(self.tau.obs.flatten(0, 1), ~self.tau.mask.flatten())
             return self._steps(here - there)
-        return self._steps(-self._counts.sum(-1).clamp_min(1).to(self.theta.dtype).log())
+        edge_count = getattr(self.env, "edge_count", None)
+        counts = self._counts.sum(-1) if edge_count is None else edge_count(*self.next)
+        return self._steps(-counts.clamp_min(1).to(self.theta.dtype).log())
 
     @cached_property
     def log_pb_learned(self) -> Tensor:
-        logits = self.model.backward_logits(self.outputs).index_select(0, self.states[2][1:].flatten())
-        at_ends = self.model.backward_logits(self.outputs).index_select(0, self.states[2][-1].repeat(self._shape[0]))
+        assert isinstance(self.answers, DenseAnswers)
+        every = self.model.backward_logits(self.answers.out)
+        logits = every.index_select(0, self.states[2][1:].flatten())
+        at_ends = every.index_select(0, self.states[2][-1].repeat(self._shape[0]))
         ended = self.next[1][:, None]
         logits = torch.where(ended, at_ends, logits)  # rows of a trajectory beyond its end show its last state
         real = self._counts > 0

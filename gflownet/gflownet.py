@@ -23,7 +23,7 @@ from envs.core import Trajectories
 from envs.random import Rng
 from gflownet.flows import BACKWARD, Flows
 from gflownet.local_search import LocalSearch, local_search
-from gflownet.model import Model, net_for
+from gflownet.model import Model
 from gflownet.objectives import Objective
 from gflownet.optimiser import Adam
 from gflownet.problem import INIT, ITERATION, Metrics, Outcome, Problem, skipped_batch
@@ -113,9 +113,7 @@ class GFlowNet:
 
     def model(self, problem: Problem) -> Model:
         flow, back = "state_flow" in self.objective.uses, self.backward in ("learned", "tlm")
-        A = int(problem.env.action_space.n)  # type: ignore[attr-defined]
-        net = net_for(problem.env, A * (self.heads + back) + flow, self.hidden, self.tabular)
-        return Model(net, A, self.heads, flow, back)
+        return Model.of(problem.env, self.heads, flow, back, self.hidden, self.tabular)
 
     def init(self, problem: Problem) -> State:
         theta = self.model(problem).init(problem.rng(INIT), self.log_z_start)

@@ -8,7 +8,9 @@ The A numbers of a head are logits of P_F(·|s); to flow matching and soft Q-lea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import gymnasium
 import numpy as np
@@ -16,13 +18,20 @@ import torch
 from torch import Tensor
 
 from envs.core import DagEnv
+from envs.molecules.block_trees import BlockTrees
 from envs.random import Rng
+from gflownet.block_tree_net import BlockTreeNet
 from gflownet.networks import MLP, Net, Tabular
+
+Column = Literal["policy", "flow", "backward"]
 
 
 @dataclass(frozen=True)
 class Model:
-    """heads: how many forward policies share the net (Thompson sampling); state_flow, backward: columns that are there."""
+    """net: gives heads × "policy", then "flow" with state_flow, then "backward" (`columns`).
+
+    heads: how many forward policies share the net (Thompson sampling); state_flow, backward: columns that are there.
+    """
 
     net: Net
     actions: int
@@ -34,6 +43,14 @@ class Model:
     def size(self) -> int:
         """D."""
         return self.net.size + 1
+
+    @staticmethod
+    def of(env: DagEnv, heads: int, state_flow: bool, backward: bool, hidden: tuple[int, ...], tabular: bool) -> Model:
+        """With the usual net; errors of `net_for`."""
+        counts: dict[Column, int] = {"policy": heads, "flow": state_flow, "backward": backward}
+        columns = [column for column, count in counts.items() for _ in range(count)]
+        actions = int(env.action_space.n)  # type: ignore[attr-defined]
+        return Model(net_for(env, columns, hidden, tabular), actions, heads, state_flow, backward)
 
     def init(self, rng: Rng, log_z: float = 0.0) -> Tensor:
         """[S, D]; log Z starts at `log_z`."""
@@ -63,12 +80,15 @@ def log_softmax(logits: Tensor, legal: Tensor) -> Tensor:
     return torch.log_softmax(torch.where(legal, logits, -torch.inf), -1)
 
 
-def net_for(env: DagEnv, outputs: int, hidden: tuple[int, ...], tabular: bool = False) -> Net:
-    """The usual net for an environment's observations: a table of its states, or an MLP on one-hot coordinates.
+def net_for(env: DagEnv, columns: Sequence[Column], hidden: tuple[int, ...], tabular: bool = False) -> Net:
+    """The usual net for an environment's observations: a table of its states, a transformer over trees of blocks (a layer of
+    that width for each of `hidden`), or an MLP on one-hot coordinates.
 
+    columns  what it gives, in order: "policy" and "backward" A numbers, "flow" one
     Raises ValueError for a space that no net fits, or a table of states that are not numbered or too many.
     """
-    space = env.observation_space
+    space, A = env.observation_space, int(env.action_space.n)  # type: ignore[attr-defined]
+    outputs = sum(1 if column == "flow" else A for column in columns)
     if tabular:
         states, index = getattr(env, "n_states", None), getattr(env, "index", None)
         if states is None or index is None:
@@ -76,6 +96,10 @@ def net_for(env: DagEnv, outputs: int, hidden: tuple[int, ...], tabular: bool = 
         if states > 10_000_000:
             raise ValueError(f"a table of {states:,} states is too large, expected at most 10,000,000: take an MLP")
         return Tabular(states, outputs, index)
+    if isinstance(env, BlockTrees):
+        if len(set(hidden)) != 1:
+            raise ValueError(f"hidden is {hidden}: expected one width for all layers of the tree transformer, such as 96 96 96")
+        return BlockTreeNet(env.blocks, env.max_blocks, tuple(columns), hidden[0], len(hidden))
     if isinstance(space, gymnasium.spaces.MultiDiscrete):
         levels = tuple(int(k) for k in space.nvec.flatten())
         return MLP(len(levels), hidden, outputs, levels)

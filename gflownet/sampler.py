@@ -19,7 +19,9 @@ from torch import Tensor
 from envs.core import Array, DagEnv, Diverged
 from envs.random import Rng
 from envs.rollout import Act
+from gflownet.answers import ask, by_points
 from gflownet.model import Model
+from gflownet.moves import Points
 from gflownet.networks import MLP
 from gflownet.tape import Tape
 
@@ -71,9 +73,30 @@ class Sampler(Act):
     def __init__(self, env: DagEnv, model: Model, theta: Tensor, n: int, explore: Exploration, head: Tensor | None) -> None:
         self.env, self.model, self.theta, self.n, self.explore, self.head = env, model, theta.detach(), n, explore, head
         self._numpy = env.backend == "numpy"
+        self._going: Tensor | None = None
+
+    def watch(self, ended: Array) -> None:
+        """On the CPU, one seed alone, episodes that have ended need no net."""
+        alone = len(self.theta) == 1 and self.theta.device.type == "cpu" and self.head is None
+        self._going = (~torch.as_tensor(ended)).nonzero()[:, 0] if alone and bool(ended.any()) else None
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
-        u, seen, legal = (torch.as_tensor(x, device=self.theta.device) for x in (rng.uniform(1), obs, action_mask))
+        if self._going is None:
+            return self._chosen(obs, action_mask, rng.uniform(1))
+        going = self._going.numpy() if self._numpy else self._going
+        assert action_mask is not None
+        action = torch.zeros(len(obs), dtype=torch.int64)
+        action[self._going] = torch.as_tensor(self._chosen(obs[going], action_mask[going], rng.uniform(1)[going]))
+        return action.numpy() if self._numpy else action
+
+    def _chosen(self, obs: Array, action_mask: Array | None, uniform: Array) -> Array:
+        if by_points(self.model, len(self.theta)) and self.head is None:
+            legal = torch.as_tensor(action_mask)
+            with torch.no_grad():
+                moves = ask(self.model, self.theta[:, :-1], torch.as_tensor(obs)[None], legal).moves(0)
+            assert isinstance(moves, Points)
+            return moves.draw(torch.as_tensor(uniform)[:, 0], self.explore.epsilon, self.explore.temperature)
+        u, seen, legal = (torch.as_tensor(x, device=self.theta.device) for x in (uniform, obs, action_mask))
         S, A = len(self.theta), self.model.actions
         out = self.model.outputs(self.theta, seen.view(S, -1, *seen.shape[1:])).flatten(0, 1)
         if self.head is None:

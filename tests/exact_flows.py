@@ -12,12 +12,14 @@ from envs.check import RandomAct
 from envs.core import Trajectories
 from envs.enumeration import Enumeration, enumerate_dag, logsumexp_by
 from envs.hypergrid import HyperGrid
+from envs.molecules.block_trees import BlockTrees
 from envs.random import Rng
 from envs.rollout import rollout
 from envs.sets import Sets
 from gflownet.flows import Flows
 from gflownet.model import Model
 from gflownet.networks import Tabular
+from tests.block_vocabularies import vocabulary
 from tests.dags import TableDag
 
 torch.set_num_threads(1)  # small products: threads that wait for each other cost more than they save
@@ -38,6 +40,27 @@ def detours() -> TableDag:
     return env
 
 
+class Numbered:
+    """Trees of blocks with numbers below n_states, so that they fit a table."""
+
+    def __init__(self, trees: BlockTrees) -> None:
+        self.trees, dag = trees, enumerate_dag(trees)
+        self._keys = trees.index(dag.obs[~dag.terminated]).sort().values
+        self.n_states = len(self._keys)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.trees, name)
+
+    def index(self, obs: Tensor) -> Tensor:
+        return torch.searchsorted(self._keys, self.trees.index(obs))
+
+
+def small_trees(K: int = 3, names: tuple[str, ...] = ("F", "CN", "triazine"), low: int = 2) -> Any:
+    """A molecule space with symmetric blocks: 56 objects of two or three. Rewards differ by tree, without a pattern."""
+    trees = BlockTrees(vocabulary(*names), max_blocks=K, min_blocks=low)
+    return Numbered(trees.with_reward(lambda obs: ((trees.index(obs) >> 40) % 1000).double() / 500 - 1))
+
+
 WORLDS: dict[str, Any] = {
     "stop": HyperGrid(2, 4),
     "paper2021": HyperGrid(2, 4, convention="paper2021"),
@@ -45,6 +68,7 @@ WORLDS: dict[str, Any] = {
     "any": Bits(3, 1, 2, order="any"),
     "sets": Sets(5, 3),
     "detours": detours(),
+    "trees": small_trees(),
 }
 DAGS = {name: enumerate_dag(env) for name, env in WORLDS.items()}
 

@@ -14,7 +14,8 @@ from envs.core import Trajectories
 from envs.hypergrid import HyperGrid
 from envs.random import Rng
 from envs.rollout import rollout
-from gflownet.edges import edges_of, segment_logsumexp
+from gflownet.edges import edges_of
+from gflownet.moves import segment_logsumexp
 from gflownet.flows import Flows
 from gflownet.model import Model
 from gflownet.networks import MLP

@@ -18,6 +18,7 @@ blocks ends with a stop, and parents are exactly the states that lead here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Literal
 
 import gymnasium
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.ancestry import ancestry
 from envs.core import Array, Parents, State
 from envs.molecules.blocks import Blocks
 from envs.molecules.canonical import NODES, Canonical, Canoniser
@@ -48,6 +50,7 @@ class BlockTrees:
 
     masked = True
     backend: Literal["torch", "numpy"] = "torch"
+    few_ancestors = True
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class BlockTrees:
                 "add a block with two, or set min_blocks to 2"
             )
         self.blocks, self.max_blocks, self.min_blocks = blocks.to(device), max_blocks, min_blocks
-        self.device, self._log_reward = torch.device(device), log_reward
+        self.device, self.reward = torch.device(device), log_reward
         self.canonical = Canoniser(self.blocks)
         K, S, R, C = max_blocks, blocks.S, blocks.R, blocks.C
         self.n_actions = (K - 1) * S * R + 1
@@ -83,6 +86,12 @@ class BlockTrees:
         row = torch.arange(R, device=self.device)
         self._begins = row == self.blocks.first_row[self.blocks.row_block]
         self._closes = self.blocks.capacity.sum(1)[self.blocks.row_block] == 1  # rows that leave no point open of their own
+
+    def with_reward(self, log_reward: LogReward) -> BlockTrees:
+        """The same trees, worth something else."""
+        other = copy(self)
+        other.reward = log_reward
+        return other
 
     # -- the walk
 
@@ -184,6 +193,10 @@ class BlockTrees:
         leaves = self.leaves(self.canonical(obs)).sum(1)
         return torch.where(terminated | (self.size(obs) == 1), 1, leaves)
 
+    def log_paths(self, obs: Tensor, terminated: Tensor) -> Tensor:
+        """[M] log of the number of paths from the source, through all ancestors."""
+        return ancestry(self, obs, terminated).log_paths()
+
     def index(self, obs: Tensor) -> Tensor:
         """[M] int64, a hash: another for another observation, up to collisions of 64 bits."""
         return mix((obs * self._words).sum((1, 2)))
@@ -201,7 +214,7 @@ class BlockTrees:
         grow, shrink = grow & (n_adds > 0), ~grow & (n_leaves > 0)
         pick = (u[:, 1] * n_adds).long()
         action = (adds.cumsum(1) <= pick[:, None]).sum(1).clamp_max(self._stop - 1)
-        taller = self.canonical(self.attached(obs, action))
+        taller = self.canonical(self.attached(obs, torch.where(n_adds > 0, action, 0)))
         # every tree's leaves in turn, as `parents` lists them
         none = torch.zeros(len(obs), dtype=torch.bool, device=obs.device)
         edges = self.parents(obs, none)
@@ -219,7 +232,7 @@ class BlockTrees:
     # -- what trees are worth
 
     def log_reward(self, obs: Tensor) -> Tensor:
-        worth = self._log_reward(obs).double()
+        worth = self.reward(obs).double()
         if tuple(worth.shape) != (len(obs),):
             raise ValueError(f"the reward returned shape {tuple(worth.shape)}, expected ({len(obs)},): one for each molecule")
         if bool(torch.isnan(worth).any()) if self.device.type == "cpu" else False:

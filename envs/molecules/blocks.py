@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-GROUP = 5040  # permutations that a block's symmetry group may have
+GROUP = 720  # permutations that a block's symmetry group may have
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from envs.core import DagEnv, Trajectories
-from gflownet.model import Model, net_for
+from gflownet.model import Model
 from gflownet.optimiser import Adam
 from gflownet.problem import INIT, Metrics, Outcome, Problem, skipped_batch
 
 
 def model_for(env: DagEnv, hidden: tuple[int, ...], tabular: bool, state_value: bool = False) -> Model:
     """The same net as a GFlowNet's; state_value: one column more, which `Model.log_flow` reads."""
-    space: Any = env.action_space
-    actions = int(space.n)
-    return Model(net_for(env, actions + state_value, hidden, tabular), actions, state_flow=state_value)
+    return Model.of(env, 1, state_value, False, hidden, tabular)
 
 
 class Learner(NamedTuple):

@@ -48,7 +48,7 @@ class SoftDQN:
         temperature, slow = 1 / (1 - self.munchausen), flows.target
         bonus = self.munchausen * (temperature * slow.log_pf).clamp(self.clip, 0.0)
         value_next = flows.end_with_reward(temperature * slow.log_sum_edges)[1:]
-        delta = soft_bellman(temperature * flows.taken(flows.edge_flow), flows.log_pb.detach(), bonus, value_next)
+        delta = soft_bellman(temperature * flows.edge_flow, flows.log_pb.detach(), bonus, value_next)
         return flows.mean(LOSSES[self.residual](delta * flows.mask))
 
     def log_z(self, flows: Flows) -> Tensor:

@@ -1,0 +1,161 @@
+"""The atom graph of a batch of block trees, by table look-ups and without RDKit: what the sEH proxy looks at.
+
+An atom's features follow from its block, its place there, the number of partners bonded to it, and one thing more:
+whether one of the partners conjugates with it. A nitrogen beside a carbonyl is SP2, beside a methyl SP3. So
+
+    feature[block, atom, partners, conjugated]   conjugated = any over partners q of changes[kind of the site, kind of q's site]
+    kind[block, site, partners]                  what the site looks like from outside
+
+`envs.molecules.atom_tables` works the tables out with RDKit, once for a vocabulary. Bonds inside a block never change,
+bonds between blocks are single. Shapes are static: K places for nodes with A places for atoms each; `AtomGraph.compact`
+leaves out the empty places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from envs.molecules.fragments import Fragment
+
+SINGLE, DOUBLE, TRIPLE, AROMATIC, BARE, NO_BOND = range(6)  # BARE: an edge without features, an atom alone to itself
+ELEMENTS = 56  # atomic numbers that the features know
+WIDTH = 70  # columns of features, without the mark of open atoms
+
+
+@dataclass(frozen=True)
+class AtomTables:
+    """C blocks with at most A atoms, E directed bonds, S sites and P partners at a site; F distinct features, Q kinds of sites.
+
+    size         [C]             atoms
+    site_atom    [C, S]          the atom of a site
+    atom_site    [C, A]          the site of an atom, S where there is none
+    capacity     [C, S]          partners that a site takes
+    kind         [C, S, P + 1]   in 0..Q-1 for one partner and more
+    changes      [Q, Q] bool     does an atom of the first kind change beside one of the second?
+    feature      [C, A, P + 1, 2]  which row of `rows`, by partners and whether one of them changes the atom
+    rows         [F, 70]         features: H C N O F other; 3 unused; aromatic; SP SP2 SP3; hydrogens; atomic number 1..56
+    source, target, bond [C, E]  atoms and type of bonds inside a block, NO_BOND for padding
+    """
+
+    size: Tensor
+    site_atom: Tensor
+    atom_site: Tensor
+    capacity: Tensor
+    kind: Tensor
+    changes: Tensor
+    feature: Tensor
+    rows: Tensor
+    source: Tensor
+    target: Tensor
+    bond: Tensor
+
+    @staticmethod
+    def of(fragments: Sequence[Fragment]) -> AtomTables:
+        """Worked out with RDKit. Raises ValueError where tables cannot describe a fragment, ImportError without RDKit."""
+        from envs.molecules.atom_tables import derive
+
+        return derive(fragments)
+
+    def to(self, device: torch.device | str) -> AtomTables:
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class AtomGraph:
+    """N atoms and M directed edges of `size` molecules, molecule after molecule.
+
+    feature   [N]  row of `AtomTables.rows`        stem  [N] bool  marked as open (all False without stem mask)
+    molecule  [N]  in 0..size-1, ascending         real  [N] bool  False for an empty place
+    source, target, bond [M]  type 0..3, BARE or NO_BOND (an empty place for an edge; it leads from an atom to itself)
+    """
+
+    feature: Tensor
+    stem: Tensor
+    molecule: Tensor
+    real: Tensor
+    source: Tensor
+    target: Tensor
+    bond: Tensor
+    size: int
+
+    def compact(self) -> AtomGraph:
+        """Without the empty places. The host waits for the sizes."""
+        atoms, edges = self.real.nonzero().squeeze(1), (self.bond != NO_BOND).nonzero().squeeze(1)
+        number = self.real.cumsum(0) - 1
+        return AtomGraph(
+            feature=self.feature[atoms],
+            stem=self.stem[atoms],
+            molecule=self.molecule[atoms],
+            real=self.real[atoms],
+            source=number[self.source[edges]],
+            target=number[self.target[edges]],
+            bond=self.bond[edges],
+            size=self.size,
+        )
+
+
+def assemble(
+    tables: AtomTables, obs: Tensor, stem_mask: bool, open_sites: Tensor | None = None, padded: bool = False
+) -> AtomGraph:
+    """The atom graph of observations [B, K, 4]; node 0 is the root, the order of the others does not matter.
+
+    With `stem_mask` the atoms of sites with room left are marked, or those of `open_sites` [B, K, S] bool where given;
+    a molecule without any has its first atom marked. `padded`: all B·K·A places, and the host waits for nothing.
+    """
+    B, K = obs.shape[:2]
+    S = tables.capacity.shape[1]
+    A = tables.feature.shape[1]
+    code, parent, own, up = obs.unbind(-1)
+    present, block = code > 0, (code - 1).clamp(min=0)
+    node = torch.arange(K, device=obs.device)
+    child = present & (node > 0)
+    here, there = node * S + own, parent * S + up  # the two ends of the bond to the parent, as places in [K·S]
+
+    partners = torch.zeros(B, K * S, dtype=torch.int64, device=obs.device)
+    partners.scatter_add_(1, here, child.long()).scatter_add_(1, there, child.long())
+    kind_here = tables.kind[block, own, partners.gather(1, here)]
+    kind_there = tables.kind[block.gather(1, parent), up, partners.gather(1, there)]
+    changed = torch.zeros_like(partners)
+    changed.scatter_add_(1, here, (tables.changes[kind_here, kind_there] & child).long())
+    changed.scatter_add_(1, there, (tables.changes[kind_there, kind_here] & child).long())
+
+    def at_atoms(of_sites: Tensor) -> Tensor:  # [B, K·S] -> [B, K, A], 0 at atoms that are no site
+        of_sites = torch.nn.functional.pad(of_sites.view(B, K, S), (0, 1))
+        return of_sites.gather(2, tables.atom_site[block])
+
+    atom = torch.arange(A, device=obs.device)
+    feature = tables.feature[block[..., None], atom, at_atoms(partners), (at_atoms(changed) > 0).long()]
+    real = (atom < tables.size[block][..., None]) & present[..., None]
+    stem = torch.zeros_like(real)
+    if stem_mask:
+        room = tables.capacity[block] > partners.view(B, K, S) if open_sites is None else open_sites
+        stem = (at_atoms(room.long()) > 0) & real
+        stem[:, 0, 0] |= ~stem.flatten(1).any(1)
+
+    first = (torch.arange(B, device=obs.device)[:, None] * K + node) * A  # [B, K] where the atoms of a node begin
+    inner = torch.where(present[..., None], tables.bond[block], NO_BOND)
+    a = first + tables.site_atom[block, own]
+    b = first.gather(1, parent) + tables.site_atom[block.gather(1, parent), up]
+    outer = torch.where(child, SINGLE, NO_BOND)
+    alone = torch.where(real.flatten(1).sum(1) == 1, BARE, NO_BOND)
+    graph = AtomGraph(
+        feature=feature.flatten(),
+        stem=stem.flatten(),
+        molecule=torch.arange(B, device=obs.device).repeat_interleave(K * A, output_size=B * K * A),
+        real=real.flatten(),
+        source=_joined(first[..., None] + tables.source[block], a, b, first[:, 0]),
+        target=_joined(first[..., None] + tables.target[block], b, a, first[:, 0]),
+        bond=_joined(inner, outer, outer, alone),
+        size=B,
+    )
+    return graph if padded else graph.compact()
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])

@@ -1,0 +1,107 @@
+"""From block trees to RDKit's molecules: the blocks side by side, one single bond for each node but the root.
+
+    for each node i >= 1:  bond the atom of its own site with the atom of its parent's site;
+                           each of the two gives up a hydrogen (written ones, [nH] or [C@@H], here; implied ones by themselves)
+
+A partner stands where the hydrogen stood, so that stereocentres of a block keep their hands; centres that are none any more
+(two equal partners) lose their tag, and centres that come about by attaching are left open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rdkit import Chem, rdBase
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from envs.molecules.fragments import Fragment
+
+Bond = tuple[int, int, int, int]  # (block in the list, its atom, other block in the list, its atom)
+
+
+class Builder:
+    """A vocabulary as RDKit's molecules, parsed once, to build many molecules of.
+
+    Raises ValueError where a fragment's SMILES cannot be read.
+    """
+
+    def __init__(self, fragments: Sequence[Fragment]) -> None:
+        self.fragments = fragments
+        self.sites = [[atom for atom, _ in f.attach] for f in fragments]
+        with rdBase.BlockLogs():
+            self.mols = [Chem.MolFromSmiles(f.smiles) for f in fragments]
+        for f, mol in zip(fragments, self.mols, strict=True):
+            if mol is None or not mol.GetNumAtoms():
+                raise ValueError(f"RDKit cannot read block {f.name}, {f.smiles!r}; write a SMILES that it can")
+        self.size = [mol.GetNumAtoms() for mol in self.mols]
+        self.stereo = [_has_stereo(mol) for mol in self.mols]
+
+    def join(self, blocks: Sequence[int], bonds: Sequence[Bond]) -> Chem.Mol:
+        """The molecule of these blocks, their atoms one after another. Raises ValueError where RDKit refuses it."""
+        start = [0]
+        mol = Chem.RWMol(self.mols[blocks[0]])
+        for block in blocks[1:]:
+            start.append(mol.GetNumAtoms())
+            mol.InsertMol(self.mols[block])
+        for i, a, j, b in bonds:
+            a, b = start[i] + a, start[j] + b
+            mol.AddBond(a, b, Chem.BondType.SINGLE)
+            for atom in (mol.GetAtomWithIdx(a), mol.GetAtomWithIdx(b)):
+                if hydrogens := atom.GetNumExplicitHs():
+                    atom.SetNumExplicitHs(hydrogens - 1)
+        try:
+            Chem.SanitizeMol(mol)
+        except ValueError as refusal:
+            names = ", ".join(self.fragments[block].name for block in blocks)
+            raise ValueError(
+                f"RDKit refuses the molecule of the blocks {names}: {refusal}; check their attachment atoms"
+            ) from None
+        if any(self.stereo[block] for block in blocks):
+            Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
+        return mol.GetMol()
+
+    def mol(self, row: Sequence[Sequence[int]]) -> Chem.Mol:
+        """Of one observation, K rows (block + 1, parent, own site, parent's site) as numbers, the absent ones 0."""
+        nodes = [node for node in row if node[0]]
+        if not nodes:
+            raise ValueError("got the empty state, which is no molecule; give a tree of at least one block")
+        blocks = [node[0] - 1 for node in nodes]
+        bonds = [
+            (i, self._atom(blocks[i], own), parent, self._atom(blocks[parent], up))
+            for i, (_, parent, own, up) in enumerate(nodes)
+            if i
+        ]
+        return self.join(blocks, bonds)
+
+    def _atom(self, block: int, site: int) -> int:
+        if not 0 <= site < len(self.sites[block]):
+            name, sites = self.fragments[block].name, len(self.sites[block])
+            raise ValueError(
+                f"got site {site} of block {name}, which has {sites}; give an observation made with these fragments"
+            )
+        return self.sites[block][site]
+
+
+def to_mol(fragments: Sequence[Fragment], obs_row: Tensor) -> Chem.Mol:
+    """The sanitised molecule of one observation [K, 4]. Raises ValueError for the empty state and where RDKit refuses."""
+    with rdBase.BlockLogs():
+        return Builder(fragments).mol(obs_row.tolist())
+
+
+def to_mols(fragments: Sequence[Fragment], obs: Tensor) -> list[Chem.Mol]:
+    """The sanitised molecules of observations [B, K, 4]; errors as `to_mol`."""
+    builder = Builder(fragments)
+    with rdBase.BlockLogs():
+        return [builder.mol(row) for row in obs.tolist()]
+
+
+def to_smiles(fragments: Sequence[Fragment], obs: Tensor) -> list[str]:
+    """Canonical isomeric SMILES of observations [B, K, 4]; errors as `to_mol`."""
+    return [Chem.MolToSmiles(mol) for mol in to_mols(fragments, obs)]
+
+
+def _has_stereo(mol: Chem.Mol) -> bool:
+    centres = any(atom.GetChiralTag() != Chem.ChiralType.CHI_UNSPECIFIED for atom in mol.GetAtoms())
+    return centres or any(bond.GetStereo() != Chem.BondStereo.STEREONONE for bond in mol.GetBonds())

@@ -1,0 +1,79 @@
+"""Batches of block trees as index tensors for a net: their nodes in a row, their bonds, and how any two nodes are related.
+
+Ragged (CPU): the real nodes only, trees of one size side by side, so that a group is a dense block of m trees of n nodes and
+nothing is padded. Padded (elsewhere): all K places of every tree, shapes that do not depend on the data, no number read back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trees:
+    """M trees as N nodes in a row.
+
+    block [N] + 1    own, up [N] number of the own site on the bond to the parent and of the parent's (0 at a root)
+    parent [N] its place in the row, a root's own       tree [N]       n [N] size of the tree      share [N] 1/n, 0 at no node
+    start [M] place of a tree's root      groups  (m, n, relation [m·n·n] of node i to node j): m trees of n places, in order
+    """
+
+    block: Tensor
+    own: Tensor
+    up: Tensor
+    parent: Tensor
+    tree: Tensor
+    n: Tensor
+    share: Tensor
+    start: Tensor
+    groups: list[tuple[int, int, Tensor]]
+
+    @staticmethod
+    def of(obs: Tensor, number: Tensor, padded: bool) -> Trees:
+        """obs [M, K, 4], number [C + 1, S] of each site."""
+        M, K = obs.shape[:2]
+        there = obs[:, :, 0] > 0
+        n = there.sum(1)
+        size = n.clamp_min(1)  # the empty state is one token
+        if padded:
+            order = torch.arange(M, device=obs.device)
+            slot, start = torch.arange(M * K, device=obs.device), order * K
+            tree, place = slot // K, slot % K
+            node, relation = obs.flatten(0, 1), relations(obs[:, :, 1])
+            absent = place.view(M, K) >= size[:, None]
+            groups = [(M, K, torch.where(absent[:, None], 3 * K, relation).flatten())]
+        else:
+            size, order = size.sort(stable=True)
+            slot = (torch.arange(K) < size[:, None]).flatten().nonzero()[:, 0]
+            start = torch.empty_like(order).index_copy_(0, order, size.cumsum(0) - size)
+            tree, place = order[slot // K], slot % K
+            node, relation = obs[tree, place], relations(obs[order, :, 1])
+            counts = [(k, m) for k, m in enumerate(torch.bincount(size).tolist()) if m]
+            alike = torch.split(relation, [m for _, m in counts])
+            groups = [(m, k, r[:, :k, :k].flatten()) for r, (k, m) in zip(alike, counts, strict=True)]
+        block, above, own, up = node.unbind(1)
+        root = (place == 0) | (block == 0)
+        first = start[tree]
+        parent = first + torch.where(root, place, above)
+        own = torch.where(root, 0, number[block, own])
+        up = torch.where(root, 0, number[block[parent], up])
+        share = torch.where((place == 0) | (block > 0), 1 / n.clamp_min(1)[tree].double(), 0.0)
+        return Trees(block, own, up, parent, tree, n[tree], share, start, groups)
+
+
+def relations(parent: Tensor) -> Tensor:
+    """parent [M, K] (below the node's number; a root's 0) -> [M, K, K]: 3·distance of i and j, + 2 where j is above i,
+    + 0 where it is below, + 1 elsewhere; always below 3K."""
+    K = parent.shape[1]
+    eye = torch.eye(K, device=parent.device)
+    above = eye[parent].clone()
+    above = torch.maximum(above, eye)  # j is i or its parent
+    for _ in range(max(K - 2, 0).bit_length()):
+        above = (above @ above).clamp_max(1)
+    common = above @ above.mT  # how many are above both, themselves included
+    depth = common.diagonal(dim1=1, dim2=2)
+    distance = depth[:, :, None] + depth[:, None] - 2 * common
+    return (3 * distance + above - above.mT + 1).long()

@@ -1,0 +1,100 @@
+"""The best distinct objects that each seed has visited.
+
+    candidates = objects worth more than the worst one kept         (all of them until the gallery is full)
+    kept       = the `size` best of (kept + candidates), each key once, where it was visited first;
+                 among equal ones those that were visited first
+
+What is kept does not depend on how the objects were cut into batches, so a run that is continued keeps the same ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NONE = -1
+
+
+class Gallery(NamedTuple):
+    """Best first; an empty place has log-reward -inf, visited_at -1 and zeros.
+
+    obs         [S, size, *obs]  observations, integers as int16
+    log_reward  [S, size]        float64
+    key         [S, size]        int64, the environment's `index`
+    visited_at  [S, size]        int64, how many objects the seed had visited when it met this one, itself counted
+    """
+
+    obs: Tensor
+    log_reward: Tensor
+    key: Tensor
+    visited_at: Tensor
+
+    @staticmethod
+    def begin(seeds: int, size: int, obs: Tensor) -> Gallery:
+        """An empty one. obs [any, *obs]: an example.
+
+        Raises ValueError for a size below 1.
+        """
+        if size < 1:
+            raise ValueError(f"got a gallery of {size} objects, expected at least 1")
+        dtype = obs.dtype if obs.is_floating_point() else torch.int16
+        places = torch.zeros(seeds, size, dtype=torch.int64, device=obs.device)
+        return Gallery(
+            torch.zeros(seeds, size, *obs.shape[1:], dtype=dtype, device=obs.device),
+            torch.full((seeds, size), -torch.inf, dtype=torch.float64, device=obs.device),
+            places,
+            torch.full_like(places, NONE),
+        )
+
+    def add(self, obs: Tensor, log_reward: Tensor, key: Tensor, before: int) -> Gallery:
+        """With objects [S, n, *obs] worth log_reward [S, n], visited in this order after `before` others."""
+        size = self.log_reward.shape[1]
+        better = log_reward.double() > self.log_reward[:, -1:]
+        most = int(better.sum(1).max())
+        if not most:
+            return self
+        pick = (~better).int().argsort(dim=1, stable=True)[:, :most]
+        real = better.gather(1, pick)
+        worth = torch.where(real, log_reward.double().gather(1, pick), -torch.inf)
+        objects = torch.cat([self.obs, _rows(obs, pick).to(self.obs.dtype)], 1)
+        worth = torch.cat([self.log_reward, worth], 1)
+        keys = torch.cat([self.key, key.gather(1, pick)], 1)
+        at = torch.cat([self.visited_at, torch.where(real, pick + before + 1, NONE)], 1)
+        worth = worth.masked_fill(_met_before(keys, at), -torch.inf)
+        order = at.argsort(dim=1, stable=True)
+        order = order.gather(1, (-worth.gather(1, order)).argsort(dim=1, stable=True))[:, :size]
+        worth = worth.gather(1, order)
+        empty = worth == -torch.inf
+        return Gallery(
+            _rows(objects, order).masked_fill(_like(empty, objects), 0),
+            worth,
+            keys.gather(1, order).masked_fill(empty, 0),
+            at.gather(1, order).masked_fill(empty, NONE),
+        )
+
+    @property
+    def there(self) -> Tensor:
+        """[S, size] bool: not an empty place."""
+        return self.visited_at != NONE
+
+
+def _met_before(key: Tensor, at: Tensor) -> Tensor:
+    """[S, m] bool: the same key was visited earlier. Empty places come last among equal keys, and it is all one for them."""
+    order = torch.where(at == NONE, torch.iinfo(torch.int64).max, at).argsort(dim=1, stable=True)
+    order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
+    ordered = key.gather(1, order)
+    again = torch.zeros_like(key, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return torch.empty_like(again).scatter_(1, order, again)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x [S, n, ...] at index [S, m]: [S, m, ...]."""
+    return x[torch.arange(len(x), device=x.device)[:, None], index]
+
+
+def _like(mask: Tensor, x: Tensor) -> Tensor:
+    """[S, m] with axes of length 1 for those of an observation."""
+    return mask.view(*mask.shape, *[1] * (x.dim() - 2))

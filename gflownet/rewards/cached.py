@@ -1,0 +1,210 @@
+"""Quantities of molecules, each molecule worked out once and kept: RDKit takes about a millisecond for QED alone.
+
+    quantities(keys, molecules):
+        missing   = keys that are not kept, each once, in order of appearance
+        values    = every measure of molecules(missing), here or in worker processes; every function of their SMILES
+        keep them; forget the keys that were not asked for longest
+
+A key names a molecule: its canonical SMILES, or the key of its tree. `molecules` must make the same RDKit molecule for the same
+key whatever the batch, atom order included, because a sum over atoms depends on their order in the last bit. Then the
+numbers depend neither on what is kept nor on the number of workers.
+
+Time for one drug-like molecule of 26 atoms (one core): QED 1.0 ms, SA score 0.20, logP 0.22, rotors 0.06, similarity 0.04,
+SMILES to molecule 0.12 ms, a kept molecule 0.3 µs. Packing a molecule for another process and unpacking it takes 0.05 ms.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+from rdkit import Chem, rdBase
+
+from gflownet.rewards.chemistry import Floats, Measure
+
+Molecules = Callable[[list[int]], Sequence[Chem.Mol]]
+"""Makes the molecules at these places of the batch."""
+Function = Callable[[list[str]], Sequence[float]]
+"""A list of SMILES in, as many numbers out."""
+
+RESTARTS = 3  # of one batch: more, and one of its molecules is at fault
+FEWEST = 8  # molecules for each worker: fewer are worked out here
+
+
+class Quantities:
+    """measures and functions by name, the last `size` molecules kept. A context manager where workers > 0; `close` ends them.
+
+    Raises ValueError for a size below 1 or workers below 0.
+    """
+
+    def __init__(
+        self, measures: Mapping[str, Measure], functions: Mapping[str, Function], size: int = 100_000, workers: int = 0
+    ) -> None:
+        if size < 1 or workers < 0:
+            raise ValueError(f"got room for {size} molecules and {workers} workers, expected at least 1 and at least 0")
+        self.names, self.worked_out = (*measures, *functions), 0
+        self._measures, self._functions, self._size, self._workers = dict(measures), dict(functions), size, workers
+        self._kept: OrderedDict[Hashable, tuple[float, ...]] = OrderedDict()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __call__(self, keys: Sequence[Hashable], molecules: Molecules) -> dict[str, Floats]:
+        """name -> [B] for B keys. `worked_out` counts the molecules that were not kept.
+
+        Raises ValueError, naming molecule and quantity, for one that raises or is not a finite number, and for functions that
+        do not give one number for each molecule; RuntimeError when workers keep dying.
+        """
+        rows: dict[Hashable, tuple[float, ...]] = {}
+        missing: dict[Hashable, int] = {}
+        for i, key in enumerate(keys):
+            if key in rows:
+                continue
+            row = self._kept.get(key)
+            if row is None:
+                missing.setdefault(key, i)
+            else:
+                rows[key] = row
+                self._kept.move_to_end(key)
+        if missing:
+            worked_out = self._work_out(molecules(list(missing.values())))
+            self.worked_out += len(missing)
+            for key, row in zip(missing, worked_out, strict=True):
+                rows[key] = self._kept[key] = row
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        table = np.array([rows[key] for key in keys], dtype=np.float64).reshape(len(keys), len(self.names))
+        return {name: np.ascontiguousarray(table[:, j]) for j, name in enumerate(self.names)}
+
+    def _work_out(self, mols: Sequence[Chem.Mol]) -> list[tuple[float, ...]]:
+        measured = self._measured(mols)
+        if not self._functions:
+            return measured
+        smiles = [Chem.MolToSmiles(mol) for mol in mols]
+        columns = [_asked(name, function, smiles) for name, function in self._functions.items()]
+        return [(*row, *more) for row, more in zip(measured, zip(*columns, strict=True), strict=True)]
+
+    def _measured(self, mols: Sequence[Chem.Mol]) -> list[tuple[float, ...]]:
+        if not self._measures or not self._workers or len(mols) < FEWEST * self._workers:
+            return [measured(self._measures, mol) for mol in mols]
+        step = math.ceil(len(mols) / (2 * self._workers))  # two shares for each, as molecules differ in size
+        shares = [[mol.ToBinary() for mol in mols[i : i + step]] for i in range(0, len(mols), step)]
+        for _ in range(RESTARTS):
+            try:
+                self._pool = self._pool or self._started()
+                return [row for rows in self._pool.map(_measure_share, shares) for row in rows]
+            except BrokenProcessPool:
+                self.close()
+        raise RuntimeError(
+            f"a worker process died {RESTARTS} times scoring the same {len(mols)} molecules: run with 0 workers to see why; "
+            'a script of one\'s own must start them under `if __name__ == "__main__":`'
+        )
+
+    def _started(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
+        return ProcessPoolExecutor(self._workers, context, initializer=_settle, initargs=(self._measures,))
+
+    @property
+    def alive(self) -> bool:
+        """Whether worker processes are held."""
+        return self._pool is not None
+
+    def close(self) -> None:
+        """Ends the workers; they are started again when there is work."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def __enter__(self) -> Quantities:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def from_smiles(smiles: Sequence[str]) -> tuple[list[str], Molecules]:
+    """Keys and molecules of written SMILES: both from the canonical form, so that the way of writing does not matter.
+
+    Raises ValueError with the place of the first that RDKit cannot read.
+    """
+    with rdBase.BlockLogs():
+        mols = [Chem.MolFromSmiles(text) for text in smiles]
+    keys = []
+    for i, (text, mol) in enumerate(zip(smiles, mols, strict=True)):
+        if mol is None or not mol.GetNumAtoms():
+            raise ValueError(f"molecule {i + 1} of {len(smiles)} is {text!r}, which RDKit cannot read; expected SMILES")
+        keys.append(Chem.MolToSmiles(mol))
+    return keys, lambda places: [Chem.MolFromSmiles(keys[i]) for i in places]
+
+
+def measured(measures: Mapping[str, Measure], mol: Chem.Mol) -> tuple[float, ...]:
+    """Every measure of one molecule. Raises ValueError, naming both, for one that raises or is not a finite number."""
+    row = []
+    for name, measure in measures.items():
+        try:
+            value = measure(mol)
+        except Exception as error:
+            raise ValueError(f"{name} of {_name(mol)} raised {type(error).__name__}: {error}") from error
+        if not math.isfinite(value):
+            raise ValueError(f"{name} of {_name(mol)} is {value}, expected a finite number")
+        row.append(value)
+    return tuple(row)
+
+
+def _asked(name: str, function: Function, smiles: list[str]) -> list[float]:
+    many = f"a batch of {len(smiles)} molecules, the first being {smiles[0]}"
+    try:
+        answer = function(list(smiles))
+    except Exception as error:
+        raise ValueError(f"{name} raised {type(error).__name__}: {error}; it was given {many}") from error
+    try:
+        values = np.asarray(answer, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} gave {answer!r:.100}, expected a list of {len(smiles)} numbers for {many}") from None
+    if values.shape != (len(smiles),):
+        raise ValueError(f"{name} gave numbers of shape {list(values.shape)}, expected {[len(smiles)]}: one for each of {many}")
+    require_finite(name, values, smiles.__getitem__)
+    return values.tolist()
+
+
+def require_finite(name: str, values: Floats, smiles: Callable[[int], str]) -> None:
+    """Raises ValueError, naming the first molecule whose value is not finite."""
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        first = int(bad[0])
+        raise ValueError(
+            f"{name} of {smiles(first)} is {values[first]}, expected a finite number ({len(bad)} of {len(values)} are not)"
+        )
+
+
+def _name(mol: Chem.Mol) -> str:
+    return Chem.MolToSmiles(mol) or "a molecule without atoms"
+
+
+# -- in a worker
+
+_measures: dict[str, Measure] = {}
+
+
+def _settle(measures: Mapping[str, Measure]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # the parent was killed: nobody will ask for anything any more
+
+    threading.Thread(target=watch, daemon=True).start()
+    _measures.update(measures)
+
+
+def _measure_share(mols: list[Any]) -> list[tuple[float, ...]]:
+    return [measured(_measures, Chem.Mol(mol)) for mol in mols]

@@ -1,0 +1,184 @@
+"""What a molecule is worth by numbers that RDKit works out on its own: nothing is downloaded.
+
+quantities (one molecule -> one number)                                  source
+    qed          quantitative estimate of drug-likeness, 0 to 1          Bickerton et al., Nature Chemistry 4:90 (2012)
+    sa_score     synthetic accessibility, 1 (easy) to 10 (hard)          Ertl and Schuffenhauer, J. Cheminform. 1:8 (2009)
+    logp         octanol-water partition, Crippen contributions          Wildman and Crippen, JCICS 39:868 (1999)
+    mw           average molecular weight, g/mol
+    tpsa         topological polar surface, Å^2                          Ertl et al., J. Med. Chem. 43:3714 (2000)
+    rotors       number of rotatable bonds, RDKit's strict definition
+    Similarity   Tanimoto similarity to a reference, morgan2-2048
+
+terms (what a reward is put together from, numbers that are better when larger)
+    qed                           the quantity
+    sa                            (10 - sa_score) / 9, from 0 to 1
+    logp[low,high] and mw, tpsa, rotors, each also with [low,high,width]
+                                  1 inside the window, exp(-d^2 / 2 width^2) at distance d outside
+    similar[SMILES]               the similarity to it, from 0 to 1
+
+A molecule is a sanitised RDKit molecule without explicit hydrogens, as `Chem.MolFromSmiles` makes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+from rdkit import Chem, DataStructs, RDConfig, rdBase
+from rdkit.Chem import QED, rdFingerprintGenerator, rdMolDescriptors
+
+Floats = NDArray[np.float64]
+Measure = Callable[[Chem.Mol], float]
+"""A quantity of one molecule. It must be picklable, so that other processes can work it out."""
+
+MORGAN = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
+
+
+_QED: Measure = QED.qed  # its own file carries no types
+
+
+def qed(mol: Chem.Mol) -> float:
+    """exp(Σ w_i log d_i / Σ w_i), 0 to 1: desirabilities d_i of weight, logP, H-bond acceptors and donors, polar surface,
+    rotors, aromatic rings and structural alerts, with the mean weights of the paper (QED_w,mo)."""
+    return _QED(mol)
+
+
+def sa_score(mol: Chem.Mol) -> float:
+    """1 (easy to make) to 10 (hard): rare fragments, size, stereo centres, spiro, bridge and large-ring atoms (RDKit Contrib).
+
+    Raises ModuleNotFoundError for an RDKit that was built without its Contrib folder.
+    """
+    return float(_sascorer().calculateScore(mol))
+
+
+def logp(mol: Chem.Mol) -> float:
+    """Σ of atomic contributions (Crippen)."""
+    return float(rdMolDescriptors.CalcCrippenDescriptors(mol)[0])
+
+
+def mw(mol: Chem.Mol) -> float:
+    """Average molecular weight in g/mol, hydrogens included."""
+    return float(rdMolDescriptors._CalcMolWt(mol))
+
+
+def tpsa(mol: Chem.Mol) -> float:
+    """Topological polar surface area in Å^2, from N and O only."""
+    return float(rdMolDescriptors.CalcTPSA(mol))
+
+
+def rotors(mol: Chem.Mol) -> float:
+    """Number of rotatable bonds; amides and the like do not count."""
+    return float(rdMolDescriptors.CalcNumRotatableBonds(mol, rdMolDescriptors.NumRotatableBondsOptions.Strict))
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Tanimoto similarity |a & b| / |a | b| of Morgan fingerprints (radius 2, 2048 bits) to that of a reference."""
+
+    fingerprint: DataStructs.ExplicitBitVect
+
+    @staticmethod
+    def to(smiles: str) -> Similarity:
+        """Raises ValueError for SMILES that RDKit cannot read."""
+        with rdBase.BlockLogs():
+            mol = Chem.MolFromSmiles(smiles) if smiles else None
+        if mol is None:
+            raise ValueError(f"similar[{smiles}]: RDKit cannot read this as SMILES; give the molecule to resemble")
+        return Similarity(MORGAN.GetFingerprint(mol))
+
+    def __call__(self, mol: Chem.Mol) -> float:
+        return float(DataStructs.TanimotoSimilarity(self.fingerprint, MORGAN.GetFingerprint(mol)))
+
+
+# -- from quantities to terms
+
+
+def same(x: Floats) -> Floats:
+    """The quantity is the term."""
+    return x
+
+
+def ease(sa: Floats) -> Floats:
+    """(10 - sa) / 9: 1 for what is easiest to make, 0 for what is hardest."""
+    return (10 - sa) / 9
+
+
+@dataclass(frozen=True)
+class Window:
+    """1 for low <= x <= high, exp(-d^2 / 2 width^2) outside, d being the distance to the window. Units are those of x."""
+
+    low: float
+    high: float
+    width: float
+
+    def __call__(self, x: Floats) -> Floats:
+        d = np.maximum(np.maximum(self.low - x, x - self.high), 0.0)
+        return np.exp(-0.5 * (d / self.width) ** 2)
+
+
+@dataclass(frozen=True)
+class Term:
+    """shape(the molecule's `quantity`, worked out by `measure`), called `label` in formulas and files."""
+
+    label: str
+    quantity: str
+    measure: Measure
+    shape: Callable[[Floats], Floats]
+
+
+PLAIN: Mapping[str, Term] = {"qed": Term("qed", "qed", qed, same), "sa": Term("sa", "sa_score", sa_score, ease)}
+WINDOWS: Mapping[str, tuple[Measure, float]] = {
+    "logp": (logp, 1.0),
+    "mw": (mw, 50.0),
+    "tpsa": (tpsa, 20.0),
+    "rotors": (rotors, 2.0),
+}
+"""Name -> the quantity and the width that is taken when none is given."""
+SYNOPSIS = (*PLAIN, *(f"{name}[low,high]" for name in WINDOWS), "similar[SMILES]")
+"""All terms, as people write them."""
+
+
+def term(name: str, inside: str | None) -> Term:
+    """The term `name[inside]`, or `name` where inside is None.
+
+    Raises KeyError for a name that is no term, ValueError for brackets that are missing, too many or hold the wrong thing.
+    """
+    if name in PLAIN:
+        if inside is not None:
+            raise ValueError(f"{name} takes no brackets, got [{inside}]")
+        return PLAIN[name]
+    if name == "similar":
+        if inside is None:
+            raise ValueError("similar needs a molecule, as in similar[CC(=O)Oc1ccccc1C(=O)O]")
+        label = f"similar[{inside}]"
+        return Term(label, label, Similarity.to(inside), same)
+    measure, width = WINDOWS[name]
+    try:
+        numbers = [float(x) for x in (inside or "").split(",")]
+    except ValueError:
+        numbers = []
+    low, high, width = (*numbers, width)[:3] if len(numbers) in (2, 3) else (math.nan,) * 3
+    if not (low <= high and 0 < width < math.inf):
+        raise ValueError(f"{name} needs a window, {name}[low,high] or {name}[low,high,width], with low <= high and width > 0")
+    return Term(f"{name}[{','.join(f'{x:.12g}' for x in numbers)}]", name, measure, Window(low, high, width))
+
+
+@functools.cache
+def _sascorer() -> ModuleType:
+    """RDKit's Contrib scripts are no package. It reads its table of fragments, 3.8 MB beside it, at the first score (0.3 s)."""
+    path = Path(RDConfig.RDContribDir) / "SA_Score" / "sascorer.py"
+    spec = importlib.util.spec_from_file_location("sascorer", path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise ModuleNotFoundError(
+            f"this RDKit has no {path}, which works out the SA score: install the wheel, pip install rdkit"
+        )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,119 @@
+"""The reward of molecules and its parts: an expression over terms, tempered for a GFlowNet.
+
+    r     = expression(terms)                                expression.py, chemistry.py
+    log R = β log clip(r, r_min, r_max)
+
+A reward below r_min, 0 and negative ones included, counts as r_min: a GFlowNet needs R > 0. With the sEH proxy p as r = p/8,
+β = 10 and r_min = 0.1/8 this is the 2021 code's (max(0.1, p)/8)^10. NaN and infinities are never clipped: they raise.
+
+    reward = MoleculeReward.of("qed*sa", Tempering(beta=8.0))
+    keys, molecules = from_smiles(["CCO", "c1ccccc1"])
+    parts = reward.parts(keys, molecules)                    {"reward": [B], "qed": [B], "sa": [B], "sa_score": [B]}
+    reward.tempering(parts["reward"])                        log R [B]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from rdkit import Chem
+
+from gflownet.rewards.cached import Function, Molecules, Quantities, require_finite
+from gflownet.rewards.chemistry import Floats
+from gflownet.rewards.expression import Expression
+
+
+@dataclass(frozen=True)
+class Tempering:
+    """log R = β log clip(r, r_min, r_max). Raises ValueError unless β > 0 and 0 < r_min < r_max."""
+
+    beta: float
+    """inverse temperature: larger means closer to the best"""
+    r_min: float = 0.01
+    """what a lower reward counts as; above 0"""
+    r_max: float = math.inf
+    """what a higher reward counts as"""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.beta < math.inf and 0 < self.r_min < self.r_max):
+            raise ValueError(
+                f"got beta {self.beta}, r_min {self.r_min}, r_max {self.r_max}, expected beta > 0 and 0 < r_min < r_max"
+            )
+
+    def __call__(self, reward: Floats) -> Floats:
+        """log R [B] of rewards r [B]; NaN stays NaN."""
+        return self.beta * np.log(np.clip(reward, self.r_min, self.r_max))
+
+
+@dataclass(frozen=True)
+class MoleculeReward:
+    """An expression, how it is tempered, and the quantities of molecules it needs (which are kept: `cached.py`)."""
+
+    expression: Expression
+    tempering: Tempering
+    quantities: Quantities = field(repr=False)
+
+    @staticmethod
+    def of(
+        text: str,
+        tempering: Tempering,
+        outside: Collection[str] = (),
+        functions: Mapping[str, Function] | None = None,
+        size: int = 100_000,
+        workers: int = 0,
+    ) -> MoleculeReward:
+        """text: what `expression.py` reads; outside: names of scores that the caller gives to `parts` for every batch;
+        functions: "file.py:function" as written in text -> the function; size, workers: of `cached.Quantities`.
+
+        Raises ValueError for text that is no reward, or one with a function that was not handed in.
+        """
+        expression = Expression.parse(text, outside)
+        handed = functions or {}
+        if unknown := [name for name in expression.functions if name not in handed]:
+            raise ValueError(f"the reward asks for {unknown[0]}, which was not loaded; loaded: {', '.join(handed) or 'none'}")
+        measures = {term.quantity: term.measure for term in expression.terms}
+        wanted = {name: handed[name] for name in expression.functions}
+        return MoleculeReward(expression, tempering, Quantities(measures, wanted, size, workers))
+
+    @property
+    def needs_molecules(self) -> bool:
+        """False where every term is given from outside: then no RDKit molecule is ever made."""
+        return bool(self.quantities.names)
+
+    def parts(
+        self, keys: Sequence[Hashable], molecules: Molecules, given: Mapping[str, Sequence[float] | Floats] | None = None
+    ) -> dict[str, Floats]:
+        """All numbers behind the reward of B molecules, [B] float64 each: "reward" first, then every term by its label as it
+        enters the formula, then the quantities under terms that reshape them (sa_score, logp, mw, tpsa, rotors).
+
+        keys, molecules: as for `cached.Quantities`; given: the scores of the outside names, for the whole batch.
+        Raises ValueError, naming molecule and term, for what is not finite; for given scores that are missing or too few.
+        """
+
+        def smiles(i: int) -> str:
+            return Chem.MolToSmiles(molecules([i])[0])
+
+        quantities = self.quantities(keys, molecules) if self.needs_molecules else {}
+        scores = {term.label: term.shape(quantities[term.quantity]) for term in self.expression.terms}
+        scores |= {name: quantities[name] for name in self.expression.functions}
+        for name in self.expression.outside:
+            values = np.asarray((given or {}).get(name, ()), dtype=np.float64)
+            if values.shape != (len(keys),):
+                raise ValueError(
+                    f"got scores of shape {list(values.shape)} for {name}, expected one for each of {len(keys)} molecules"
+                )
+            require_finite(name, values, smiles)
+            scores[name] = values
+        with np.errstate(all="ignore"):  # what is not finite is named below
+            reward = self.expression.root(scores)
+        require_finite(f'the reward "{self.expression.text}"', reward, smiles)
+        return {"reward": reward, **scores, **{name: x for name, x in quantities.items() if name not in scores}}
+
+    def log_reward(
+        self, keys: Sequence[Hashable], molecules: Molecules, given: Mapping[str, Sequence[float] | Floats] | None = None
+    ) -> Floats:
+        """log R [B]: `parts`, tempered."""
+        return self.tempering(self.parts(keys, molecules, given)["reward"])

@@ -1,0 +1,216 @@
+"""The sEH proxy of Bengio et al. (2021) for batches of block trees, and the reward made of it.
+
+    h = leaky_relu(features W0 + b0)         71 features -> 64: a look-up, for they take few values
+    12 times:  m = leaky_relu(mean over edges j -> i of h_j W_type + h_i root + b)      h = GRU(input m, state h)
+    q* = 0;  3 times:  q = LSTM(q*);  a = softmax over a molecule's atoms of h . q;  q* = [q ; sum of a h]
+    p = q* W3 + b3;   a molecule of one atom has an edge to itself, without features
+
+The edge net sees only four types of bonds (and the edge without features), so its matrices W_type are worked out once.
+p is on the raw scale: 4 stands for -8.6 kcal/mol, a unit for 1.10 kcal/mol.
+
+Three readings of one file of weights are in circulation; results of one cannot be compared with another's:
+
+    A    h root, atoms with open sites marked       the 2021 paper
+    B    h rootᵀ, marked                            the trajectory-balance and sub-trajectory-balance papers
+    C    h rootᵀ, no marks                          recursion's gflownet and its descendants
+    A0   h root, no marks                           C with its transposition put right
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag, leaky_relu
+
+from envs.molecules.atoms import BARE, NO_BOND, WIDTH, AtomGraph, AtomTables, assemble
+from gflownet.rewards.restricted import read_weights
+
+D = 64  # width of an atom's state
+STEPS, READS = 12, 3  # rounds of messages, rounds of Set2Set
+CHUNK = 64  # molecules at a time on the CPU: what is worked on stays in the cache
+VARIANTS = {"A": (False, True), "B": (True, True), "C": (True, False), "A0": (False, False)}  # root transposed?, marks?
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "lin0.weight": (D, WIDTH + 1),
+    "lin0.bias": (D,),
+    "conv.root": (D, D),
+    "conv.bias": (D,),
+    "conv.nn.0.weight": (128, 4),
+    "conv.nn.0.bias": (128,),
+    "conv.nn.2.weight": (D * D, 128),
+    "conv.nn.2.bias": (D * D,),
+    "gru.weight_ih_l0": (3 * D, D),
+    "gru.weight_hh_l0": (3 * D, D),
+    "gru.bias_ih_l0": (3 * D,),
+    "gru.bias_hh_l0": (3 * D,),
+    "lin1.weight": (512, D),
+    "lin1.bias": (512,),
+    "lin2.weight": (105, 512),
+    "lin2.bias": (105,),
+    "set2set.lstm.weight_ih_l0": (4 * D, 2 * D),
+    "set2set.lstm.weight_hh_l0": (4 * D, D),
+    "set2set.lstm.bias_ih_l0": (4 * D,),
+    "set2set.lstm.bias_hh_l0": (4 * D,),
+    "lin3.weight": (1, 2 * D),
+    "lin3.bias": (1,),
+}
+
+
+def load_weights(path: str | Path) -> dict[str, np.ndarray]:
+    """The 22 arrays of the published `best_params.pkl.gz`, or of an `.npz`. Raises ValueError for anything else in the file."""
+    return read_weights(path, SHAPES)
+
+
+class SehProxy:
+    """obs [B, K, 4] -> p [B]; no gradients. On the CPU shapes follow the data, elsewhere they are static.
+
+    Raises ValueError for an unknown variant.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, np.ndarray],
+        tables: AtomTables,
+        variant: str = "A",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if variant not in VARIANTS:
+            raise ValueError(f"got variant {variant!r} of the sEH proxy, expected one of {', '.join(VARIANTS)}")
+        transposed, self.stem_mask = VARIANTS[variant]
+        w = {name: torch.as_tensor(array).to(torch.float64) for name, array in weights.items()}
+        edge = torch.cat([torch.eye(4, dtype=torch.float64), torch.zeros(1, 4, dtype=torch.float64)])
+        edge = leaky_relu(edge @ w["conv.nn.0.weight"].T + w["conv.nn.0.bias"])
+        atom = tables.rows.to("cpu", torch.float64) @ w["lin0.weight"][:, :WIDTH].T + w["lin0.bias"]
+
+        def put(x: Tensor) -> Tensor:
+            return x.to(device, dtype).contiguous()
+
+        self.tables = tables.to(device)
+        self.start = put(leaky_relu(torch.cat([atom, atom + w["lin0.weight"][:, WIDTH]])))  # [2 F, D], the marked ones behind
+        self.edge = put((edge @ w["conv.nn.2.weight"].T + w["conv.nn.2.bias"]).view(BARE + 1, D, D))
+        self.root = put(w["conv.root"].T if transposed else w["conv.root"])
+        self.bias = put(w["conv.bias"])
+        # The new state is tanh(x) = 2 sigmoid(2 x) - 1, several times faster on a CPU: its rows are doubled here.
+        twice = torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64)[:, None, None]
+        inward, onward = ((w[f"gru.weight_{k}_l0"].view(3, D, D) * twice).transpose(1, 2) for k in ("ih", "hh"))
+        bi, bh = (w[f"gru.bias_{k}_l0"].view(3, D) * twice[:, 0] for k in ("ih", "hh"))
+        self.inward, self.onward, self.bi, self.bh = put(inward), put(onward), put(bi), put(bh)
+        self.lstm = put(torch.cat([w["set2set.lstm.weight_ih_l0"], w["set2set.lstm.weight_hh_l0"]], 1).T)
+        self.lstm_bias = put(w["set2set.lstm.bias_ih_l0"] + w["set2set.lstm.bias_hh_l0"])
+        self.last, self.last_bias = put(w["lin3.weight"].T), put(w["lin3.bias"])
+
+    @torch.no_grad()
+    def __call__(self, obs: Tensor, open_sites: Tensor | None = None, static: bool | None = None) -> Tensor:
+        """p [B] in the proxy's dtype. `open_sites` [B, K, S] bool: the sites to mark, where they do not follow from capacities.
+
+        `static`: with static shapes and without the host waiting (default: where the device is no CPU).
+        """
+        if obs.device.type != "cpu" if static is None else static:
+            graph = assemble(self.tables, obs, self.stem_mask, open_sites, padded=True)
+            return self._read(self._static(graph), graph)
+        parts = [torch.empty(0, dtype=self.root.dtype)]
+        for i in range(0, len(obs), CHUNK):
+            here = slice(i, i + CHUNK)
+            graph = assemble(self.tables, obs[here], self.stem_mask, None if open_sites is None else open_sites[here])
+            parts.append(self._read(self._ragged(graph), graph))
+        return torch.cat(parts)
+
+    def _first(self, graph: AtomGraph) -> Tensor:
+        return self.start[graph.feature + graph.stem * (len(self.start) // 2)]
+
+    def _static(self, graph: AtomGraph) -> Tensor:
+        """The atoms' last states [N, D]: every place computes, for every type of bond."""
+        h, N = self._first(graph), len(graph.feature)
+        exists = (graph.bond != NO_BOND).to(h.dtype)
+        degree = h.new_zeros(N).index_add_(0, graph.target, exists)
+        weight = (exists / degree.clamp(min=1)[graph.target])[:, None]
+        row = graph.source * (BARE + 1) + graph.bond.clamp(max=BARE)
+        edge = self.edge.transpose(0, 1).reshape(D, -1)
+        for _ in range(STEPS):
+            sent = (h @ edge).view(-1, D)[row] * weight
+            m = leaky_relu(torch.addmm(self.bias, h, self.root).index_add_(0, graph.target, sent))
+            r, z = (torch.sigmoid(m @ self.inward[i] + self.bi[i] + h @ self.onward[i] + self.bh[i]) for i in (0, 1))
+            n = 2 * torch.sigmoid(m @ self.inward[2] + self.bi[2] + r * (h @ self.onward[2] + self.bh[2])) - 1
+            h = n + z * (h - n)
+        return h
+
+    def _ragged(self, graph: AtomGraph) -> Tensor:
+        """The same in place and in less: h W_type only for atoms with such a bond, gathered by target."""
+        h, N = self._first(graph), len(graph.feature)
+        key = graph.bond * N + graph.source
+        used = torch.zeros((BARE + 1) * N, dtype=torch.bool).index_fill_(0, key, True)
+        sender = used.nonzero().squeeze(1) % max(N, 1)
+        ends = [0, *used.view(BARE + 1, N).sum(1).cumsum(0).tolist()]
+        types = [(t, a, b) for t, (a, b) in enumerate(pairwise(ends)) if b > a]
+        by_target = graph.target.argsort(stable=True)
+        row = (used.cumsum(0) - 1)[key[by_target]]
+        degree = graph.target.bincount(minlength=N)
+        start = torch.cat([degree.new_zeros(1), degree.cumsum(0)])
+        weight = degree.to(h.dtype).reciprocal()[graph.target[by_target]]
+        out, sent = (h.new_empty(len(sender), D) for _ in range(2))
+        m, r, z, n = (torch.empty_like(h) for _ in range(4))
+        bias = self.bi + self.bh
+        for _ in range(STEPS):
+            torch.index_select(h, 0, sender, out=out)
+            for t, a, b in types:
+                torch.mm(out[a:b], self.edge[t], out=sent[a:b])
+            torch.addmm(self.bias, h, self.root, out=m)
+            m += embedding_bag(row, sent, start, mode="sum", per_sample_weights=weight, include_last_offset=True)
+            torch.nn.functional.leaky_relu_(m)
+            for i, gate in ((0, r), (1, z)):
+                torch.addmm(bias[i], m, self.inward[i], out=gate).addmm_(h, self.onward[i]).sigmoid_()
+            torch.addmm(self.bh[2], h, self.onward[2], out=n).mul_(r).addmm_(m, self.inward[2]).add_(self.bi[2])
+            n.sigmoid_().mul_(2).sub_(1)
+            torch.lerp(n, h, z, out=h)
+        return h
+
+    def _read(self, h: Tensor, graph: AtomGraph) -> Tensor:
+        """Set2Set and the last layer: [N, D] -> [size]."""
+        B = graph.size
+        q_star, c = h.new_zeros(B, 2 * D), h.new_zeros(B, D)
+        for _ in range(READS):
+            gates = torch.addmm(self.lstm_bias, torch.cat([q_star, q_star[:, :D]], 1), self.lstm)
+            i, f, g, o = gates.chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            q = torch.sigmoid(o) * torch.tanh(c)
+            score = (h * q[graph.molecule]).sum(1).masked_fill(~graph.real, -torch.inf)
+            top = score.new_full((B,), -torch.inf).scatter_reduce(0, graph.molecule, score, "amax")
+            a = torch.exp(score - top.nan_to_num(neginf=0.0)[graph.molecule])
+            total = a.new_zeros(B).index_add_(0, graph.molecule, a)
+            mean = torch.zeros_like(q).index_add_(0, graph.molecule, a[:, None] * h) / total.clamp(min=1e-30)[:, None]
+            q_star = torch.cat([q, mean], 1)
+        return torch.addmm(self.last_bias, q_star, self.last).squeeze(1)
+
+
+@dataclass(frozen=True)
+class SehReward:
+    """log R = beta log(max(floor, p) / scale), a pure function of obs; the defaults are those of the 2021 code."""
+
+    proxy: SehProxy
+    beta: float = 10.0
+    scale: float = 8.0
+    floor: float = 0.1
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """obs [M, K, 4] -> log R [M] float64."""
+        return self.log_reward(self.proxy(obs))
+
+    def log_reward(self, p: Tensor) -> Tensor:
+        """From the proxy's p [M]: float64, [M]."""
+        return self.beta * torch.log(p.to(torch.float64).clamp(min=self.floor) / self.scale)
+
+    def parts(self, obs: Tensor) -> dict[str, Tensor]:
+        """What the reward is made of: {"seh": p [M]}."""
+        return {"seh": self.proxy(obs)}
+
+
+def recursion_reward(p: Tensor) -> Tensor:
+    """What recursion's gflownet makes of C's p before it takes the power: clip(p / 8, 1e-4, 100), not-a-number to 0 first."""
+    return (p / 8).nan_to_num(nan=0.0).clamp(1e-4, 100)

@@ -1,0 +1,81 @@
+"""The reward of block trees: what `envs.molecules.BlockTrees` asks for, from a molecule reward and tensor scores.
+
+obs [M, K, 4] -> RDKit molecules (only those not met before) -> terms;  sEH proxy on the atom graph -> p/8
+log R = β log clip(r, r_min, r_max)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rdkit import Chem, rdBase
+from torch import Tensor
+
+from envs.molecules.bridge import Builder
+from envs.molecules.fragments import Fragment
+from gflownet.rewards.combine import MoleculeReward
+from gflownet.rewards.expression import Leaf
+
+Score = Callable[[Tensor], Tensor]
+
+
+class TreeReward:
+    """A function of finished trees. Two trees of one molecule have the same RDKit terms; the sEH proxy looks at open points too.
+
+    index   obs [M, K, 4] -> keys [M], another for another tree (`BlockTrees.index`)
+    scores  of the reward's outside names: obs [M, K, 4] -> [M]
+    """
+
+    def __init__(
+        self,
+        fragments: Sequence[Fragment],
+        reward: MoleculeReward,
+        index: Callable[[Tensor], Tensor],
+        scores: Mapping[str, Score] | None = None,
+    ) -> None:
+        self.fragments, self.reward, self.scores = tuple(fragments), reward, dict(scores or {})
+        self._builder, self._index = Builder(fragments), index
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """log R [M] float64. Raises ValueError naming molecule and term where something is not finite."""
+        root = self.reward.expression.root
+        if isinstance(root, Leaf) and root.label in self.scores:  # stays on the device, and nothing is read back
+            return self._tempered(self.scores[root.label](obs))
+        return torch.from_numpy(np.array(self.reward.tempering(self._numbers(obs)["reward"]))).to(obs.device)
+
+    def parts(self, obs: Tensor) -> dict[str, Tensor]:
+        """All numbers behind the reward of trees [M, K, 4], [M] float64 each: "reward" before tempering first."""
+        return {name: torch.from_numpy(np.array(x)) for name, x in self._numbers(obs).items()}
+
+    def tempered(self, reward: Tensor) -> Tensor:
+        """log R of rewards."""
+        return self._tempered(reward)
+
+    def untempered(self, log_reward: Tensor) -> Tensor:
+        """The reward that a log R came from, between r_min and r_max."""
+        return (log_reward.double() / self.reward.tempering.beta).exp()
+
+    def molecules(self, obs: Tensor) -> list[Chem.Mol]:
+        with rdBase.BlockLogs():
+            return [self._builder.mol(row) for row in obs.tolist()]
+
+    def smiles(self, obs: Tensor) -> list[str]:
+        """Canonical isomeric SMILES."""
+        return [Chem.MolToSmiles(mol) for mol in self.molecules(obs)]
+
+    def _tempered(self, reward: Tensor) -> Tensor:
+        tempering = self.reward.tempering
+        return tempering.beta * reward.double().clamp(tempering.r_min, tempering.r_max).log()
+
+    def _numbers(self, obs: Tensor) -> dict[str, Any]:
+        rows = obs.tolist()
+
+        def made(places: list[int]) -> list[Chem.Mol]:
+            with rdBase.BlockLogs():
+                return [self._builder.mol(rows[i]) for i in places]
+
+        given = {name: score(obs).double().cpu().numpy() for name, score in self.scores.items()}
+        return self.reward.parts(self._index(obs).tolist(), made, given)
