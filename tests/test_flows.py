@@ -15,9 +15,9 @@ from envs.hypergrid import HyperGrid
 from envs.random import Rng
 from envs.rollout import rollout
 from gflownet.edges import edges_of
-from gflownet.moves import segment_logsumexp
 from gflownet.flows import Flows
 from gflownet.model import Model
+from gflownet.moves import segment_logsumexp
 from gflownet.networks import MLP
 from gflownet.objectives.flow_matching import FlowMatching
 from gflownet.objectives.forward_looking import ForwardLookingSubTB

@@ -23,7 +23,7 @@ Score = Callable[[Tensor], Tensor]
 
 
 class TreeReward:
-    """A function of finished trees. Two trees of one molecule have the same RDKit terms; the sEH proxy looks at open points too.
+    """A function of finished trees. Trees of one molecule share their RDKit terms; the sEH proxy looks at open points too.
 
     index   obs [M, K, 4] -> keys [M], another for another tree (`BlockTrees.index`)
     scores  of the reward's outside names: obs [M, K, 4] -> [M]
