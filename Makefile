@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench bench-gflownet clean
+.PHONY: demo test lint bench bench-gflownet bench-molecules clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,6 +33,9 @@ bench: .venv/ready
 
 bench-gflownet: .venv/ready .venv-peers/ready
 	$(BIN)/python -m experiments.bench_gflownet
+
+bench-molecules: .venv/ready
+	$(BIN)/python -m experiments.bench_molecules
 
 clean:
 	rm -rf .venv .venv-peers runs

@@ -1,10 +1,11 @@
-"""`make demo`: four policy gradients on the gridworld, and flow matching on two hypergrids; tables, figures, TensorBoard files.
+"""`make demo`: policy gradients on the gridworld, GFlowNets on hypergrids and on molecules; tables, figures, TensorBoard files.
 
 python -m experiments.demo [--out runs/demo] [--env-steps 60_000] [--seeds 10]
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import multiprocessing
 import shutil
@@ -23,15 +24,19 @@ from experiments.config import as_config, cpus, defaults
 from experiments.curves import curves, table
 from experiments.errors import guarded
 from experiments.gfn_figures import law
+from experiments.molecule_pictures import draw
+from experiments.molecules_cli import sample
 from experiments.start import start
 
 SEED = 100  # the recipes were tuned on others
 METHODS = ("reinforce", "n-mpg", "n-pg-igt", "n-harpg")
 GRIDS = {"flow-4d": (4, 8, 60_000), "flow-2d": (2, 16, 32_000)}  # ndim, height, objects of each seed
+MOLECULES = 32_000  # visited while training on QED·SA; then SAMPLED are drawn, SHOWN of them in a picture
+SAMPLED, SHOWN = 200, 48
 
 
 def demo(out: Path = Path("runs/demo"), env: str = "gridworld", env_steps: int | None = None, seeds: int = 10) -> None:
-    """Train REINFORCE, N-MPG, N-PG-IGT and N-HARPG and compare them; train GFlowNets by flow matching.
+    """Train REINFORCE, N-MPG, N-PG-IGT and N-HARPG and compare them; train GFlowNets on grids and on molecules.
 
     Args:
         out: folder for the runs and the figure; older runs of a demo there are replaced
@@ -39,11 +44,12 @@ def demo(out: Path = Path("runs/demo"), env: str = "gridworld", env_steps: int |
         env_steps: of each seed and method; default: the recipe's
         seeds: of each method
     """
-    for algo in (*METHODS, *GRIDS):  # runs of an older demo, and nothing else
+    for algo in (*METHODS, *GRIDS, "molecules"):  # runs of an older demo, and nothing else
         if (out / algo / "config.json").exists():
             shutil.rmtree(out / algo)
     begun, folders = time.monotonic(), []
-    jobs: list[tuple[Any, ...]] = [_flow(out / name, *grid) for name, grid in GRIDS.items()]  # the longest first
+    jobs: list[tuple[Any, ...]] = [_molecules(out / "molecules")]  # the longest first
+    jobs += [_flow(out / name, *grid) for name, grid in GRIDS.items()]
     for algo in METHODS:
         settings, knobs, _ = defaults(algo, env)
         settings = dataclasses.replace(settings, seed=SEED, seeds=seeds, env_steps=env_steps or settings.env_steps)
@@ -58,6 +64,7 @@ def demo(out: Path = Path("runs/demo"), env: str = "gridworld", env_steps: int |
     figure, flow = curves(folders, out / "gap.png"), curves([out / "flow-4d"], out / "flow.png", x="states")
     print(f"\n{table(folders)}\n\n{table([out / 'flow-4d'])}\n")
     print(f"figures      {figure}  {flow}  {law(out / 'flow-2d', out / 'law.png')}")
+    print(f"molecules    {out / 'molecules.png'}  {out / 'molecules.csv'}  {SAMPLED} drawn, the first {SHOWN} in the picture")
     print(f"numbers      {figure.with_suffix('.csv')}  {flow.with_suffix('.csv')}\nTensorBoard  tensorboard --logdir {out}")
     print(f"{time.monotonic() - begun:.0f} seconds", file=sys.stderr)
 
@@ -71,6 +78,26 @@ def _flow(folder: Path, ndim: int, height: int, states: int) -> tuple[Any, ...]:
     argv += ["--r0", "0.01", "--states", str(states), "--seed", str(SEED)]
     config = gfn_config.as_config(dataclasses.replace(choice, world=world), train, "cpu")
     return gfn_start.start, config, folder, argv, True
+
+
+def _molecules(folder: Path) -> tuple[Any, ...]:
+    """A GFlowNet on molecules of our own fragments as a job, with a file of molecules and a picture beside its folder."""
+    train, choice, _ = gfn_config.defaults("tb", "molecules")
+    choice = dataclasses.replace(choice, world={**choice.world, "reward": "qed*sa"})
+    train = dataclasses.replace(train, states=MOLECULES, seed=SEED, checkpoints=4, evaluations=10)
+    argv = ["gflownet", "train", "molecules", "--objective", "tb", "--reward", "qed*sa", "--states", str(MOLECULES)]
+    return _trained_and_drawn, gfn_config.as_config(choice, train, "cpu"), folder, [*argv, "--seed", str(SEED)], True
+
+
+def _trained_and_drawn(config: dict[str, Any], folder: Path, argv: list[str], quiet: bool) -> Path:
+    gfn_start.start(config, folder, argv, quiet)
+    file = folder.with_name("molecules.csv")
+    sample([str(folder), "--n", str(SAMPLED), "--unique", "--out", str(file), "--quiet"])
+    with file.open(newline="") as rows:
+        shown = list(csv.DictReader(rows))[:SHOWN]
+    picture = draw([row["smiles"] for row in shown], [f"{float(row['reward']):.3f}" for row in shown], columns=8)
+    file.with_suffix(".png").write_bytes(picture)
+    return folder
 
 
 def _alone(work: Callable[..., Path], *arguments: Any) -> Path:

@@ -161,9 +161,15 @@ def fresh(method: Method, state: Any, problem: Problem, n: int, t: int) -> tuple
     """n objects of each seed by the policy as it is, without exploration: [S, n, *obs] and their log-rewards [S, n]."""
     rng = problem.rng(EVALUATION, t)
     u = rng.fold(HEADS).spawn(n).uniform()
-    tau = problem.play(Policies(method, state, problem, u, n), rng.fold(FRESH), n)
+    tau = problem.play(policies(method, state, problem, u, n), rng.fold(FRESH), n)
     assert tau.last is not None
     return problem.by_seed(tau.last), problem.by_seed(problem.env.log_reward(tau.last))
+
+
+def policies(method: Method, state: Any, problem: Problem, u: Tensor, n: int) -> Act:
+    """The policies of all seeds, without exploration, as an Act for S·n episodes; u [S·n] uniform, decides between heads."""
+    own = getattr(method, "actor", None)
+    return (own(state, problem, n) if own else None) or Policies(method, state, problem, u, n)
 
 
 class Policies(Act):

@@ -29,7 +29,7 @@ from envs.rollout import rollout
 from experiments import checkpoint as checkpoints
 from experiments.errors import UserError
 from experiments.faults import faults_as_sentences
-from experiments.gfn_metrics import Policies, has_policy
+from experiments.gfn_metrics import has_policy, policies
 from experiments.gfn_start import made
 from experiments.run import Run
 from gflownet.evaluation import exact_log_p
@@ -160,7 +160,7 @@ class Trained:
         number = torch.arange(first, first + n, device=problem.device).repeat(S)  # the n of each seed in a row
         key = Rng.of_seeds(problem.seeds, problem.device).fold(SAMPLES).fold(seed).key.repeat_interleave(n)
         rng = Rng(key, dtype=problem.dtype).fold(number)
-        act = Policies(self.method, self.state, problem, rng.fold(HEADS).uniform(), n)
+        act = policies(self.method, self.state, problem, rng.fold(HEADS).uniform(), n)
         last = rollout(problem.env, act, rng.fold(WALK)).last
         assert last is not None
         return last.view(S, n, *last.shape[1:]).transpose(0, 1).flatten(0, 1)

@@ -54,8 +54,11 @@ def _edge_log_pf(method: Method, state: Any, problem: Problem, past: Ancestry) -
         some = past.obs[lo : lo + rows]
         e = order[torch.searchsorted(past.parent[order], lo) : torch.searchsorted(past.parent[order], lo + len(some))]
         if len(e):
-            policy = _log_pf(method, state, problem, some, legal_at(problem.env, some))
-            found.append(policy[..., past.parent[e] - lo, past.action[e]])
+            legal, row, action = legal_at(problem.env, some), past.parent[e] - lo, past.action[e]
+            if (of_moves := getattr(method, "log_pf_of", None)) is not None:
+                found.append(of_moves(state, problem, some, legal, row, action))
+            else:
+                found.append(_log_pf(method, state, problem, some, legal)[..., row, action])
     edge = torch.cat(found, -1)
     return torch.empty_like(edge).index_copy_(-1, order, edge)
 

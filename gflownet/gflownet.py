@@ -21,6 +21,8 @@ from torch import Tensor
 
 from envs.core import Trajectories
 from envs.random import Rng
+from envs.rollout import Act
+from gflownet.answers import log_policy
 from gflownet.flows import BACKWARD, Flows
 from gflownet.local_search import LocalSearch, local_search
 from gflownet.model import Model
@@ -210,6 +212,14 @@ class GFlowNet:
     def log_pf(self, state: State, problem: Problem, obs: Tensor, legal: Tensor) -> Tensor:
         with torch.no_grad():
             return self.model(problem).log_pf(state.theta, obs.expand(len(state.theta), *obs.shape), legal)
+
+    def log_pf_of(self, state: State, problem: Problem, obs: Tensor, legal: Tensor, row: Tensor, action: Tensor) -> Tensor:
+        """[heads, S, E] of single moves: action [E] at state row [E] of obs [M, *obs], where legal [M, A] is."""
+        return log_policy(self.model(problem), state.theta, obs, row, action, legal)
+
+    def actor(self, state: State, problem: Problem, n: int) -> Act | None:
+        """The policies without exploration as an Act for S·n episodes; None where several heads take turns."""
+        return sampler(problem.env, self.model(problem), state.theta, n) if self.heads == 1 else None
 
     def log_z(self, state: State) -> Tensor:
         return state.log_z

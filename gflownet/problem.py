@@ -91,6 +91,10 @@ class Method(Protocol):
     log_pf(state, problem, obs, legal)   [heads, S, M, A] log P_F at M states [M, *obs], or None where there is no policy;
                                          with several heads one is drawn for each episode
     log_z(state)                         [S] the estimate of log Z, or None
+
+    Optional, where less work will do:
+    log_pf_of(state, problem, obs, legal, row, action)   [heads, S, E] log P_F of action [E] at state row [E] of obs [M, *obs]
+    actor(state, problem, n)                             the policies as an Act for S·n episodes, or None
     """
 
     def init(self, problem: Problem) -> Any: ...

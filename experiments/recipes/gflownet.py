@@ -32,7 +32,9 @@ def recipe_for(env: str, preset: str = "recipe") -> Recipe:
     from experiments.recipes import bits, hypergrid, molecules, sets
 
     general = {"recipe": Recipe(states=200_000, note="general settings: tune learning_rate first")}
-    known = {"hypergrid": hypergrid.RECIPES, "bits": bits.RECIPES, "sets": sets.RECIPES, "molecules": molecules.RECIPES}.get(env, general)
+    known = {"hypergrid": hypergrid.RECIPES, "bits": bits.RECIPES, "sets": sets.RECIPES, "molecules": molecules.RECIPES}.get(
+        env, general
+    )
     if preset not in known:
         raise UserError(f"--preset is {preset!r}, expected {' or '.join(known)}")
     return known[preset]

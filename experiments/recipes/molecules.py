@@ -10,7 +10,7 @@ RECIPES = {
     "recipe": Recipe(
         states=100_000,
         batch_size=64,
-        common={**NET, "learning_rate": 1e-3, "epsilon": 0.05},
+        common={**NET, "learning_rate": 2e-3, "epsilon": 0.02, "replay": "prioritised"},
         knobs={"fm": FM, "ppo": {**NET, **PPO}, "soft-pg": {**NET, "learning_rate": 1e-3}},
         note="",
     ),
@@ -26,6 +26,6 @@ RECIPES = {
             "uniform": {"batch_size": 64},
             "soft-pg": {**NET, "batch_size": 64},
         },
-        note="Bengio et al. 2021: sEH proxy A, R = (max(0.1, p)/8)^10, Adam 5e-4, 4 trajectories, ε = 0.05, λ_T = 10; our network",
+        note="Bengio et al. 2021: sEH proxy A, R = (max(0.1, p)/8)^10, Adam 5e-4, 4 trajectories, ε = 0.05, λ_T = 10; our net",
     ),
 }
