@@ -31,7 +31,7 @@ import tyro
 from envs.molecules.atoms import assemble
 from envs.molecules.block_trees import BlockTrees
 from experiments.config import cpus
-from experiments.molecule_work import Products, Run, drawing, drawing_graph, large, problem_of, small, training, world
+from experiments.molecule_work import Products, Run, drawing, drawing_graph, large, problem_of, recipe, small, training, world
 from experiments.peers.measure import per_second, timed
 from experiments.surroundings import processor
 from gflownet.answers import ask
@@ -65,14 +65,15 @@ def rated(run: Run, batch: int, seconds: float, device: str = "cpu", again: Call
 
 def cells(row: Row, target: float | None = None, quoted: str = "–") -> str:
     met = "–" if target is None else f"≥ {target:,.0f}: {'met' if row['rate'] >= target else 'missed'}"
-    rates = (
+    ours = (
         f"**{row['rate']:,.4g}** ({row['low']:,.3g}–{row['high']:,.3g}) | {row['mean_episode_length']:.1f} | {met} | {quoted}"
     )
-    return f"{rates} | {row['mflop']:,.1f} | {row['gflops']:,.3g} | {row['bound']:,.4g} | {row['rate'] / row['bound']:.0%} |"
+    alone = f"{row['mflop']:,.1f} | {row['gflops']:,.3g} | {row['bound']:,.4g} | {row['rate'] / row['bound']:.0%}"
+    return f"{ours} | {alone} | {row['others_cpus']:.1f} |"
 
 
 HEAD = "molecules/s (quartiles) | steps | target | quoted, not measured in this run"
-HEAD += " | MFLOP a molecule | GFLOP/s of the products alone | products alone, molecules/s | share |"
+HEAD += " | MFLOP a molecule | GFLOP/s of the products alone | products alone, molecules/s | share | CPUs of others |"
 
 
 # -- tables
@@ -91,6 +92,8 @@ def rates(env: Any, seconds: float) -> Iterator[str]:
     for batch in SCALING:
         row = rated(training(small(), problem_of(env, batch)), batch, seconds)
         yield f"| trained, TB | 3 × 64 | {batch:,} | {cells(row)}"
+    row = rated(training(recipe(), problem_of(env, BATCH)), BATCH, seconds)
+    yield f"| trained, TB, the recipe's replay and ε | 3 × 64 | {BATCH} | {cells(row)}"
     row = rated(training(small("fm"), problem_of(env, BATCH)), BATCH, seconds)
     yield f"| trained, FM | 3 × 64 | {BATCH} | {cells(row, None, QUOTED['fm'])}"
 
@@ -226,7 +229,7 @@ def gpu_rows(seconds: float) -> Iterator[str]:
                 run, again = made()
                 yield f"| {name} | {net} | {batch:,} | {cells(rated(run, batch, seconds, 'cuda', again), target)}"
             except (RuntimeError, ValueError) as error:  # of memory, for one
-                yield line(name, net, f"{batch:,}", f"not measured: {str(error).splitlines()[0]}", *"–" * 7)
+                yield line(name, net, f"{batch:,}", f"not measured: {str(error).splitlines()[0]}", *"–" * 8)
             torch.cuda.empty_cache()
 
 

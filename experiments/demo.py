@@ -31,7 +31,7 @@ from experiments.start import start
 SEED = 100  # the recipes were tuned on others
 METHODS = ("reinforce", "n-mpg", "n-pg-igt", "n-harpg")
 GRIDS = {"flow-4d": (4, 8, 60_000), "flow-2d": (2, 16, 32_000)}  # ndim, height, objects of each seed
-MOLECULES = 32_000  # visited while training on QED·SA; then SAMPLED are drawn, SHOWN of them in a picture
+MOLECULES = 24_000  # visited while training on QED·SA; then SAMPLED are drawn, SHOWN of them in a picture
 SAMPLED, SHOWN = 200, 48
 
 
@@ -83,9 +83,10 @@ def _flow(folder: Path, ndim: int, height: int, states: int) -> tuple[Any, ...]:
 def _molecules(folder: Path) -> tuple[Any, ...]:
     """A GFlowNet on molecules of our own fragments as a job, with a file of molecules and a picture beside its folder."""
     train, choice, _ = gfn_config.defaults("tb", "molecules")
-    choice = dataclasses.replace(choice, world={**choice.world, "reward": "qed*sa"})
+    choice = dataclasses.replace(choice, world={**choice.world, "reward": "qed*sa", "max_blocks": 5})
     train = dataclasses.replace(train, states=MOLECULES, seed=SEED, checkpoints=4, evaluations=10)
-    argv = ["gflownet", "train", "molecules", "--objective", "tb", "--reward", "qed*sa", "--states", str(MOLECULES)]
+    argv = ["gflownet", "train", "molecules", "--objective", "tb", "--reward", "qed*sa", "--max-blocks", "5"]
+    argv += ["--states", str(MOLECULES)]
     return _trained_and_drawn, gfn_config.as_config(choice, train, "cpu"), folder, [*argv, "--seed", str(SEED)], True
 
 

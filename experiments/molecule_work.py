@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.molecule_world import MoleculeKnobs, molecules
+from experiments.recipes.gflownet import recipe_for
 from gflownet.block_tree_net import BlockTreeNet
 from gflownet.capture import captured
 from gflownet.gflownet import GFlowNet
@@ -44,6 +45,11 @@ class PeersSize(GFlowNet):
 
 def small(objective: str = "tb") -> GFlowNet:
     return GFlowNet(register()[objective].make(), hidden=(64,) * 3)
+
+
+def recipe() -> GFlowNet:
+    """What a bare `gflownet train molecules --objective tb` does: half of what it learns from is drawn from a buffer."""
+    return GFlowNet(register()["tb"].make(), **recipe_for("molecules").common)
 
 
 def large() -> GFlowNet:

@@ -56,7 +56,7 @@ class PointAnswers:
 def by_points(model: Model, seeds: int) -> bool:
     """Trees of blocks on the CPU: a state has a handful of legal points out of dozens."""
     net = model.net
-    return isinstance(net, BlockTreeNet) and seeds == 1 and not net.blocks.capacity.is_cuda and not model.backward
+    return isinstance(net, BlockTreeNet) and seeds == 1 and net.blocks.capacity.device.type == "cpu" and not model.backward
 
 
 def ask(model: Model, params: Tensor, obs: Tensor, legal: Tensor, dense: bool = False) -> Answers:

@@ -140,7 +140,7 @@ class BlockTreeNet:
     def _parts(self) -> dict[str, tuple[tuple[int, ...], float]]:
         """Shape and standard deviation at the start of each weight."""
         d, K, R, L = self.width, self.max_blocks, self.blocks.R, self.layers
-        sites, fan, out = int((self.blocks.capacity > 0).sum()) + 1, 1 / math.sqrt(d), 0.1 / math.sqrt(d)
+        sites, fan, out = self.blocks.sites + 1, 1 / math.sqrt(d), 0.1 / math.sqrt(d)
         parts: dict[str, tuple[tuple[int, ...], float]] = {"relation": ((L * self.heads, 3 * K), 1.0)}
         parts |= {"block": ((self.blocks.C + 1, d), 1.0), "n": ((K + 1, d), 0.5)}
         parts |= {"own": ((sites, d), 0.5), "up": ((sites, d), 0.5), "taken": ((sites, d), 0.5)}

@@ -64,13 +64,13 @@ class Flows:
 
     def with_head(self, head: int, weight: Tensor) -> Flows:
         """The same trajectories for another head."""
-        return self._sharing(self.theta, head, weight, ("states", "answers", "next", "_counts"))
+        return self._sharing(self.theta, head, weight, ("states", "answers", "next", self._behind))
 
     @cached_property
     def target(self) -> Flows:
         """The same trajectories under the target network, without gradients."""
         assert self.theta_target is not None
-        return self._sharing(self.theta_target.detach(), self.head, self.weight, ("states", "next", "_counts"))
+        return self._sharing(self.theta_target.detach(), self.head, self.weight, ("states", "next", self._behind))
 
     def _sharing(self, theta: Tensor, head: int, weight: Tensor, names: tuple[str, ...]) -> Flows:
         other = Flows(
@@ -244,6 +244,11 @@ class Flows:
     @property
     def _learned(self) -> bool:
         return self.backward in ("learned", "tlm")
+
+    @property
+    def _behind(self) -> str:
+        """What heads and target network share of P_B."""
+        return "_counts" if self._learned else "log_pb"
 
     @cached_property
     def _counts(self) -> Tensor:

@@ -163,14 +163,14 @@ class BlockTrees:
             torch.cat([torch.full_like(ended, self._stop), begun, action]),
         )
 
-    def leaves(self, tree: Canonical) -> Tensor:
+    def leaves(self, obs: Tensor) -> Tensor:
         """[M, K] bool: one leaf of each orbit; the only block of a tree is none."""
-        index = torch.arange(tree.obs.shape[1], device=tree.obs.device)
-        return (tree.partner.sum(2) == 1) & (tree.first == index)
+        index = torch.arange(obs.shape[1], device=obs.device)
+        return (self.canonical.partners(obs).sum(2) == 1) & (self.canonical.orbits(obs) == index)
 
     def _without_leaves(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(trees with a leaf less [E, K, 4], which tree it was taken from [E], the action that puts it back [E])."""
-        child, leaf = self.leaves(self.canonical(obs)).nonzero(as_tuple=True)
+        child, leaf = self.leaves(obs).nonzero(as_tuple=True)
         tree, index = obs[child], torch.arange(self.max_blocks, device=obs.device)
         at_root = leaf == 0
         # where the leaf hung: its parent's site, or the site of the root's only partner
@@ -190,8 +190,11 @@ class BlockTrees:
 
     def edge_count(self, obs: Tensor, terminated: Tensor) -> Tensor:
         """[M] edges into these states."""
-        leaves = self.leaves(self.canonical(obs)).sum(1)
-        return torch.where(terminated | (self.size(obs) == 1), 1, leaves)
+        several = ~terminated & (self.size(obs) > 1)
+        if self.device.type != "cpu":
+            return torch.where(several, self.leaves(obs).sum(1), terminated | (self.size(obs) == 1))
+        count = (terminated | (self.size(obs) == 1)).long()
+        return count.masked_scatter_(several, self.leaves(obs[several]).sum(1))
 
     def log_paths(self, obs: Tensor, terminated: Tensor) -> Tensor:
         """[M] log of the number of paths from the source, through all ancestors."""
@@ -209,7 +212,7 @@ class BlockTrees:
         u = rng.uniform(2).double()
         tree, grow = self.canonical(obs), u[:, 0] < 0.5
         adds = self.legal(tree)[:, :-1]
-        n_adds, leaves = adds.sum(1), self.leaves(tree) & (self.size(obs) > self.min_blocks)[:, None]
+        n_adds, leaves = adds.sum(1), self.leaves(obs) & (self.size(obs) > self.min_blocks)[:, None]
         n_leaves = leaves.sum(1)
         grow, shrink = grow & (n_adds > 0), ~grow & (n_leaves > 0)
         pick = (u[:, 1] * n_adds).long()
@@ -224,7 +227,7 @@ class BlockTrees:
         shorter = edges.obs[order[(begin + nth).clamp_max(len(order) - 1)]]
         moved = torch.where(grow[:, None, None], taller.obs, torch.where(shrink[:, None, None], shorter, obs))
         after = self.canonical(moved)
-        back = torch.where(grow, self.leaves(after).sum(1), self.legal(after)[:, :-1].sum(1)).double()
+        back = torch.where(grow, self.leaves(moved).sum(1), self.legal(after)[:, :-1].sum(1)).double()
         there = torch.where(grow, n_adds, n_leaves).double()
         stays = ~(grow | shrink)
         return moved, torch.where(stays, 0.0, there.clamp_min(1).log() - back.clamp_min(1).log())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class Blocks:
     orbit      [C, S]     the lowest site of a site's orbit
     row        [C, S]     the row of a site's orbit (0 where there is no site)
     row_block  [R]        row_site  [R] the lowest site of the orbit      first_row  [C] a block's first row
+    sites  how many there are in all
     """
 
     names: tuple[str, ...]
@@ -37,6 +39,7 @@ class Blocks:
     row_block: Tensor
     row_site: Tensor
     first_row: Tensor
+    sites: int
 
     @property
     def C(self) -> int:
@@ -72,11 +75,13 @@ class Blocks:
         number = (first.flatten().cumsum(0) - 1).view(C, S)
         row = torch.where(capacity > 0, number.gather(1, orbit), 0)
         row_block, row_site = first.nonzero(as_tuple=True)
-        return Blocks(tuple(names), capacity, symmetry, orbit, row, row_block, row_site, number[:, 0].clone())
+        return Blocks(
+            tuple(names), capacity, symmetry, orbit, row, row_block, row_site, number[:, 0].clone(), sum(map(len, capacities))
+        )
 
     def to(self, device: torch.device | str) -> Blocks:
-        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "names"}
-        return replace(self, **tensors)
+        moved: dict[str, Any] = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        return replace(self, **moved)
 
 
 def _check(name: str, room: Sequence[int], group: Sequence[Sequence[int]]) -> None:

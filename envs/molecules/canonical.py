@@ -49,83 +49,86 @@ class Canonical(NamedTuple):
     site: Tensor
 
 
+class Heard(NamedTuple):
+    """Messages of B trees of at most N nodes. seen [B, N, G]: Σ_s w(g(s)) T(i, s), a hash of T(i, ·) permuted by g.
+
+    up, down  [B, N] m(i -> parent) and m(parent -> i), with the symmetries g_up, g_down that minimise them
+    lowest, g_whole  [B, N] the least of `seen` and where;  colour [B, N]
+    """
+
+    seen: Tensor
+    up: Tensor
+    down: Tensor
+    g_up: Tensor
+    g_down: Tensor
+    lowest: Tensor
+    g_whole: Tensor
+    colour: Tensor
+
+
 class Canoniser:
     """Tables of a vocabulary, on its device. Call it with trees [B, K, 4], parents before children."""
 
     def __init__(self, blocks: Blocks) -> None:
         device, C, S = blocks.capacity.device, blocks.C, blocks.S
-        word = mix(torch.arange(1, 3 * max(C, S) + 2, device=device) * GOLDEN)
-        self.mark, weight = int(word[0]), word[1 : S + 1] | 1
+        word = mix(torch.arange(1, 3 * max(C, S) + 2) * GOLDEN)
+        self.mark, word = int(word[0]), word.to(device)
+        weight = word[1 : S + 1] | 1
         self._salt, self._salt_whole = word[-C:], word[-2 * C : -C]
         self.blocks = blocks
-        self._weight = weight[blocks.symmetry]  # [C, G, S]: Σ_s weight[g(s)] T(s) is a hash of T permuted by g
+        self._weight = weight[blocks.symmetry].transpose(1, 2).contiguous()  # [C, S, G]
         self._inverse = blocks.symmetry.argsort(-1)
         self._names = blocks.symmetry.transpose(1, 2).contiguous().to(torch.int8)  # [C, S, G]
 
     def __call__(self, tree: Tensor) -> Canonical:
         B, K, _ = tree.shape
-        looked_at = int((tree[..., 0] > 0).sum(1).max()) if tree.device.type == "cpu" and B else K
-        N = max(1, looked_at)
-        code, parent, own, theirs = tree[:, :N].unbind(2)
+        tree = self._cut(tree)
+        N = tree.shape[1]
+        code, parent, own, theirs = tree.unbind(2)
         there, block = code > 0, (code - 1).clamp_min(0)
-        rows = torch.arange(B, device=tree.device)
-        T, up, down, g_up, g_down = self._messages(block, there, parent, own, theirs, rows)
-        seen = (self._weight[block] * T[:, :, None]).sum(3)  # [B, N, G]
-        lowest, g_whole = seen.min(2)
-        colour = torch.where(there, mix(lowest + self._salt_whole[block]), NONE)
-        root = colour.argmin(1)
+        rows, index = torch.arange(B, device=tree.device), torch.arange(N, device=tree.device).expand(B, N)
+        heard = self._heard(tree)
+        root = heard.colour.argmin(1)
+        is_root = index == root[:, None]
         # sites of a node in one orbit of the tree's automorphisms have the same lowest name over the minimising symmetries
-        lower = torch.where((seen == lowest[..., None])[:, :, None], self._names[block], self.blocks.S)
-        least = lower.amin(3).long()
+        least = torch.where((heard.seen == heard.lowest[..., None])[:, :, None], self._names[block], self.blocks.S)
+        least = least.amin(3).long()
 
-        # turn the edges from the root to node 0 around
+        # turn the edges from the root to node 0 around: node p_i of an edge of the path has i as its new parent
         path = self._path(parent, root, rows)
-        moved = torch.where(path[:, 1:], parent[:, 1:], N)  # node p_i of each edge of the path, whose new parent is i
-        index = torch.arange(N, device=tree.device).expand(B, N)
+        moved = torch.where(path[:, 1:], parent[:, 1:], N)[..., None].expand(-1, -1, 5)
+        old = torch.stack([parent, own, theirs, heard.up, heard.g_up], 2)
+        new = torch.stack([index, theirs, own, heard.down, heard.g_down], 2)
+        turned = torch.cat([old, old[:, :1]], 1).scatter(1, moved, new[:, 1:])[:, :N]
+        ancestor, own, theirs, message, g = turned.unbind(2)
+        ancestor, g = torch.where(is_root, index, ancestor), torch.where(is_root, heard.g_whole, g)
+        site = self.blocks.symmetry[block, g]  # [B, N, S] new names of sites
+        own = site.gather(2, own[..., None])[..., 0]
+        theirs = site[rows[:, None], ancestor].gather(2, theirs[..., None])[..., 0]
 
-        def turned(old: Tensor, new: Tensor, at_root: Tensor | int) -> Tensor:
-            wide = torch.cat([old, old[:, :1]], 1).scatter(1, moved, new[:, 1:])
-            return torch.where(index == root[:, None], at_root, wide[:, :N])
-
-        ancestor = turned(parent, index, index)
-        own_now, theirs_now = turned(own, theirs, 0), turned(theirs, own, 0)
-        message = turned(up, down, 0)
-        g = torch.where(index == root[:, None], g_whole, turned(g_up, g_down, 0))
-        site = self.blocks.symmetry[block, g]  # [B, N, S]
-        own_now = site.gather(2, own_now[..., None])[..., 0]
-        theirs_now = site[rows[:, None], ancestor].gather(2, theirs_now[..., None])[..., 0]
-
-        # siblings in order of (site, message), then depth first
-        order = self._depth_first(there, ancestor, theirs_now, message, root, index)
-        node = torch.full_like(order, K).scatter(1, order, index)
-        node = torch.where(there, node, K)
-        alive = there.gather(1, order)
-        is_root = index == 0
-        columns = [
-            (code, None),
-            (node.gather(1, ancestor), is_root),
-            (own_now, is_root),
-            (theirs_now, is_root),
-        ]
-        obs = torch.stack(
-            [torch.where(alive if drop is None else alive & ~drop, x.gather(1, order), 0) for x, drop in columns],
-            2,
-        )
+        order = self._depth_first(there, ancestor, theirs, message, is_root, index)
+        node = torch.where(there, torch.empty_like(order).scatter_(1, order, index), K)
+        bond = torch.stack([node.gather(1, ancestor), own, theirs], 2) * ~is_root[..., None]
+        obs = torch.cat([code[..., None], bond], 2) * there[..., None]
         # what is known of nodes and sites, under their new names
-        to_old = self._inverse[block, g][rows[:, None], order]  # [B, N, S] the old name of a new site
-        least = least[rows[:, None], order].gather(2, to_old)
-        colour = colour.gather(1, order)
-        first = (colour[:, :, None] == colour[:, None, :]).long().argmax(2)
-        at_first = least[rows[:, None], first]
-        least = (least[..., None] == at_first[:, :, None]).long().argmax(3)
-        return Canonical(
-            _padded(obs, K),
-            _padded(self.partners(obs), K),
-            _padded(first, K),
-            _padded(least, K),
-            torch.nn.functional.pad(node, (0, K - N), value=K),
-            _padded(site, K),
-        )
+        obs = obs.gather(1, order[..., None].expand(-1, -1, 4))
+        old_site = self._inverse[block, g][rows[:, None], order]
+        least = least[rows[:, None], order].gather(2, old_site)
+        first = _first(heard.colour.gather(1, order))
+        least = (least[..., None] == least[rows[:, None], first][:, :, None]).long().argmax(3)
+        found = (obs, self.partners(obs), first, least)
+        short = K - N
+        return Canonical(*(_padded(x, K) for x in found), torch.nn.functional.pad(node, (0, short), value=K), _padded(site, K))
+
+    def orbits(self, tree: Tensor) -> Tensor:
+        """[B, K] `Canonical.first` of trees that are in canonical form."""
+        return _padded(_first(self._heard(self._cut(tree)).colour), tree.shape[1])
+
+    def _cut(self, tree: Tensor) -> Tensor:
+        """Without the places that no tree fills, on the CPU."""
+        if tree.device.type != "cpu" or not len(tree):
+            return tree
+        return tree[:, : max(1, int((tree[..., 0] > 0).sum(1).max()))]
 
     def partners(self, obs: Tensor) -> Tensor:
         """[B, K, S] how many partners each site has."""
@@ -136,27 +139,28 @@ class Canoniser:
         its = torch.nn.functional.one_hot(theirs, S) * bonded[..., None]
         return mine.scatter_add(1, parent[..., None].expand_as(its), its)
 
-    def _messages(
-        self, block: Tensor, there: Tensor, parent: Tensor, own: Tensor, theirs: Tensor, rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """T [B, N, S]; m(i -> parent), m(parent -> i) and the symmetries that minimise them [B, N]."""
-        B, N = block.shape
-        S = self.blocks.S
-        T = torch.zeros(B, N, S, dtype=torch.int64, device=block.device)
+    def _heard(self, tree: Tensor) -> Heard:
+        """Up from the last node to the first, and down again. The hashes are linear: what hangs at a site is added to them."""
+        code, parent, own, theirs = tree.unbind(2)
+        there, block = code > 0, (code - 1).clamp_min(0)
+        above = block.gather(1, parent)
+        at_own, at_theirs = self._weight[block, own], self._weight[above, theirs]  # [B, N, G]
+        salt, salt_above = self._salt[block], self._salt[above]
+        seen = torch.zeros_like(at_own)
         up, down, g_up, g_down = (torch.zeros_like(block) for _ in range(4))
-        for i in range(N - 1, 0, -1):
-            c = block[:, i]
-            marked = T[:, i].scatter_add(1, own[:, i : i + 1], torch.full_like(own[:, :1], self.mark))
-            lowest, g_up[:, i] = (self._weight[c] * marked[:, None]).sum(2).min(1)
-            up[:, i] = torch.where(there[:, i], mix(lowest + self._salt[c]), 0)
-            T.view(B, N * S).scatter_add_(1, (parent[:, i] * S + theirs[:, i])[:, None], up[:, i : i + 1])
-        for i in range(1, N):
-            c, at = block[rows, parent[:, i]], theirs[:, i : i + 1]
-            without = T[rows, parent[:, i]].scatter_add(1, at, self.mark - up[:, i : i + 1])
-            lowest, g_down[:, i] = (self._weight[c] * without[:, None]).sum(2).min(1)
-            down[:, i] = torch.where(there[:, i], mix(lowest + self._salt[c]), 0)
-            T[:, i].scatter_add_(1, own[:, i : i + 1], down[:, i : i + 1])
-        return T, up, down, g_up, g_down
+        marked, rows = at_own * self.mark, torch.arange(len(tree), device=tree.device)
+        for i in range(tree.shape[1] - 1, 0, -1):
+            lowest, g_up[:, i] = (seen[:, i] + marked[:, i]).min(1)
+            up[:, i] = mix(lowest + salt[:, i]) * there[:, i]
+            seen.index_put_((rows, parent[:, i]), at_theirs[:, i] * up[:, i : i + 1], accumulate=True)
+        without = at_theirs * (self.mark - up)[..., None]
+        for i in range(1, tree.shape[1]):
+            lowest, g_down[:, i] = (seen[rows, parent[:, i]] + without[:, i]).min(1)
+            down[:, i] = mix(lowest + salt_above[:, i]) * there[:, i]
+            seen[:, i] += at_own[:, i] * down[:, i : i + 1]
+        lowest, g_whole = seen.min(2)
+        colour = torch.where(there, mix(lowest + self._salt_whole[block]), NONE)
+        return Heard(seen, up, down, g_up, g_down, lowest, g_whole, colour)
 
     @staticmethod
     def _path(parent: Tensor, root: Tensor, rows: Tensor) -> Tensor:
@@ -169,9 +173,8 @@ class Canoniser:
         return path
 
     @staticmethod
-    def _depth_first(there: Tensor, parent: Tensor, site: Tensor, message: Tensor, root: Tensor, index: Tensor) -> Tensor:
+    def _depth_first(there: Tensor, parent: Tensor, site: Tensor, message: Tensor, is_root: Tensor, index: Tensor) -> Tensor:
         """[B, N] the nodes in preorder, absent ones last. A node's word is its ancestors' ranks among their siblings."""
-        is_root = index == root[:, None]
         key = (site << 58) | ((message >> 6) & ((1 << 58) - 1))
         a, b = key[:, :, None], key[:, None, :]
         before = (b < a) | ((b == a) & (index[:, None, :] < index[:, :, None]))
@@ -186,6 +189,11 @@ def _to_the_root(x: Tensor, parent: Tensor) -> Tensor:
     for _ in range(max(1, (x.shape[1] - 1).bit_length())):
         x, parent = x + x.gather(1, parent), parent.gather(1, parent)
     return x
+
+
+def _first(colour: Tensor) -> Tensor:
+    """[B, N] the first node of each node's colour."""
+    return (colour[:, :, None] == colour[:, None, :]).long().argmax(2)
 
 
 def _padded(x: Tensor, K: int) -> Tensor:
