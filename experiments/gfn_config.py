@@ -231,4 +231,4 @@ def _tuples(value: Any) -> Any:
 def _absolute(value: Any) -> Any:
     """A file.py:name that is found from any folder; anything else as it is."""
     head, colon, tail = value.partition(":") if isinstance(value, str) else ("", "", "")
-    return f"{Path(head).resolve()}{colon}{tail}" if head.endswith(".py") else value
+    return f"{Path(head).resolve()}{colon}{tail}" if head.endswith(".py") and Path(head).is_file() else value

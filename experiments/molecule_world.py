@@ -63,7 +63,8 @@ def resolved(knobs: MoleculeKnobs) -> MoleculeKnobs:
     if not knobs.vocabulary:
         text = json.dumps(json.loads(as_json(_fragments(knobs.fragments))), separators=(",", ":"))
         knobs = replace(knobs, vocabulary=text, digest=_digest(text))
-    return replace(knobs, fragments=_absolute(knobs.fragments), seh_weights=_absolute(knobs.seh_weights))
+    files = {"fragments": _absolute(knobs.fragments), "seh_weights": _absolute(knobs.seh_weights)}
+    return replace(knobs, reward=_with_absolute_files(knobs.reward), **files)  # type: ignore[arg-type]
 
 
 def molecules(knobs: MoleculeKnobs, device: str) -> DagEnv:
@@ -135,6 +136,16 @@ def _seh(knobs: MoleculeKnobs, fragments: tuple[Fragment, ...], device: str) -> 
 
 def _absolute(path: str) -> str:
     return str(Path(path).resolve()) if path else ""
+
+
+def _with_absolute_files(reward: str) -> str:
+    """The same formula, found from any folder."""
+    from gflownet.rewards.expression import Expression
+
+    for name in sorted(set(Expression.parse(reward, ("seh",)).functions)):
+        path, _, function = name.rpartition(":")
+        reward = reward.replace(name, f"{Path(path).resolve()}:{function}") if not Path(path).is_absolute() else reward
+    return reward
 
 
 def _digest(text: str) -> str:

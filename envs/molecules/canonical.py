@@ -116,9 +116,9 @@ class Canoniser:
         least = least[rows[:, None], order].gather(2, old_site)
         first = _first(heard.colour.gather(1, order))
         least = (least[..., None] == least[rows[:, None], first][:, :, None]).long().argmax(3)
-        found = (obs, self.partners(obs), first, least)
-        short = K - N
-        return Canonical(*(_padded(x, K) for x in found), torch.nn.functional.pad(node, (0, short), value=K), _padded(site, K))
+        node, partner = torch.nn.functional.pad(node, (0, K - N), value=K), self.partners(obs)
+        obs, partner, first, least, site = (_padded(x, K) for x in (obs, partner, first, least, site))
+        return Canonical(obs, partner, first, least, node, site)
 
     def orbits(self, tree: Tensor) -> Tensor:
         """[B, K] `Canonical.first` of trees that are in canonical form."""

@@ -7,6 +7,7 @@ log R = β log clip(r, r_min, r_max)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class TreeReward:
 
     def parts(self, obs: Tensor) -> dict[str, Tensor]:
         """All numbers behind the reward of trees [M, K, 4], [M] float64 each: "reward" before tempering first."""
-        return {name: torch.from_numpy(np.array(x)) for name, x in self._numbers(obs).items()}
+        return {_without_folders(name): torch.from_numpy(np.array(x)) for name, x in self._numbers(obs).items()}
 
     def tempered(self, reward: Tensor) -> Tensor:
         """log R of rewards."""
@@ -79,3 +80,9 @@ class TreeReward:
 
         given = {name: score(obs).double().cpu().numpy() for name, score in self.scores.items()}
         return self.reward.parts(self._index(obs).tolist(), made, given)
+
+
+def _without_folders(name: str) -> str:
+    """folder/file.py:function -> file.py:function; other names as they are."""
+    path, colon, function = name.rpartition(":")
+    return f"{PurePath(path).name}:{function}" if colon and path.endswith(".py") else name
