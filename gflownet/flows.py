@@ -32,7 +32,7 @@ class Flows:
 
     tau         [T, S·n], the n trajectories of a seed in a row      log_reward  [S·n]
     backward    P_B: uniform over edges; maxent, n(s)/n(s') with n the number of paths; learned; tlm, learned by its own loss
-    head        which forward policy
+    head        which forward policy       weight  [S, n] of each trajectory in means, default 1
     theta_target  parameters of the target network, for objectives that bootstrap
     tape        what the net did while these trajectories, and no others, were sampled with theta
     static      shapes that do not depend on what was visited, for GPUs; default: distinct states
@@ -73,18 +73,8 @@ class Flows:
         return self._sharing(self.theta_target.detach(), self.head, self.weight, ("states", "next", self._behind))
 
     def _sharing(self, theta: Tensor, head: int, weight: Tensor, names: tuple[str, ...]) -> Flows:
-        other = Flows(
-            self.env,
-            self.model,
-            theta,
-            self.tau,
-            self.log_reward,
-            backward=self.backward,
-            head=head,
-            weight=weight,
-            theta_target=self.theta_target,
-            static=self.static,
-        )
+        known = {"backward": self.backward, "weight": weight, "theta_target": self.theta_target, "static": self.static}
+        other = Flows(self.env, self.model, theta, self.tau, self.log_reward, head=head, **known)  # type: ignore[arg-type]
         for name in names:
             other.__dict__[name] = getattr(self, name)
         return other

@@ -101,14 +101,17 @@ class BlockTrees:
 
     def step(self, state: State, action: Array, rng: Rng) -> State:
         grows = ~state.terminated & (action != self._stop)
-        # on the CPU the others are left out; elsewhere nobody asks how many they are
-        some = grows.nonzero()[:, 0] if self.device.type == "cpu" else torch.arange(len(grows), device=self.device)
-        grown = self.canonical(self.attached(state.obs[some], action[some].clamp_max(self._stop - 1)))
-        grew = grows[some]
         assert state.action_mask is not None
-        obs = state.obs.index_copy(0, some, torch.where(grew[:, None, None], grown.obs, state.obs[some]))
-        mask = state.action_mask.index_copy(0, some, torch.where(grew[:, None], self.legal(grown), state.action_mask[some]))
-        return State(obs, state.reward, state.terminated | (action == self._stop), state.truncated, None, mask)
+        obs, mask, ended = state.obs, state.action_mask, state.terminated | (action == self._stop)
+        if self.device.type != "cpu":  # nobody asks how many they are
+            grown = self.canonical(self.attached(obs, action.clamp_max(self._stop - 1)))
+            obs = torch.where(grows[:, None, None], grown.obs, obs)
+            mask = torch.where(grows[:, None], self.legal(grown), mask)
+        elif bool(grows.any()):
+            some = grows.nonzero()[:, 0]
+            grown = self.canonical(self.attached(obs[some], action[some]))
+            obs, mask = obs.index_copy(0, some, grown.obs), mask.index_copy(0, some, self.legal(grown))
+        return State(obs, state.reward, ended, state.truncated, None, mask)
 
     def state_at(self, obs: Array, terminated: Array) -> State:
         never = torch.zeros_like(terminated)
@@ -132,12 +135,15 @@ class BlockTrees:
         index, sites = torch.arange(K, device=room.device), torch.arange(blocks.S, device=room.device)
         chosen = (tree.first == index)[..., None] & (tree.least == sites)
         point = ((room > 0) & chosen & (size < K)[:, None, None])[:, : K - 1].flatten(1)
-        # a tree that must go on keeps a point open
-        tight = (room.sum((1, 2)) == 1) & (size + 1 < self.min_blocks)
-        row = ~(tight[:, None] & self._closes)
-        adds = point[:, :, None] & row[:, None]
+        mask = torch.empty(len(size), self.n_actions, dtype=torch.bool, device=size.device)
+        adds = mask[:, :-1].view(len(size), -1, blocks.R)
+        adds.copy_(point[:, :, None].expand_as(adds))
+        if self.min_blocks > 2:  # a tree that must go on keeps a point open
+            tight = (room.sum((1, 2)) == 1) & (size + 1 < self.min_blocks)
+            adds &= ~(tight[:, None] & self._closes)[:, None]
         adds[:, 0] |= (size == 0)[:, None] & self._begins
-        return torch.cat([adds.flatten(1), (size >= self.min_blocks)[:, None]], 1)
+        mask[:, -1] = size >= self.min_blocks
+        return mask
 
     def size(self, obs: Tensor) -> Tensor:
         """[M] blocks of each tree."""
