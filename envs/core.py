@@ -201,5 +201,9 @@ class Diverged(ValueError):
     """A learner's numbers left the range in which anything can be computed: an action or an update that is not finite."""
 
 
+class RewardFault(ValueError):
+    """What objects are worth could not be worked out: a reward that failed, or returned what is no finite number."""
+
+
 def to_tensor(x: Array) -> Tensor:
     return torch.from_numpy(x) if isinstance(x, np.ndarray) else x

@@ -2,7 +2,7 @@
 
 The command line prints the sentence on one line of stderr and exits with `exit_code`:
 1 the disk or the system failed, 2 bad usage, 3 bad config or damaged file, 4 missing optional package, 5 numeric failure,
-130 and 143 stopped by Ctrl-C and SIGTERM.
+6 a reward of one's own failed, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations

@@ -13,11 +13,12 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from envs.core import Diverged, EnvironmentFault
+from envs.core import Diverged, EnvironmentFault, RewardFault
 from experiments.errors import UserError
 from gflownet.problem import tensors_of
 
 KEPT = 3
+REWARD_FAULT = 6  # exit code
 
 
 def skipped(state: Any) -> dict[str, Tensor]:
@@ -50,5 +51,7 @@ def faults_as_sentences(where: str) -> Iterator[None]:
         yield
     except (EnvironmentFault, Diverged) as error:
         raise UserError(f"{error}; {where}", exit_code=5) from error
+    except RewardFault as error:
+        raise UserError(f"{error}; {where}", exit_code=REWARD_FAULT) from error
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error

@@ -18,7 +18,7 @@ from torch import Tensor
 from envs.core import to_tensor
 from envs.enumeration import Enumeration
 from experiments.errors import UserError
-from experiments.faults import failing, faults_as_sentences, keep_fault, skipped
+from experiments.faults import REWARD_FAULT, failing, faults_as_sentences, keep_fault, skipped
 from experiments.gfn_config import Train, step_of
 from experiments.gfn_metrics import DESCRIPTIONS, evaluation, modes
 from experiments.gfn_worlds import refuse_bad_reward
@@ -183,7 +183,14 @@ def train(
             log(None, evaluate=True)
         while training.states < settings.states:
             before = training.states
-            state, outcome = _step(step, training.state, problem, training.iteration)
+            try:
+                state, outcome = _step(step, training.state, problem, training.iteration)
+            except UserError as error:
+                if error.exit_code == REWARD_FAULT:  # rewards are asked for before anything is learned: the state is as it was
+                    training = training.settled(problem, truth)
+                    save()
+                    raise UserError(f"{error}; continue with: gflownet resume {run.folder}", REWARD_FAULT) from error
+                raise
             training = training.after(state, outcome)
             now, last = training.states, training.states >= settings.states
             show = last or rows.passed(before, now) or evaluations.passed(before, now)

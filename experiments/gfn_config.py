@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,7 +16,7 @@ from experiments.errors import UserError
 from experiments.gfn_worlds import find_world, make_world
 from experiments.recipes.gflownet import Recipe, recipe_for
 from experiments.verbs import close_to
-from experiments.worlds import load_object
+from experiments.worlds import absolute, load_object
 from gflownet.capture import Step, captured
 from gflownet.gflownet import GFlowNet
 from gflownet.method import Entry, register
@@ -201,11 +200,11 @@ def as_config(choice: Choice, train: Train, device: str) -> dict[str, Any]:
     objective = dataclasses.asdict(method.objective) if entry.objective else {}  # type: ignore[attr-defined]
     kinds = world.resolved(world.knobs(**choice.world))
     return {
-        "method": _absolute(choice.method),
+        "method": absolute(choice.method),
         "objective": objective,
         "knobs": knobs,
-        "env": _absolute(choice.env),
-        "world": {name: _absolute(value) for name, value in dataclasses.asdict(kinds).items()},
+        "env": absolute(choice.env),
+        "world": dataclasses.asdict(kinds),
         "title": world.title(kinds),
         **dataclasses.asdict(train),
         "device": device,
@@ -226,9 +225,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _tuples(x) for name, x in value.items()}
     return tuple(value) if isinstance(value, list) else value
-
-
-def _absolute(value: Any) -> Any:
-    """A file.py:name that is found from any folder; anything else as it is."""
-    head, colon, tail = value.partition(":") if isinstance(value, str) else ("", "", "")
-    return f"{Path(head).resolve()}{colon}{tail}" if head.endswith(".py") and Path(head).is_file() else value

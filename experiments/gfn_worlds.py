@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from envs.random import Rng
 from experiments import molecule_world
 from experiments.errors import UserError
 from experiments.verbs import close_to
-from experiments.worlds import load_object
+from experiments.worlds import absolute, load_object
 
 LIMIT = 2_000_000  # states that are enumerated for exact metrics
 TREES = 10_000  # and of molecules, each of which is drawn up and scored; ten times as many where exact metrics are asked for
@@ -255,7 +255,13 @@ def _stem(name: str) -> str:
 
 
 WORLDS = {
-    "hypergrid": World(HyperGridKnobs, _hypergrid, _grid_title, "n coordinates that go up one by one; every cell can be kept"),
+    "hypergrid": World(
+        HyperGridKnobs,
+        _hypergrid,
+        _grid_title,
+        "n coordinates that go up one by one; every cell can be kept",
+        lambda k: replace(k, reward=absolute(k.reward)),
+    ),
     "bits": World(
         BitsKnobs, _bits, lambda k: f"{k.length} bits in words of {k.word}, {k.order}", "strings of bits with hidden modes"
     ),

@@ -5,8 +5,10 @@ A run's config holds the whole vocabulary, not the name of a file, so that its f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Suppress
 
 from experiments.errors import UserError
-from experiments.worlds import load_object
+from experiments.worlds import absolute, load_object
 
 if TYPE_CHECKING:
     from envs.core import DagEnv
@@ -53,18 +55,33 @@ class MoleculeKnobs:
     """the fragments themselves, as JSON, in a run's config"""
     digest: Suppress[str] = ""
     """SHA-256 of vocabulary"""
+    seh_digest: Suppress[str] = ""
+    """SHA-256 of the file of weights"""
+    files: Suppress[str] = ""
+    """where the functions that the reward names are, as JSON: name -> absolute path:function"""
 
 
 def resolved(knobs: MoleculeKnobs) -> MoleculeKnobs:
     """With the vocabulary written out and files as absolute paths. UserError for files that cannot be read."""
     _need_rdkit()
     from envs.molecules.fragments import as_json
+    from gflownet.rewards.expression import FILE
 
     if not knobs.vocabulary:
         text = json.dumps(json.loads(as_json(_fragments(knobs.fragments))), separators=(",", ":"))
         knobs = replace(knobs, vocabulary=text, digest=_digest(text))
-    files = {"fragments": _absolute(knobs.fragments), "seh_weights": _absolute(knobs.seh_weights)}
-    return replace(knobs, reward=_with_absolute_files(knobs.reward), **files)  # type: ignore[arg-type]
+    for name in ("beta", "r_min", "r_max", "mode_threshold"):
+        if not math.isfinite(getattr(knobs, name)):
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(knobs, name)}, expected a finite number")
+    weights = str(Path(knobs.seh_weights).resolve()) if knobs.seh_weights else ""
+    files = knobs.files or json.dumps({name: absolute(name) for name in FILE.findall(knobs.reward)})
+    return replace(
+        knobs,
+        fragments=str(Path(knobs.fragments).resolve()) if knobs.fragments else "",
+        seh_weights=weights,
+        seh_digest=knobs.seh_digest or _digest_of_file(weights),
+        files=files,
+    )
 
 
 def molecules(knobs: MoleculeKnobs, device: str) -> DagEnv:
@@ -104,7 +121,7 @@ def _fragments(path: str) -> tuple[Fragment, ...]:
     except OSError as error:
         raise UserError(f"--fragments {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise UserError(f"--fragments {path}: {error}") from error
+        raise UserError(f"--fragments: {error}") from error
 
 
 def _reward(knobs: MoleculeKnobs, fragments: tuple[Fragment, ...], env: Any, device: str) -> TreeReward:
@@ -114,7 +131,8 @@ def _reward(knobs: MoleculeKnobs, fragments: tuple[Fragment, ...], env: Any, dev
 
     tempering = Tempering(knobs.beta, knobs.r_min, knobs.r_max)
     expression = Expression.parse(knobs.reward, ("seh",))
-    functions = {name: load_object(name) for name in expression.functions}
+    where = json.loads(knobs.files or "{}")
+    functions = {name: load_object(where.get(name, name)) for name in expression.functions}
     reward = MoleculeReward.of(knobs.reward, tempering, ("seh",), functions, workers=knobs.reward_workers)
     scores = {"seh": _seh(knobs, fragments, device)} if "seh" in expression.outside else {}
     return TreeReward(fragments, reward, env.index, scores)
@@ -126,26 +144,23 @@ def _seh(knobs: MoleculeKnobs, fragments: tuple[Fragment, ...], device: str) -> 
 
     if not knobs.seh_weights:
         raise UserError("the reward asks for seh: give the proxy's weights with --seh-weights best_params.pkl.gz (or .npz)")
+    if knobs.seh_digest and _digest_of_file(knobs.seh_weights) not in ("", knobs.seh_digest):
+        raise UserError(f"{knobs.seh_weights} holds other weights than those of the run: restore the file", exit_code=3)
     try:
         weights = load_weights(knobs.seh_weights)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--seh-weights {knobs.seh_weights}: {error}") from error
+    except OSError as error:
+        raise UserError(f"--seh-weights {knobs.seh_weights}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"--seh-weights: {error}") from error
     proxy = SehProxy(weights, AtomTables.of(fragments), knobs.seh_variant, device=device)
     return lambda obs: proxy(obs) / 8
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).resolve()) if path else ""
-
-
-def _with_absolute_files(reward: str) -> str:
-    """The same formula, found from any folder."""
-    from gflownet.rewards.expression import Expression
-
-    for name in sorted(set(Expression.parse(reward, ("seh",)).functions)):
-        path, _, function = name.rpartition(":")
-        reward = reward.replace(name, f"{Path(path).resolve()}:{function}") if not Path(path).is_absolute() else reward
-    return reward
+def _digest_of_file(path: str) -> str:
+    """SHA-256, "" where there is none to read (which is said when it is asked for)."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+    return ""
 
 
 def _digest(text: str) -> str:

@@ -138,6 +138,12 @@ def load_object(name: str) -> Callable[..., Any]:
     return getattr(module, attribute)
 
 
+def absolute(value: Any) -> Any:
+    """A file.py:name that is found from any folder; anything else as it is."""
+    head, colon, tail = value.partition(":") if isinstance(value, str) else ("", "", "")
+    return f"{Path(head).resolve()}{colon}{tail}" if head.endswith(".py") else value
+
+
 def exact_values(env: Env, policy: Policy, discount: float) -> Exact | None:
     """The exact values of `policy` on `env`, or None where they are not known (or the table of policies is not small)."""
     if discount >= 1:

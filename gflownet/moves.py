@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from envs.core import Diverged
+
 
 class Moves(Protocol):
     @property
@@ -93,13 +95,17 @@ class Points:
         mass[legal.state, legal.point] = within[:, -1]
         mass[:, -1] = stop
         cdf = mass.cumsum(1)
+        if not bool(cdf[:, -1].isfinite().all()):
+            raise Diverged("the policy's numbers are not finite: try a smaller learning rate")
         threshold = u * cdf[:, -1]
         point = (cdf < threshold[:, None]).sum(1)  # strictly: what has no mass is never drawn
         stops = point == legal.points
         inside = torch.where(stops, 0, point)
         below = (cdf - mass).gather(1, inside[:, None])[:, 0]
         here = within[legal.number.gather(1, inside[:, None])[:, 0]]
-        share = ((threshold - below) / mass.gather(1, inside[:, None])[:, 0]).clamp(0, 1) * here[:, -1]
+        share = ((threshold - below) / mass.gather(1, inside[:, None])[:, 0]).clamp(torch.finfo(mass.dtype).eps, 1) * here[
+            :, -1
+        ]
         row = (here < share[:, None]).sum(1)
         return torch.where(stops, legal.points * legal.R, point * legal.R + row)
 

@@ -105,6 +105,8 @@ class Sampler(Act):
             columns = self.head[:, None] * A + torch.arange(A, device=out.device)
             logits = out.gather(1, columns)
         cdf = cumulative(logits, legal, self.explore)
+        if cdf.device.type == "cpu" and not bool(cdf[:, -1].isfinite().all()):
+            raise Diverged("the policy's numbers are not finite: try a smaller learning rate")
         action = (cdf < u * cdf[:, -1:]).sum(-1)  # strictly: a move of probability zero is never drawn
         return action.numpy() if self._numpy else action
 

@@ -165,3 +165,17 @@ def test_moves_between_objects_leave_the_law_as_it_is():
     z = ((back / p).log() - said[off]) / spread
     assert z.abs().max() < 5
     assert abs(float(z.pow(2).mean()) - 1) < 0.2
+
+
+@pytest.mark.parametrize(("K", "low"), [(3, 2), (3, 3), (2, 2)])
+def test_every_object_can_be_reached_from_every_other(K, low):
+    """By Metropolis' moves; trees without open points too, and where all trees have one size."""
+    env = BlockTrees(vocabulary("F", "CO", "CN"), max_blocks=K, min_blocks=low)
+    dag = enumerate_dag(env)
+    objects = dag.obs[dag.objects]
+    proposed, _ = env.propose(objects.repeat_interleave(3000, 0), Rng.of_seeds([4]).spawn(3000 * len(objects)))
+    to = dag.object_of(proposed).view(len(objects), -1)
+    reach = torch.eye(len(objects)).scatter_(1, to, 1.0)
+    for _ in range(len(objects).bit_length()):
+        reach = (reach @ reach).clamp_max(1)
+    assert reach.all()

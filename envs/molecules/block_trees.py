@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from envs.ancestry import ancestry
-from envs.core import Array, Parents, State
+from envs.core import Array, Parents, RewardFault, State
 from envs.molecules.blocks import Blocks
 from envs.molecules.canonical import NODES, Canonical, Canoniser
 from envs.random import GOLDEN, Rng, mix
@@ -136,7 +136,7 @@ class BlockTrees:
         chosen = (tree.first == index)[..., None] & (tree.least == sites)
         point = ((room > 0) & chosen & (size < K)[:, None, None])[:, : K - 1].flatten(1)
         mask = torch.empty(len(size), self.n_actions, dtype=torch.bool, device=size.device)
-        adds = mask[:, :-1].view(len(size), -1, blocks.R)
+        adds = mask[:, :-1].view(len(size), (K - 1) * blocks.S, blocks.R)
         adds.copy_(point[:, :, None].expand_as(adds))
         if self.min_blocks > 2:  # a tree that must go on keeps a point open
             tight = (room.sum((1, 2)) == 1) & (size + 1 < self.min_blocks)
@@ -161,11 +161,12 @@ class BlockTrees:
         ended = terminated.nonzero()[:, 0]
         single = ((size == 1) & ~terminated).nonzero()[:, 0]
         several = ((size > 1) & ~terminated).nonzero()[:, 0]
-        before, child, action = self._without_leaves(obs[several])
+        child, leaf = self.leaves(obs[several]).nonzero(as_tuple=True)
+        before, action = self._without(obs[several][child], leaf)
         begun = self.blocks.first_row[obs[single, 0, 0] - 1]
         return Parents(
             torch.cat([ended, single, several[child]]),
-            torch.cat([obs[ended], torch.zeros_like(obs[single]), before]),
+            torch.cat([obs[ended], torch.zeros_like(obs[single]), before.obs]),
             torch.cat([torch.full_like(ended, self._stop), begun, action]),
         )
 
@@ -174,25 +175,23 @@ class BlockTrees:
         index = torch.arange(obs.shape[1], device=obs.device)
         return (self.canonical.partners(obs).sum(2) == 1) & (self.canonical.orbits(obs) == index)
 
-    def _without_leaves(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(trees with a leaf less [E, K, 4], which tree it was taken from [E], the action that puts it back [E])."""
-        child, leaf = self.leaves(obs).nonzero(as_tuple=True)
-        tree, index = obs[child], torch.arange(self.max_blocks, device=obs.device)
+    def _without(self, tree: Tensor, leaf: Tensor) -> tuple[Canonical, Tensor]:
+        """Trees [E, K, 4] without the node leaf [E], and the action that puts it back [E]."""
+        e, index = (torch.arange(n, device=leaf.device) for n in (len(leaf), self.max_blocks))
         at_root = leaf == 0
         # where the leaf hung: its parent's site, or the site of the root's only partner
-        bond = tree[torch.arange(len(child), device=obs.device), torch.where(at_root, 1, leaf)]
+        bond = tree[e, torch.where(at_root, 1, leaf)]
         node = torch.where(at_root, 0, bond[:, 1])
         site, own = (torch.where(at_root, bond[:, i], bond[:, 5 - i]) for i in (2, 3))
-        block = tree[torch.arange(len(child), device=obs.device), leaf, 0] - 1
+        block = tree[e, leaf, 0] - 1
         shifted = torch.nn.functional.pad(tree[:, 1:], (0, 0, 0, 1))
         less = torch.where((index >= leaf[:, None])[..., None], shifted, tree)
         less[..., 1] -= ((less[..., 1] > leaf[:, None]) | (at_root[:, None] & (less[..., 1] > 0))).long()
         less[:, 0, 1:] = 0
         found = self.canonical(less)
-        e = torch.arange(len(child), device=obs.device)
-        now, called = found.node[e, node], found.site[e, node, site]
+        now, called = found.node[e, node].clamp_max(self.max_blocks - 1), found.site[e, node, site]
         point = found.first[e, now] * self.blocks.S + found.least[e, now, called]
-        return found.obs, child, point * self.blocks.R + self.blocks.row[block, own]
+        return found, point * self.blocks.R + self.blocks.row[block, own]
 
     def edge_count(self, obs: Tensor, terminated: Tensor) -> Tensor:
         """[M] edges into these states."""
@@ -211,42 +210,39 @@ class BlockTrees:
         return mix((obs * self._words).sum((1, 2)))
 
     def propose(self, obs: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """A block more or a leaf less, with probability 1/2 each, uniform over the moves there are; what is impossible stays.
+        """A block more, a leaf less, or a leaf taken off and a block attached, one of the three with equal probability, each
+        uniform over the moves there are; what is impossible stays. Every tree can be reached from every other.
 
-        Returns (trees [M, K, 4], log q(x|x') - log q(x'|x) [M]).
+        Returns (trees [M, K, 4], log q(x|x') - log q(x'|x) [M]). Of a swap the tree in between is drawn along (an auxiliary
+        variable): its moves cancel, and leaves of x over leaves of x' remain.
         """
-        u = rng.uniform(2).double()
-        tree, grow = self.canonical(obs), u[:, 0] < 0.5
-        adds = self.legal(tree)[:, :-1]
-        n_adds, leaves = adds.sum(1), self.leaves(obs) & (self.size(obs) > self.min_blocks)[:, None]
-        n_leaves = leaves.sum(1)
-        grow, shrink = grow & (n_adds > 0), ~grow & (n_leaves > 0)
-        pick = (u[:, 1] * n_adds).long()
-        action = (adds.cumsum(1) <= pick[:, None]).sum(1).clamp_max(self._stop - 1)
-        taller = self.canonical(self.attached(obs, torch.where(n_adds > 0, action, 0)))
-        # every tree's leaves in turn, as `parents` lists them
-        none = torch.zeros(len(obs), dtype=torch.bool, device=obs.device)
-        edges = self.parents(obs, none)
+        u = rng.uniform(3).double()
+        kind, here = (3 * u[:, 0]).long(), self.leaves(obs)
+        n_leaves = here.sum(1)
         nth = (u[:, 1] * n_leaves).long()
-        order = torch.argsort(edges.child, stable=True)
-        begin = torch.searchsorted(edges.child[order], torch.arange(len(obs), device=obs.device))
-        shorter = edges.obs[order[(begin + nth).clamp_max(len(order) - 1)]]
-        moved = torch.where(grow[:, None, None], taller.obs, torch.where(shrink[:, None, None], shorter, obs))
-        after = self.canonical(moved)
-        back = torch.where(grow, self.leaves(moved).sum(1), self.legal(after)[:, :-1].sum(1)).double()
-        there = torch.where(grow, n_adds, n_leaves).double()
-        stays = ~(grow | shrink)
-        return moved, torch.where(stays, 0.0, there.clamp_min(1).log() - back.clamp_min(1).log())
+        shorter, _ = self._without(obs, (here.cumsum(1) <= nth[:, None]).sum(1).clamp_max(self.max_blocks - 1))
+        grow = kind == 0
+        shrink = (kind == 1) & (n_leaves > 0) & (self.size(obs) > self.min_blocks)
+        base = self.canonical(torch.where(grow[:, None, None], obs, shorter.obs))
+        adds = self.legal(base)[:, :-1]
+        n_adds = adds.sum(1)
+        grow, swap = grow & (n_adds > 0), (kind == 2) & (n_leaves > 0)
+        action = (adds.cumsum(1) <= (u[:, 2] * n_adds).long()[:, None]).sum(1)
+        taller = self.canonical(self.attached(base.obs, torch.where(grow | swap, action, 0)))
+        moved = torch.where((grow | swap)[:, None, None], taller.obs, torch.where(shrink[:, None, None], shorter.obs, obs))
+        now, before, adds_there = self.leaves(moved).sum(1).double().log(), n_leaves.double().log(), n_adds.double().log()
+        ratio = torch.where(swap, before - now, torch.where(grow, adds_there - now, before - adds_there))
+        return moved, torch.where(grow | shrink | swap, ratio, 0.0)
 
     # -- what trees are worth
 
     def log_reward(self, obs: Tensor) -> Tensor:
         worth = self.reward(obs).double()
         if tuple(worth.shape) != (len(obs),):
-            raise ValueError(f"the reward returned shape {tuple(worth.shape)}, expected ({len(obs)},): one for each molecule")
+            raise RewardFault(f"the reward returned shape {tuple(worth.shape)}, expected ({len(obs)},): one for each molecule")
         if bool(torch.isnan(worth).any()) if self.device.type == "cpu" else False:
             at = int(torch.isnan(worth).nonzero()[0])
-            raise ValueError(f"the reward of {self.describe(obs[at : at + 1])[0]} is not a number: mend the reward")
+            raise RewardFault(f"the reward of {self.describe(obs[at : at + 1])[0]} is not a number: mend the reward")
         return worth
 
     def log_reward_partial(self, obs: Tensor) -> Tensor:

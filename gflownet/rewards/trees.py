@@ -7,7 +7,6 @@ log R = β log clip(r, r_min, r_max)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from rdkit import Chem, rdBase
 from torch import Tensor
 
+from envs.core import RewardFault
 from envs.molecules.bridge import Builder
 from envs.molecules.fragments import Fragment
 from gflownet.rewards.combine import MoleculeReward
@@ -24,7 +24,7 @@ Score = Callable[[Tensor], Tensor]
 
 
 class TreeReward:
-    """A function of finished trees. Trees of one molecule share their RDKit terms; the sEH proxy looks at open points too.
+    """A function of finished trees, RDKit terms once for each tree. The sEH proxy looks at open points too.
 
     index   obs [M, K, 4] -> keys [M], another for another tree (`BlockTrees.index`)
     scores  of the reward's outside names: obs [M, K, 4] -> [M]
@@ -41,7 +41,7 @@ class TreeReward:
         self._builder, self._index = Builder(fragments), index
 
     def __call__(self, obs: Tensor) -> Tensor:
-        """log R [M] float64. Raises ValueError naming molecule and term where something is not finite."""
+        """log R [M] float64. Raises RewardFault naming molecule and term where something is not finite."""
         root = self.reward.expression.root
         if isinstance(root, Leaf) and root.label in self.scores:  # stays on the device, and nothing is read back
             return self._tempered(self.scores[root.label](obs))
@@ -49,7 +49,7 @@ class TreeReward:
 
     def parts(self, obs: Tensor) -> dict[str, Tensor]:
         """All numbers behind the reward of trees [M, K, 4], [M] float64 each: "reward" before tempering first."""
-        return {_without_folders(name): torch.from_numpy(np.array(x)) for name, x in self._numbers(obs).items()}
+        return {name: torch.from_numpy(np.array(x)) for name, x in self._numbers(obs).items()}
 
     def tempered(self, reward: Tensor) -> Tensor:
         """log R of rewards."""
@@ -79,10 +79,7 @@ class TreeReward:
                 return [self._builder.mol(rows[i]) for i in places]
 
         given = {name: score(obs).double().cpu().numpy() for name, score in self.scores.items()}
-        return self.reward.parts(self._index(obs).tolist(), made, given)
-
-
-def _without_folders(name: str) -> str:
-    """folder/file.py:function -> file.py:function; other names as they are."""
-    path, colon, function = name.rpartition(":")
-    return f"{PurePath(path).name}:{function}" if colon and path.endswith(".py") else name
+        try:
+            return self.reward.parts(self._index(obs).tolist(), made, given)
+        except ValueError as error:
+            raise RewardFault(" ".join(str(error).split())) from error
