@@ -142,18 +142,14 @@ def test_objects(method: Method, state: Any, problem: Problem, t: int) -> Tensor
 
 
 def held_back(env: BlockTrees, n: int = TESTS) -> Tensor:
-    """[m, K, 4] m <= n distinct trees, the same for every method and seed, of all sizes: those that uniform moves pass through.
+    """[m, K, 4] m <= n distinct trees that uniform moves build, the same for every method and seed.
 
-    Each of n walks is left at a size drawn uniformly from `min_blocks` to where it ended; trees met twice count once.
+    Most are as large as they can be. Small trees would tell of sizes only: no policy visits them often enough to learn how
+    unlikely they should be.
     """
-    rng = Rng.of_seeds([0], env.device).fold(PICK).spawn(n)
-    tau = rollout(env, UniformMoves(), rng)
-    assert tau.last is not None
-    last = env.size(tau.last)
-    size = env.min_blocks + (rng.fold(HEADS).uniform() * (last - env.min_blocks + 1)).long().clamp_max(env.max_blocks)
-    passed = torch.cat([tau.obs, tau.last[None]])[size, torch.arange(len(last), device=last.device)]
-    groups = distinct(env.index(passed), None, 1, None)
-    return passed[groups.first.sort().values]
+    last = rollout(env, UniformMoves(), Rng.of_seeds([0], env.device).fold(PICK).spawn(n)).last
+    assert last is not None
+    return last[distinct(env.index(last), None, 1, None).first.sort().values]
 
 
 @torch.no_grad()

@@ -253,13 +253,13 @@ def test_correlation_is_that_of_the_exact_law(whole: dict[str, Path]) -> None:
     assert all(torch.equal(row[tag], again[tag]) for tag in row)
 
 
-def test_what_is_held_back_is_distinct_and_of_all_sizes() -> None:
+def test_what_is_held_back_is_distinct_and_finished() -> None:
     env = BlockTrees(vocabulary("CO", "CN", "benzene", "pyridine"), max_blocks=6, min_blocks=3)
     tests = held_back(env)
     assert len(tests) > 100
     assert len(torch.unique(env.index(tests))) == len(tests)
-    assert env.size(tests).bincount(minlength=7)[3:].min() > 10
-    assert int(env.size(tests).min()) == 3
+    assert int(env.size(tests).min()) >= 3
+    assert float((env.size(tests) == 6).double().mean()) > 0.5
     assert torch.equal(tests, held_back(env))
 
 
