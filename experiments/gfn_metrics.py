@@ -142,14 +142,14 @@ def test_objects(method: Method, state: Any, problem: Problem, t: int) -> Tensor
 
 
 def held_back(env: BlockTrees, n: int = TESTS) -> Tensor:
-    """[m, K, 4] m <= n distinct trees that uniform moves build, the same for every method and seed.
+    """[m, K, 4] m <= n distinct trees, the same for every method and seed: the largest of 4n that uniform moves build.
 
-    Most are as large as they can be. Small trees would tell of sizes only: no policy visits them often enough to learn how
-    unlikely they should be.
+    Trees of all sizes would tell of sizes only: no policy visits small ones often enough to learn how unlikely they should be.
     """
-    last = rollout(env, UniformMoves(), Rng.of_seeds([0], env.device).fold(PICK).spawn(n)).last
+    last = rollout(env, UniformMoves(), Rng.of_seeds([0], env.device).fold(PICK).spawn(4 * n)).last
     assert last is not None
-    return last[distinct(env.index(last), None, 1, None).first.sort().values]
+    different = last[distinct(env.index(last), None, 1, None).first.sort().values]
+    return different[env.size(different).argsort(descending=True, stable=True)[:n]]
 
 
 @torch.no_grad()

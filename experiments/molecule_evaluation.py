@@ -42,7 +42,7 @@ LIKE = "morgan2-2048"
 ONCE = "unique by canonical isomeric SMILES"
 KEPT = f"the best distinct trees of each seed (--gallery), {ONCE}"
 HIGH = f"Among {KEPT}, with reward > --mode-threshold"
-EXACT = f"log p_θ(x), exact over all ways to build x, of N <= {TESTS} distinct trees that uniform moves build"
+EXACT = f"log p_θ(x), exact over all ways to build x, of N <= {TESTS} distinct trees, the largest that uniform moves build"
 DESCRIPTIONS = {
     **{f"mol/top_{k}": f"Mean reward of the {k} best molecules visited, {ONCE}, before tempering." for k in TOP},
     "mol/above": f"{HIGH}: how many there are; no more than --gallery are remembered.",
