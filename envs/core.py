@@ -205,5 +205,10 @@ class RewardFault(ValueError):
     """What objects are worth could not be worked out: a reward that failed, or returned what is no finite number."""
 
 
+def any_last(x: Tensor) -> Tensor:
+    """x.any(-1) of bools; on the CPU numpy's, which is ten times faster."""
+    return torch.from_numpy(x.numpy().any(-1)) if x.device.type == "cpu" else x.any(-1)
+
+
 def to_tensor(x: Array) -> Tensor:
     return torch.from_numpy(x) if isinstance(x, np.ndarray) else x

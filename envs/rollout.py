@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.core import Array, Env, EnvironmentFault, State, Trajectories, to_tensor
+from envs.core import Array, Env, EnvironmentFault, State, Trajectories, any_last, to_tensor
 from envs.random import Rng
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def journey(env: Env, act: Act, rng: Rng, horizon: int, start: State | None = No
 
 def _refuse_non_finite(tau: Trajectories, last_obs: Tensor) -> None:
     _refuse("reward", tau.reward, tau, since=0)
-    if tau.action_mask is not None and not bool((possible := tau.action_mask.any(-1)).all()):
+    if tau.action_mask is not None and not bool((possible := any_last(tau.action_mask)).all()):
         stuck = tau.mask & ~possible
         if bool(stuck.any()):
             step, row = stuck.nonzero()[0].tolist()

@@ -173,12 +173,12 @@ def proxy_rows(env: Any, seconds: float) -> Iterator[str]:
             met = "" if batch == 1 else f", ≥ 30: {'met' if multiple >= 30 else 'missed'}"
             rate = f"{row['rate']:,.4g} ({row['low']:,.3g}–{row['high']:,.3g})"
             yield line(threads, batch, rate, f"{multiple:.1f}{met}", f"{row['rate'] / alone:.1f}", f"{row['bound']:,.4g}")
-    torch.set_num_threads(cpus())
+    torch.set_num_threads(1)
 
 
 def peak(batch: int) -> tuple[float, float]:
     """MB resident before the first of three iterations of TB, and at most; of a process that does nothing else. Linux."""
-    torch.set_num_threads(cpus())
+    torch.set_num_threads(1)
     run = training(small(), problem_of(world()[0], batch))
     before = _resident("VmRSS")
     run(3)
@@ -249,10 +249,12 @@ def bench(seconds: float = 5.0, out: Path = Path("experiments/results/molecules-
         seconds: of measuring, for each figure
         out: Markdown
     """
-    torch.set_num_threads(cpus())
+    torch.set_num_threads(1)
     env, made_of = world()
     waiting = os.environ.get("OMP_WAIT_POLICY", "not set")
-    lines = [f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}, torch {torch.__version__}, {cpus()} threads"]
+    lines = [
+        f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}, torch {torch.__version__}, one thread, as the command line has it for batches below 1,024"
+    ]
     lines[0] += f" (OMP_WAIT_POLICY {waiting}); {made_of}; {env.n_actions:,} actions, at most {env.max_blocks} blocks."
     parts = [rates(env, seconds), share_rows(env, seconds), proxy_rows(env, seconds), memory_rows()]
     if torch.cuda.is_available():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from envs.enumeration import Enumeration
+from envs.molecules.block_trees import BlockTrees
 from experiments import checkpoint as checkpoints
 from experiments.errors import UserError
 from experiments.faults import faults_as_sentences
@@ -95,7 +96,7 @@ def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
 
 def _to_the_end(run: Run, begun: Made, quiet: bool) -> None:
     settings, method, problem, exact, training, molecules = begun
-    fit(problem.batch_size * len(problem.seeds))
+    fit(problem.batch_size * len(problem.seeds), trees=isinstance(problem.env, BlockTrees))
     if settings.compile and problem.device == "cpu":
         print("--compile: nothing is compiled on the CPU, where the ordinary iteration is the faster one", file=sys.stderr)
     with progress(settings.states, "objects a seed", quiet) as tick:

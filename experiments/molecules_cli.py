@@ -83,7 +83,7 @@ def _write(source: Trained, wanted: Wanted, written: Format, write: Write, asked
     from experiments.sample import Shortfall, batches
     from experiments.threads import fit
 
-    fit(wanted.batch)
+    fit(wanted.batch, trees=True)
     number = 0
     with progress(wanted.n, "molecules", quiet) as tick:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 FEW = 64  # rows of an iteration below which one thread is the fastest
+FEW_TREES = 1024  # the same for trees of blocks, whose work is many small products
 
 
 def quiet() -> None:
@@ -17,9 +18,9 @@ def quiet() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch: threads sleep while they wait
 
 
-def fit(rows: int) -> None:
+def fit(rows: int, trees: bool = False) -> None:
     """One thread for iterations of few rows; otherwise as many as torch chose."""
     import torch
 
-    if rows < FEW:
+    if rows < (FEW_TREES if trees else FEW):
         torch.set_num_threads(1)

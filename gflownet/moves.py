@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from envs.core import Diverged
+from envs.core import Diverged, any_last
 
 
 class Moves(Protocol):
@@ -47,7 +47,7 @@ class Legal:
         self.R, self.size = R, len(legal)
         rows = legal[:, :-1].view(len(legal), -1, R)
         self.points = rows.shape[1]
-        self.state, self.point = rows.any(2).nonzero(as_tuple=True)
+        self.state, self.point = any_last(rows).nonzero(as_tuple=True)
         self.row, self.stop = rows[self.state, self.point], legal[:, -1]
 
     @cached_property

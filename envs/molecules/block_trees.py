@@ -110,7 +110,9 @@ class BlockTrees:
         elif bool(grows.any()):
             some = grows.nonzero()[:, 0]
             grown = self.canonical(self.attached(obs[some], action[some]))
-            obs, mask = obs.index_copy(0, some, grown.obs), mask.index_copy(0, some, self.legal(grown))
+            every, legal = len(some) == len(obs), self.legal(grown)
+            obs = grown.obs if every else obs.index_copy(0, some, grown.obs)
+            mask = legal if every else mask.index_copy(0, some, legal)
         return State(obs, state.reward, ended, state.truncated, None, mask)
 
     def state_at(self, obs: Array, terminated: Array) -> State:
