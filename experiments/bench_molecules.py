@@ -253,7 +253,7 @@ def bench(seconds: float = 5.0, out: Path = Path("experiments/results/molecules-
     env, made_of = world()
     waiting = os.environ.get("OMP_WAIT_POLICY", "not set")
     lines = [
-        f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}, torch {torch.__version__}, one thread, as the command line has it for batches below 1,024"
+        f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}, torch {torch.__version__}, one thread (batch < 1,024)"
     ]
     lines[0] += f" (OMP_WAIT_POLICY {waiting}); {made_of}; {env.n_actions:,} actions, at most {env.max_blocks} blocks."
     parts = [rates(env, seconds), share_rows(env, seconds), proxy_rows(env, seconds), memory_rows()]
