@@ -252,9 +252,7 @@ def bench(seconds: float = 5.0, out: Path = Path("experiments/results/molecules-
     torch.set_num_threads(1)
     env, made_of = world()
     waiting = os.environ.get("OMP_WAIT_POLICY", "not set")
-    lines = [
-        f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}, torch {torch.__version__}, one thread (batch < 1,024)"
-    ]
+    lines = [f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}, torch {torch.__version__}, one thread"]
     lines[0] += f" (OMP_WAIT_POLICY {waiting}); {made_of}; {env.n_actions:,} actions, at most {env.max_blocks} blocks."
     parts = [rates(env, seconds), share_rows(env, seconds), proxy_rows(env, seconds), memory_rows()]
     if torch.cuda.is_available():
