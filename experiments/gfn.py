@@ -8,6 +8,7 @@ until every seed has visited its states:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -191,6 +192,8 @@ def train(
                     save()
                     raise UserError(f"{error}; continue with: gflownet resume {run.folder}", REWARD_FAULT) from error
                 raise
+            if training.iteration == 0 and training.gallery is not None:
+                _warn_of_equal_rewards(outcome.log_reward)
             training = training.after(state, outcome)
             now, last = training.states, training.states >= settings.states
             show = last or rows.passed(before, now) or evaluations.passed(before, now)
@@ -217,6 +220,16 @@ def train(
     with heeded() as asked:
         go(asked)
     return training
+
+
+def _warn_of_equal_rewards(log_reward: Tensor) -> None:
+    """Of the first molecules: a reward that tells none from another is a mistake more often than not."""
+    if log_reward.numel() > 1 and bool((log_reward == log_reward.flatten()[0]).all()):
+        print(
+            f"all {log_reward.numel()} molecules of the first iteration have log R = {float(log_reward.flatten()[0]):.6g}: "
+            "is the reward what you meant? (--r-min raises what is lower)",
+            file=sys.stderr,
+        )
 
 
 def _step(step: Step, state: Any, problem: Problem, t: int) -> tuple[Any, Outcome]:

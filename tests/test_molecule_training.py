@@ -314,3 +314,10 @@ def test_a_large_vocabulary_is_not_enumerated(blocks: Path) -> None:
     assert known is not None
     assert isinstance(few, BlockTrees)
     assert len(known) == count_states(few, 10_000)
+
+
+def test_rewards_that_are_all_equal_are_pointed_out(blocks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*command("tb", blocks), "--r-min", "2", "--out", str(tmp_path / "flat")])
+    assert "all 8 molecules of the first iteration have log R = 5.54518: is the reward" in capsys.readouterr().err
+    main([*command("tb", blocks), "--out", str(tmp_path / "qed")])
+    assert capsys.readouterr().err == ""
