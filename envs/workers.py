@@ -9,9 +9,6 @@ A program that makes `Workers` must be importable (`if __name__ == "__main__":`)
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +17,7 @@ from typing import Any
 
 import torch
 
+from envs.children import follow_parent
 from envs.core import Env, Trajectories
 from envs.random import Rng
 from envs.rollout import Act, journey
@@ -107,16 +105,8 @@ _copies: list[Env] = []  # in a worker: its own environment
 
 
 def _settle(env: Env) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which finishes the iteration
+    follow_parent()
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)  # the parent was killed: nobody will ask for anything any more
-
-    threading.Thread(target=watch, daemon=True).start()
     _copies.append(env)
 
 

@@ -27,6 +27,7 @@ from safetensors.torch import save as pack
 from torch import Tensor
 
 from experiments.errors import UserError
+from experiments.folders import sync_folder
 
 FORMAT = 1
 TENSORS, META, MANIFEST = "tensors.safetensors", "meta.json", "manifest.json"
@@ -90,11 +91,11 @@ def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], keep: i
         temporary.mkdir()
         for name, data in files.items():
             _write(temporary / name, data)
-        _sync_folder(temporary)
+        sync_folder(temporary)
         if folder.exists():  # a folder cannot be renamed onto a full one
             os.rename(folder, old)
         os.rename(temporary, folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
@@ -227,14 +228,6 @@ def _write(path: Path, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(handle, view) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
         os.fsync(handle)
     finally:
         os.close(handle)

@@ -14,7 +14,7 @@ import torch
 from envs.core import Env
 from experiments.errors import UserError
 from experiments.recipes import Recipe, recipe_for
-from experiments.worlds import OWN, load_object, make_env
+from experiments.worlds import OWN, absolute, load_object, make_env
 from pgrl.agent import Agent, Entry, register
 from pgrl.baselines import baseline_for
 from pgrl.nets import Table
@@ -211,10 +211,8 @@ def as_config(algo: str, train: Train, knobs: dict[str, Any], device: str) -> di
 
 def _absolute(name: str) -> str:
     """A name whose files are found from any folder: file.py:name, gridworld:FILE."""
-    head, colon, tail = name.partition(":")
-    if head.endswith(".py"):
-        return f"{Path(head).resolve()}{colon}{tail}"
-    return f"{head}:{Path(tail).resolve()}" if head == "gridworld" and tail else name
+    head, _, tail = name.partition(":")
+    return f"{head}:{Path(tail).resolve()}" if head == "gridworld" and tail else absolute(name)
 
 
 def from_config(config: dict[str, Any]) -> tuple[str, Train, dict[str, Any]]:

@@ -77,3 +77,12 @@ def dump(value: Mapping[str, Any], sort_keys: bool = False) -> str:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.=+-]+", "-", name).strip("-.") or "unnamed"
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename in it is on the disk when this returns."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

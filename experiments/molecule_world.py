@@ -90,7 +90,8 @@ def molecules(knobs: MoleculeKnobs, device: str) -> DagEnv:
     from envs.molecules.block_trees import BlockTrees
     from envs.molecules.fragments import blocks_of
 
-    fragments = vocabulary(resolved(knobs))
+    knobs = resolved(knobs)
+    fragments = vocabulary(knobs)
     bare = BlockTrees(blocks_of(fragments), max_blocks=knobs.max_blocks, min_blocks=knobs.min_blocks, device=device)
     return bare.with_reward(_reward(knobs, fragments, bare, device))
 
@@ -131,8 +132,8 @@ def _reward(knobs: MoleculeKnobs, fragments: tuple[Fragment, ...], env: Any, dev
 
     tempering = Tempering(knobs.beta, knobs.r_min, knobs.r_max)
     expression = Expression.parse(knobs.reward, ("seh",))
-    where = json.loads(knobs.files or "{}")
-    functions = {name: load_object(where.get(name, name)) for name in expression.functions}
+    where = json.loads(knobs.files)
+    functions = {name: load_object(where[name]) for name in expression.functions}
     reward = MoleculeReward.of(knobs.reward, tempering, ("seh",), functions, workers=knobs.reward_workers)
     scores = {"seh": _seh(knobs, fragments, device)} if "seh" in expression.outside else {}
     return TreeReward(fragments, reward, env.index, scores)

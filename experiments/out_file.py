@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from experiments.errors import UserError
+from experiments.folders import sync_folder
 
 Write = Callable[[bytes], None]
 
@@ -52,7 +53,7 @@ def whole_file(path: Path) -> Iterator[Write]:
             file.flush()
             os.fsync(file.fileno())
             os.replace(part, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -112,12 +113,4 @@ def _locked(part: Path, path: Path) -> BinaryIO:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
         os.close(handle)

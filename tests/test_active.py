@@ -32,12 +32,7 @@ GRID = ["--ndim", 2, "--height", 8, "--initial", 8, "--queries", 4, "--rounds", 
 NET = ["--hidden", 8]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pool(ndim: int = 2, **knobs: Any) -> Pool:

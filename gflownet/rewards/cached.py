@@ -17,9 +17,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
-import signal
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +26,7 @@ from typing import Any
 import numpy as np
 from rdkit import Chem, rdBase
 
+from envs.children import follow_parent
 from gflownet.rewards.chemistry import Floats, Measure
 
 Molecules = Callable[[list[int]], Sequence[Chem.Mol]]
@@ -194,15 +192,7 @@ _measures: dict[str, Measure] = {}
 
 
 def _settle(measures: Mapping[str, Measure]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)  # the parent was killed: nobody will ask for anything any more
-
-    threading.Thread(target=watch, daemon=True).start()
+    follow_parent()
     _measures.update(measures)
 
 

@@ -44,7 +44,7 @@ class TreeReward:
         """log R [M] float64. Raises RewardFault naming molecule and term where something is not finite."""
         root = self.reward.expression.root
         if isinstance(root, Leaf) and root.label in self.scores:  # stays on the device, and nothing is read back
-            return self._tempered(self.scores[root.label](obs))
+            return self.tempered(self.scores[root.label](obs))
         return torch.from_numpy(np.array(self.reward.tempering(self._numbers(obs)["reward"]))).to(obs.device)
 
     def parts(self, obs: Tensor) -> dict[str, Tensor]:
@@ -53,7 +53,8 @@ class TreeReward:
 
     def tempered(self, reward: Tensor) -> Tensor:
         """log R of rewards."""
-        return self._tempered(reward)
+        tempering = self.reward.tempering
+        return tempering.beta * reward.double().clamp(tempering.r_min, tempering.r_max).log()
 
     def untempered(self, log_reward: Tensor) -> Tensor:
         """The reward that a log R came from, between r_min and r_max."""
@@ -67,19 +68,9 @@ class TreeReward:
         """Canonical isomeric SMILES."""
         return [Chem.MolToSmiles(mol) for mol in self.molecules(obs)]
 
-    def _tempered(self, reward: Tensor) -> Tensor:
-        tempering = self.reward.tempering
-        return tempering.beta * reward.double().clamp(tempering.r_min, tempering.r_max).log()
-
     def _numbers(self, obs: Tensor) -> dict[str, Any]:
-        rows = obs.tolist()
-
-        def made(places: list[int]) -> list[Chem.Mol]:
-            with rdBase.BlockLogs():
-                return [self._builder.mol(rows[i]) for i in places]
-
         given = {name: score(obs).double().cpu().numpy() for name, score in self.scores.items()}
         try:
-            return self.reward.parts(self._index(obs).tolist(), made, given)
+            return self.reward.parts(self._index(obs).tolist(), lambda places: self.molecules(obs[places]), given)
         except ValueError as error:
             raise RewardFault(" ".join(str(error).split())) from error
