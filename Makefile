@@ -22,20 +22,20 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 bench: .venv/ready
-	$(BIN)/python -m experiments.bench
+	$(BIN)/python -m experiments.bench.pg
 
 # torchgfn and gfnx ask for an older numpy, so they live in an environment of their own
-.venv-peers/ready: experiments/peers/constraints.txt
+.venv-peers/ready: experiments/bench/peers/constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< "torch==2.13.0"
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< torchgfn gfnx equinox optax
 	touch $@
 
 bench-gflownet: .venv/ready .venv-peers/ready
-	$(BIN)/python -m experiments.bench_gflownet
+	$(BIN)/python -m experiments.bench.gflownet
 
 bench-molecules: .venv/ready
-	$(BIN)/python -m experiments.bench_molecules
+	$(BIN)/python -m experiments.bench.molecules
 
 clean:
 	rm -rf .venv .venv-peers runs

@@ -13,9 +13,9 @@ from __future__ import annotations
 import gymnasium
 
 WORLDS = {
-    "pgrl/GridWorld-v0": "envs.gymnasium_export:make_gridworld",
-    "pgrl/Garnet-v0": "envs.gymnasium_export:make_garnet",
-    "pgrl/LQR-v0": "envs.gymnasium_export:make_lqr",
+    "pgrl/GridWorld-v0": "envs.mdp.gymnasium_export:make_gridworld",
+    "pgrl/Garnet-v0": "envs.mdp.gymnasium_export:make_garnet",
+    "pgrl/LQR-v0": "envs.mdp.gymnasium_export:make_lqr",
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from envs.children import follow_parent
+from envs.child_process import follow_parent
 from envs.core import Env, Trajectories
 from envs.random import Rng
 from envs.rollout import Act, journey

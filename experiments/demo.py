@@ -19,14 +19,15 @@ from typing import Any
 import torch
 import tyro
 
-from experiments import gfn_config, gfn_start
-from experiments.config import as_config, cpus, defaults
-from experiments.curves import curves, table
-from experiments.errors import guarded
-from experiments.gfn_figures import law
-from experiments.molecule_pictures import draw
-from experiments.molecules_cli import sample
-from experiments.start import start
+from experiments.cli.errors import guarded
+from experiments.cli.molecules import sample
+from experiments.gfn import commands as gfn_commands
+from experiments.gfn import config as gfn_config
+from experiments.molecules.pictures import draw
+from experiments.pg.commands import start
+from experiments.pg.config import as_config, cpus, defaults
+from experiments.plots.curves import curves, table
+from experiments.plots.gflownet import law
 
 SEED = 100  # the recipes were tuned on others
 METHODS = ("reinforce", "n-mpg", "n-pg-igt", "n-harpg")
@@ -77,7 +78,7 @@ def _flow(folder: Path, ndim: int, height: int, states: int) -> tuple[Any, ...]:
     argv = ["gflownet", "train", "hypergrid", "--objective", "fm", "--ndim", str(ndim), "--height", str(height)]
     argv += ["--r0", "0.01", "--states", str(states), "--seed", str(SEED)]
     config = gfn_config.as_config(dataclasses.replace(choice, world=world), train, "cpu")
-    return gfn_start.start, config, folder, argv, True
+    return gfn_commands.start, config, folder, argv, True
 
 
 def _molecules(folder: Path) -> tuple[Any, ...]:
@@ -91,7 +92,7 @@ def _molecules(folder: Path) -> tuple[Any, ...]:
 
 
 def _trained_and_drawn(config: dict[str, Any], folder: Path, argv: list[str], quiet: bool) -> Path:
-    gfn_start.start(config, folder, argv, quiet)
+    gfn_commands.start(config, folder, argv, quiet)
     file = folder.with_name("molecules.csv")
     sample([str(folder), "--n", str(SAMPLED), "--unique", "--out", str(file), "--quiet"])
     with file.open(newline="") as rows:

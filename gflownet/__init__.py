@@ -8,6 +8,6 @@ sampler.py replay.py local_search.py      where trajectories come from
 method.py      what is trained; `register` lists all by name, baselines included
 metrics.py     how far a law is from the exact one
 
-from envs.hypergrid import HyperGrid
-from gflownet.method import register
+from envs.dag.hypergrid import HyperGrid
+from gflownet.registry import register
 """

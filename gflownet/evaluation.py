@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.ancestry import Ancestry, ancestry
-from envs.enumeration import Enumeration
+from envs.dag.ancestry import Ancestry, ancestry
+from envs.dag.backward import edges_in, legal_at, walk_back
+from envs.dag.enumeration import Enumeration
 from envs.random import Rng
-from envs.walk_back import edges_in, legal_at, walk_back
+from gflownet.flows.states import distinct, key_of
 from gflownet.problem import Method, Problem
-from gflownet.states import distinct, key_of
 
 ROWS = 1 << 17  # states of all seeds together that a net sees at once
 OBJECTS = 512  # whose ancestors are listed at once

@@ -22,17 +22,17 @@ from torch import Tensor
 from envs.core import Trajectories
 from envs.random import Rng
 from envs.rollout import Act
-from gflownet.answers import log_policy
-from gflownet.flows import BACKWARD, Flows
-from gflownet.local_search import LocalSearch, local_search
+from gflownet.flows.flows import BACKWARD, Flows
 from gflownet.model import Model
 from gflownet.objectives import Objective
 from gflownet.optimiser import Adam
 from gflownet.problem import INIT, ITERATION, Metrics, Outcome, Problem, skipped_batch
-from gflownet.replay import REPLAY, Replay
-from gflownet.sampler import Exploration, sampler
-from gflownet.table import Static, TableSampler
-from gflownet.tape import Tape
+from gflownet.sampling.local_search import LocalSearch, local_search
+from gflownet.sampling.replay import REPLAY, Replay
+from gflownet.sampling.sampler import Exploration, sampler
+from gflownet.sampling.tape import Tape
+from gflownet.static.table import Static, TableSampler
+from gflownet.trees.outputs import log_policy
 
 SAMPLE, HEAD, SEARCH, DRAW, BOOTSTRAP = range(5)  # streams of an iteration
 

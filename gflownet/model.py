@@ -20,8 +20,8 @@ from torch import Tensor
 from envs.core import DagEnv
 from envs.molecules.block_trees import BlockTrees
 from envs.random import Rng
-from gflownet.block_tree_net import BlockTreeNet
 from gflownet.networks import MLP, Net, Tabular
+from gflownet.trees.network import BlockTreeNet
 
 Column = Literal["policy", "flow", "backward"]
 

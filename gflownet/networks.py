@@ -22,7 +22,7 @@ from envs.core import Array
 from envs.random import Rng
 
 if TYPE_CHECKING:
-    from gflownet.tape import Tape
+    from gflownet.sampling.tape import Tape
 
 SLOPE = 0.01  # of LeakyReLU, torch's default and the paper's
 MANY = 64  # rows from which on torch's products, on several threads, are the faster ones

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.exact import Exact, ExactMDP, gradient, hessian_vector
+from envs.mdp.exact import Exact, ExactMDP, gradient, hessian_vector
+from envs.mdp.tabular import garnet, gridworld
 from envs.random import Rng
-from envs.tabular import garnet, gridworld
 from pgrl.agent import Agent
 from pgrl.policy import policy_for
 from pgrl.problem import Problem

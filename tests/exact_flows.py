@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.bits import Bits
 from envs.check import RandomAct
 from envs.core import Trajectories
-from envs.enumeration import Enumeration, enumerate_dag, logsumexp_by
-from envs.hypergrid import HyperGrid
+from envs.dag.bits import Bits
+from envs.dag.enumeration import Enumeration, enumerate_dag, logsumexp_by
+from envs.dag.hypergrid import HyperGrid
+from envs.dag.sets import Sets
 from envs.molecules.block_trees import BlockTrees
 from envs.random import Rng
 from envs.rollout import rollout
-from envs.sets import Sets
-from gflownet.flows import Flows
+from gflownet.flows.flows import Flows
 from gflownet.model import Model
 from gflownet.networks import Tabular
 from tests.block_vocabularies import vocabulary

@@ -35,7 +35,7 @@ def test_imports_point_down(floor: str) -> None:
 
 
 def test_an_import_that_points_up_is_seen() -> None:
-    assert imported_floors("def f():\n    from experiments.run import Run") & ABOVE["pgrl"] == {"experiments"}
+    assert imported_floors("def f():\n    from experiments.run.run import Run") & ABOVE["pgrl"] == {"experiments"}
 
 
 def test_files_stay_small() -> None:

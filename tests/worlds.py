@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from envs.core import Trajectories
-from envs.exact import ExactMDP
-from envs.lqr import LQR, double_integrator
-from envs.tabular import FiniteMDP
+from envs.mdp.exact import ExactMDP
+from envs.mdp.lqr import LQR, double_integrator
+from envs.mdp.tabular import FiniteMDP
 from pgrl.policy import Policy, policy_for
 
 F64 = torch.float64

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.ancestry import ancestry
 from envs.core import Array, Parents, RewardFault, State
+from envs.dag.ancestry import ancestry
 from envs.molecules.blocks import Blocks
 from envs.molecules.canonical import NODES, Canonical, Canoniser
 from envs.random import GOLDEN, Rng, mix

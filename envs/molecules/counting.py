@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.dag_search import TooManyStates
+from envs.dag.search import TooManyStates
 from envs.molecules.block_trees import BlockTrees
 
 ROWS = 1 << 19  # numbers of a mask that is looked at at once

@@ -22,7 +22,7 @@ from envs.core import Trajectories
 from gflownet.baselines.learner import Learner, model_for
 from gflownet.model import Model, log_softmax
 from gflownet.problem import ITERATION, Outcome, Problem
-from gflownet.sampler import sampler
+from gflownet.sampling.sampler import sampler
 
 PLAY, MINIBATCH = 0, 1  # streams of an iteration
 

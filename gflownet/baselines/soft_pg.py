@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from gflownet.baselines.learner import Learner, model_for
-from gflownet.flows import Flows
+from gflownet.flows.flows import Flows
 from gflownet.model import Model
 from gflownet.objectives.vargrad import log_partition
 from gflownet.problem import ITERATION, Outcome, Problem
-from gflownet.sampler import sampler
+from gflownet.sampling.sampler import sampler
 
 
 def leave_one_out(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from gflownet.flows import Flows
+from gflownet.flows.flows import Flows
 
 
 @runtime_checkable

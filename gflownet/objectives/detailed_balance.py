@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gflownet.flows import Flows
+from gflownet.flows.flows import Flows
 from gflownet.objectives.residuals import LOSSES, Residual
 
 

@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gflownet.edges import edges_of
-from gflownet.flows import Flows
+from gflownet.flows.edges import edges_of
+from gflownet.flows.flows import Flows
 from gflownet.objectives.residuals import LOSSES, Residual
 
 

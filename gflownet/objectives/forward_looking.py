@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gflownet.flows import Flows
+from gflownet.flows.flows import Flows
 from gflownet.objectives.detailed_balance import detailed_balance
 from gflownet.objectives.residuals import LOSSES, Residual
 from gflownet.objectives.subtrajectory_balance import subtrajectory_balance

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gflownet.flows import Flows
+from gflownet.flows.flows import Flows
 from gflownet.objectives.residuals import LOSSES, Residual
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gflownet.flows import Flows
+from gflownet.flows.flows import Flows
 from gflownet.objectives.residuals import LOSSES, Residual
 
 

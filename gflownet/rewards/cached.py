@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from rdkit import Chem, rdBase
 
-from envs.children import follow_parent
+from envs.child_process import follow_parent
 from gflownet.rewards.chemistry import Floats, Measure
 
 Molecules = Callable[[list[int]], Sequence[Chem.Mol]]

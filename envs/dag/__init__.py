@@ -1,0 +1,1 @@
+"""DAG environments, which GFlowNets sample from, and their exact solutions."""

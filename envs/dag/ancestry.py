@@ -1,0 +1,86 @@
+"""All ways to given objects: the part of a DAG that lies behind them, for spaces too large to enumerate.
+
+    new = the objects;  while new: new = their parents that were not met before
+    u(source) = 1,  u(s') = Σ_(s,a)->s' u(s) P_F(a | s)                                          level by level, in float64
+
+An object of n parts has at most 2^n ancestors (a tree of blocks: its connected parts), so p(x) = u(x) is exact and cheap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from envs.core import DagEnv
+from envs.dag.search import hash_key, levels
+
+
+@dataclass(frozen=True)
+class Ancestry:
+    """N states, the objects among them, and all E edges into any of them.
+
+    obs [N, *obs], terminated [N] bool      parent, action, child [E], sorted by the child's level
+    level [N]   length of the longest path from the source
+    objects [M] rows of the objects that were asked for
+    """
+
+    obs: Tensor
+    terminated: Tensor
+    parent: Tensor
+    action: Tensor
+    child: Tensor
+    level: Tensor
+    objects: Tensor
+
+    @cached_property
+    def _cuts(self) -> list[int]:
+        by_level = self.level[self.child].bincount(minlength=int(self.level.max()) + 1)
+        return [0, *by_level.cumsum(0).tolist()]
+
+    def law_of(self, edge_log_pf: Tensor) -> Tensor:
+        """[..., M] float64 probabilities of the objects, from log P_F of each edge [..., E]."""
+        lead = edge_log_pf.shape[:-1]
+        p = edge_log_pf.reshape(-1, len(self.child)).double().exp().T
+        visits = torch.zeros(len(self.obs), p.shape[1], dtype=torch.float64, device=p.device)
+        visits[self.level == 0] = 1
+        for first, last in pairwise(self._cuts):
+            e = slice(first, last)
+            visits.index_add_(0, self.child[e], visits[self.parent[e]] * p[e])
+        return visits[self.objects].T.reshape(*lead, len(self.objects))
+
+    def log_paths(self) -> Tensor:
+        """[M] float64, log of the number of paths from the source to the objects."""
+        return self.law_of(torch.zeros(len(self.child), device=self.child.device)).log()
+
+
+def ancestry(env: DagEnv, obs: Tensor, terminated: Tensor | None = None) -> Ancestry:
+    """Of the states obs [M, *obs] (finished objects, where `terminated` [M] is left out)."""
+    ended = torch.ones(len(obs), dtype=torch.bool, device=obs.device) if terminated is None else terminated
+    known, row = torch.unique(hash_key(obs, ended), return_inverse=True)
+    first = torch.empty_like(known).scatter_(0, row, torch.arange(len(row), device=row.device))
+    new = torch.arange(len(known), device=row.device)
+    states, flags, keys = [obs[first]], [ended[first]], known
+    edges: list[Tensor] = []
+    while len(new):
+        base = len(keys) - len(new)
+        listed = env.parents(states[-1], flags[-1])
+        going = torch.zeros_like(listed.child, dtype=torch.bool)
+        found, where = torch.unique(hash_key(listed.obs, going), return_inverse=True)
+        ordered, order = keys.sort()
+        place = torch.searchsorted(ordered, found).clamp_max(len(ordered) - 1)
+        met = ordered[place] == found
+        rank = torch.where(met, order[place], len(keys) - 1 + (~met).cumsum(0))
+        example = torch.empty_like(found).scatter_(0, where, torch.arange(len(where), device=where.device))
+        fresh = example[~met]
+        edges.append(torch.stack([rank[where], listed.action, base + listed.child]))
+        states.append(listed.obs[fresh])
+        flags.append(going[fresh])
+        keys, new = torch.cat([keys, found[~met]]), fresh
+    parent, action, child = torch.cat(edges, 1)
+    level = levels(parent, child, len(keys))
+    order = level[child].argsort(stable=True)
+    return Ancestry(torch.cat(states), torch.cat(flags), parent[order], action[order], child[order], level, row)

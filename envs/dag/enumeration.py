@@ -1,0 +1,215 @@
+"""The exact oracle of a small DAG: every state, every edge, and what follows from them without sampling, in float64.
+
+    search   breadth first from the source: all legal actions of a whole level are stepped as one batch
+    sort     by level, the length of the longest path to a state, so that every edge leads upwards
+    law      u(source) = 1,  u(s') = Σ_{s -> s'} u(s) P_F(s' | s);  the law of finished objects is u where episodes have ended
+    flow     F(x) = R(x),  F(s -> s') = F(s') P_B(s | s'),  F(s) = Σ_{s'} F(s -> s')   (Bengio et al., 2106.04399, 2111.09266)
+
+Each is one pass over the levels. The exact flow is where every objective is zero; R/Z is what a trained sampler must meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from envs.core import DagEnv
+from envs.dag.search import Graph, KeyOf, TooManyStates, differ, hash_key, search
+
+
+@dataclass(frozen=True)
+class ExactFlow:
+    """The flow that one backward policy and the rewards determine, all logs, float64.
+
+    log_flow       [N]     log F(s): log R at finished objects, log Z at the source
+    log_edge_flow  [E]     log F(s -> s')
+    log_pf         [N, A]  the policy log F(s -> s') - log F(s), -inf where no edge leaves (so for all of a finished state)
+    """
+
+    log_flow: Tensor
+    log_edge_flow: Tensor
+    log_pf: Tensor
+
+
+@dataclass(frozen=True)
+class Enumeration:
+    """All N states and E edges. States are sorted by level, the source is row 0; edges are sorted by child.
+
+    obs          [N, *obs]
+    terminated   [N] bool
+    level        [N]          length of the longest path from the source
+    action_mask  [N, A] bool  as the environment gives it (that of a finished state says nothing)
+    parent, action, child  [E]  rows of states, and actions
+    objects      [K]          rows of the finished objects, ascending
+    log_reward   [K] float64
+    key_of       numbers states, for `find`
+    """
+
+    obs: Tensor
+    terminated: Tensor
+    level: Tensor
+    action_mask: Tensor
+    parent: Tensor
+    action: Tensor
+    child: Tensor
+    objects: Tensor
+    log_reward: Tensor
+    key_of: KeyOf
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+    @cached_property
+    def log_z(self) -> float:
+        return float(self.log_reward.logsumexp(0))
+
+    @cached_property
+    def law(self) -> Tensor:
+        """R/Z, [K] float64."""
+        return (self.log_reward - self.log_z).exp()
+
+    # -- from states to rows
+
+    @cached_property
+    def _numbers(self) -> tuple[Tensor, Tensor]:
+        keys, rows = self.key_of(self.obs, self.terminated).sort()
+        return keys, rows
+
+    def find(self, obs: Tensor, terminated: Tensor) -> Tensor:
+        """[M] rows of these states. Raises ValueError for a state that is not there."""
+        obs, terminated = obs.to(self.obs.device), terminated.to(self.obs.device)
+        keys, rows = self._numbers
+        found = rows[torch.searchsorted(keys, self.key_of(obs, terminated)).clamp(max=len(keys) - 1)]
+        strange = differ(self.obs[found], obs) | (self.terminated[found] != terminated)
+        if bool(strange.any()):
+            at = int(strange.nonzero()[0])
+            what = "finished" if terminated[at] else "unfinished"
+            raise ValueError(
+                f"the {what} state {obs[at].tolist()} is not among the {len(self)} that can be reached: "
+                "ask for states of episodes of this environment"
+            )
+        return found
+
+    def object_of(self, obs: Tensor) -> Tensor:
+        """[M] positions among the K objects. Raises ValueError for what is none."""
+        return torch.searchsorted(self.objects, self.find(obs, torch.ones(len(obs), dtype=torch.bool)))
+
+    # -- forwards, level by level
+
+    @cached_property
+    def _state_cuts(self) -> list[int]:
+        return [0, *self.level.bincount().cumsum(0).tolist()]
+
+    @cached_property
+    def _edge_cuts(self) -> list[int]:
+        """Where the edges into each level begin."""
+        return torch.searchsorted(self.child, torch.tensor(self._state_cuts, device=self.child.device)).tolist()
+
+    def visits_of(self, log_pf: Tensor) -> Tensor:
+        """Probability that an episode comes by each state, [..., N] float64, under log P_F [..., N, A] (any leading axes).
+
+        Only legal actions are read; what a policy gives to the others is lost.
+        """
+        n, actions = self.action_mask.shape
+        if log_pf.shape[-2:] != (n, actions):
+            raise ValueError(f"log_pf has shape {tuple(log_pf.shape)}, expected (..., {n}, {actions}): a row for every state")
+        by_move = log_pf.reshape(-1, n * actions).T
+        move = self.parent * actions + self.action
+        visits = torch.zeros(n, by_move.shape[1], dtype=torch.float64, device=log_pf.device)
+        visits[0] = 1
+        for (lo, hi), (first, last) in zip(pairwise(self._state_cuts), pairwise(self._edge_cuts), strict=True):
+            e = slice(first, last)
+            visits[lo:hi].index_add_(0, self.child[e] - lo, visits[self.parent[e]] * by_move[move[e]].double().exp())
+        return visits.T.reshape(*log_pf.shape[:-2], n)
+
+    def law_of(self, log_pf: Tensor) -> Tensor:
+        """The exact law of finished objects, [..., K] float64, under log P_F [..., N, A]."""
+        return self.visits_of(log_pf)[..., self.objects]
+
+    def log_paths(self) -> Tensor:
+        """log of the number of paths from the source to each state, [N] float64; parallel edges count."""
+        paths = torch.zeros(len(self), dtype=torch.float64, device=self.obs.device)
+        cuts = zip(pairwise(self._state_cuts), pairwise(self._edge_cuts), strict=True)
+        for (lo, hi), (first, last) in list(cuts)[1:]:
+            paths[lo:hi] = logsumexp_by(self.child[first:last] - lo, paths[self.parent[first:last]], hi - lo)
+        return paths
+
+    # -- backwards, level by level
+
+    def flow(self, log_pb: Tensor | None = None) -> ExactFlow:
+        """The exact flow under log P_B [E], or under the uniform one: 1 / (number of edges into the child).
+
+        Raises ValueError when P_B over the edges into some state does not sum to 1.
+        """
+        n, (_, actions) = len(self), self.action_mask.shape
+        into = self.child.bincount(minlength=n)
+        log_pb = -into[self.child].double().log() if log_pb is None else log_pb.double()
+        if log_pb.shape != self.child.shape:
+            raise ValueError(f"log_pb has shape {tuple(log_pb.shape)}, expected ({len(self.child)},): one for each edge")
+        total = torch.zeros(n, dtype=torch.float64, device=log_pb.device).index_add(0, self.child, log_pb.exp())[1:]
+        if not bool(((total - 1).abs() < 1e-6).all()):
+            worst = total[(total - 1).abs().nan_to_num(torch.inf).argmax()]
+            raise ValueError(
+                f"P_B over the edges into a state sums to {float(worst)}, expected 1: normalise over equal `child`"
+            )
+        log_flow = torch.full((n,), -torch.inf, dtype=torch.float64, device=log_pb.device)
+        log_flow[self.objects] = self.log_reward
+        log_edge = torch.empty_like(log_pb)
+        order = self.parent.argsort(stable=True)
+        cuts = torch.searchsorted(self.parent[order], torch.tensor(self._state_cuts, device=order.device)).tolist()
+        for (lo, hi), (first, last) in reversed(list(zip(pairwise(self._state_cuts), pairwise(cuts), strict=True))):
+            e = order[first:last]
+            log_edge[e] = log_flow[self.child[e]] + log_pb[e]
+            out = logsumexp_by(self.parent[e] - lo, log_edge[e], hi - lo)
+            log_flow[lo:hi] = torch.where(self.terminated[lo:hi], log_flow[lo:hi], out)
+        log_pf = torch.full((n, actions), -torch.inf, dtype=torch.float64, device=log_pb.device)
+        nothing = log_edge == -torch.inf
+        log_pf[self.parent, self.action] = torch.where(nothing, -torch.inf, log_edge - log_flow[self.parent])
+        return ExactFlow(log_flow, log_edge, log_pf)
+
+
+def enumerate_dag(env: DagEnv, limit: int = 2_000_000) -> Enumeration:
+    """All of `env` that can be reached, where that is at most `limit` states (an object and the state before it are two).
+
+    Raises TooManyStates (a ValueError) above the limit, NotADag (a ValueError) for cycles, paths beyond the horizon and dead
+    ends, and ValueError where two states share a number.
+    """
+    known = getattr(env, "n_states", None)
+    if known is not None and known > limit:
+        raise TooManyStates(
+            f"the environment has {known} observations, more than the {limit} states that may be enumerated: "
+            "use the sampled metrics, or raise `limit`"
+        )
+    index: Callable[[Tensor], Tensor] | None = getattr(env, "index", None)
+    if index is None:
+        return enumeration_of(search(env, limit, hash_key), env.log_reward, hash_key)
+
+    def number(obs: Tensor, terminated: Tensor) -> Tensor:
+        return 2 * index(obs) + terminated
+
+    return enumeration_of(search(env, limit, number), env.log_reward, number)
+
+
+def enumeration_of(graph: Graph, log_reward: Callable[[Tensor], Tensor], key_of: KeyOf) -> Enumeration:
+    """What was found, sorted, with rewards."""
+    order = key_of(graph.obs, graph.terminated).argsort()
+    order = order[graph.level[order].argsort(stable=True)]
+    obs, terminated, level, mask = (x[order] for x in (graph.obs, graph.terminated, graph.level, graph.action_mask))
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    parent, action, child = rank[graph.parent], graph.action, rank[graph.child]
+    moves = (parent * mask.shape[1] + action).argsort()
+    moves = moves[child[moves].argsort(stable=True)]
+    objects = terminated.nonzero()[:, 0]
+    worth = log_reward(obs[objects]).double()
+    return Enumeration(obs, terminated, level, mask, parent[moves], action[moves], child[moves], objects, worth, key_of)
+
+
+def logsumexp_by(group: Tensor, value: Tensor, n: int) -> Tensor:
+    """log Σ exp(value) over the values of each group 0 .. n-1, [n]; -inf where there is none."""
+    top = value.new_full((n,), -torch.inf).scatter_reduce(0, group, value, "amax").clamp(min=torch.finfo(value.dtype).min)
+    return value.new_zeros(n).index_add(0, group, (value - top[group]).exp()).log() + top

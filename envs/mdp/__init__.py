@@ -1,0 +1,1 @@
+"""MDPs: tables, LQR, Gymnasium, MuJoCo, and the exact solutions of the small ones."""

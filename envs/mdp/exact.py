@@ -1,0 +1,249 @@
+"""Exact values of a policy and their derivatives, in float64: what estimators are checked against.
+
+Both kinds of world are a linear system with value J = c' (Σ_t M^t) x: M = discount·P_π for a finite MDP, and the second
+moments of the state for LQR. So J is one linear solve (or, for a horizon H, O(log H) matrix products), smooth in θ, and
+its gradient and Hessian come from automatic differentiation, exact to rounding. `theta` is [D] or [S, D] throughout.
+
+The policy comes in as a function of θ, so that nothing here knows how policies are built:
+    ExactMDP(mdp, log_pi, discount)   log_pi(theta [S, D]) -> [S, states, actions]
+    ExactLQR(lqr, gain, discount)     gain(theta [S, D]) -> K [S, m, n], σ [S, m]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.func import grad, hessian, jacrev, jvp
+
+from envs.mdp.lqr import LQR
+from envs.mdp.tabular import FiniteMDP
+
+
+class Exact(Protocol):
+    """J(theta, horizon=None): the discounted return Σ_{t<horizon} discount^t r_t in expectation, for all time by default.
+    gap(theta): how far J(theta) is below the best that can be reached, [S]."""
+
+    @property
+    def discount(self) -> float: ...
+
+    def J(self, theta: Tensor, horizon: int | None = None) -> Tensor: ...
+
+    def gap(self, theta: Tensor) -> Tensor: ...
+
+    def fisher(self, theta: Tensor) -> Tensor: ...
+
+    def transfer_error(self, theta: Tensor) -> float: ...
+
+
+def gradient(exact: Exact, theta: Tensor, horizon: int | None = None) -> Tensor:
+    """∇J(θ), the shape of theta."""
+    return grad(lambda th: exact.J(th, horizon).sum())(theta.double())
+
+
+def hessian_vector(exact: Exact, theta: Tensor, u: Tensor, horizon: int | None = None) -> Tensor:
+    """∇²J(θ) u, the shape of theta, without forming the Hessian."""
+    slope = grad(lambda th: exact.J(th, horizon).sum())
+    return jvp(slope, (theta.double(),), (u.double(),))[1]
+
+
+def full_hessian(exact: Exact, theta: Tensor, horizon: int | None = None) -> Tensor:
+    """∇²J(θ), [D, D], for one θ [D] of at most 2,000 parameters (ValueError above)."""
+    if theta.numel() > 2000:
+        raise ValueError(f"a full Hessian of {theta.numel()} parameters was asked for; above 2000 use hessian_vector")
+    return hessian(lambda th: exact.J(th, horizon))(theta.double())
+
+
+def smallest_eigenvalue(fisher: Tensor) -> float:
+    """μ_F: the smallest eigenvalue of a Fisher matrix; 0 up to rounding where the policy has redundant parameters."""
+    return float(torch.linalg.eigvalsh(fisher)[0])
+
+
+def geometric_sum(M: Tensor, horizon: int | None) -> Tensor:
+    """Σ_{t<horizon} M^t by doubling; (I - M)^{-1} for horizon None. M is [..., n, n]."""
+    eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device).expand_as(M)
+    if horizon is None:
+        return torch.linalg.solve(eye - M, eye)
+    total, power = torch.zeros_like(M), eye  # invariant: Σ_{t<h} M^t and M^h, for h the leading bits of horizon
+    for bit in bin(horizon)[2:]:
+        total, power = total + power @ total, power @ power
+        if bit == "1":
+            total, power = total + power, power @ M
+    return total
+
+
+def _single(theta: Tensor) -> Tensor:
+    if theta.dim() != 1:
+        raise ValueError(f"theta has shape {tuple(theta.shape)}, expected one parameter vector [D]")
+    return theta.double()
+
+
+@dataclass(frozen=True)
+class ExactMDP:
+    mdp: FiniteMDP
+    log_pi: Callable[[Tensor], Tensor]
+    discount: float
+
+    def _model(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """π [.., s, a], M = discount·P_π [.., s, s], r_π [.., s]."""
+        theta = theta.double()
+        pi = (self.log_pi(theta) if theta.dim() == 2 else self.log_pi(theta[None])[0]).exp()
+        M = self.discount * torch.einsum("...sa,sat->...st", pi, self.mdp.transition)
+        return pi, M, torch.einsum("...sa,sa->...s", pi, self._reward)
+
+    @cached_property
+    def _reward(self) -> Tensor:
+        return (self.mdp.transition * self.mdp.reward).sum(-1)
+
+    def J(self, theta: Tensor, horizon: int | None = None) -> Tensor:
+        _, M, r = self._model(theta)
+        if horizon is None:
+            eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+            return torch.linalg.solve(eye - M, r) @ self.mdp.start
+        return (geometric_sum(M, horizon) @ r[..., None])[..., 0] @ self.mdp.start
+
+    @cached_property
+    def _optimal(self) -> tuple[Tensor, Tensor]:
+        """Policy iteration: the optimal actions [s] and values [s]."""
+        P, r, n = self.mdp.transition, self._reward, self.mdp.n_states
+        action = r.argmax(1)
+        states = torch.arange(n, device=P.device)
+        while True:
+            M = self.discount * P[states, action]
+            V = torch.linalg.solve(torch.eye(n, dtype=P.dtype, device=P.device) - M, r[states, action])
+            Q = r + self.discount * P @ V
+            better = Q.max(1).values > Q[states, action] + 1e-12
+            if not bool(better.any()):
+                return action, V
+            action = torch.where(better, Q.argmax(1), action)
+
+    @property
+    def J_star(self) -> float:
+        """max_π J(π), over all policies, for all time."""
+        return float(self._optimal[1] @ self.mdp.start)
+
+    def gap(self, theta: Tensor) -> Tensor:
+        """J* - J(θ), [S]."""
+        return self.J_star - self.J(theta)
+
+    def _occupancy(self, M: Tensor) -> Tensor:
+        """d(s) = (1 - discount) Σ_t discount^t P(s_t = s), a distribution [s]."""
+        eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+        return (1 - self.discount) * torch.linalg.solve((eye - M).mT, self.mdp.start)
+
+    def _scores(self, theta: Tensor) -> Tensor:
+        """∇ log π(a|s), [s, a, D]."""
+        return jacrev(lambda th: self.log_pi(th[None])[0])(theta)
+
+    def fisher(self, theta: Tensor) -> Tensor:
+        """F(θ) = E_{s~d, a~π}[∇log π ∇log π'], [D, D], for one θ [D]."""
+        theta = _single(theta)
+        pi, M, _ = self._model(theta)
+        weights, scores = self._occupancy(M)[:, None] * pi, self._scores(theta)
+        return torch.einsum("sa,sad,sae->de", weights, scores, scores)
+
+    def advantage(self, theta: Tensor) -> Tensor:
+        """A(s, a) = Q(s, a) - V(s), [s, a], for one θ [D]."""
+        _, M, r = self._model(_single(theta))
+        V = torch.linalg.solve(torch.eye(len(M), dtype=M.dtype, device=M.device) - M, r)
+        return self._reward + self.discount * self.mdp.transition @ V - V[:, None]
+
+    def transfer_error(self, theta: Tensor) -> float:
+        """E_{s~d*, a~π*}[(A(s, a) - (1 - discount) w'∇log π(a|s))²] with w = F⁺∇J (Agarwal et al. 2021); 0 for a full table."""
+        theta = _single(theta)
+        # the pseudo-inverse must see redundant parameters as such: rounding leaves them at 1e-17, real ones are far above
+        w = torch.linalg.pinv(self.fisher(theta), rtol=1e-11, hermitian=True) @ gradient(self, theta)
+        residual = self.advantage(theta) - (1 - self.discount) * self._scores(theta) @ w
+        best = self._optimal[0]
+        states = torch.arange(self.mdp.n_states, device=best.device)
+        d = self._occupancy(self.discount * self.mdp.transition[states, best])
+        return float((d * residual[states, best] ** 2).sum())
+
+
+@dataclass(frozen=True)
+class ExactLQR:
+    lqr: LQR
+    gain: Callable[[Tensor], tuple[Tensor, Tensor]]
+    discount: float
+
+    def _K(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        K, std = self.gain(theta.double() if theta.dim() == 2 else theta.double()[None])
+        noise = torch.diag_embed(std**2)
+        return (K, noise) if theta.dim() == 2 else (K[0], noise[0])
+
+    def J(self, theta: Tensor, horizon: int | None = None) -> Tensor:
+        """-inf where the policy does not hold the discounted state (discount · ρ(A + BK)² ≥ 1)."""
+        return self._J(*self._K(theta), horizon)
+
+    def _J(self, K: Tensor, noise: Tensor, horizon: int | None) -> Tensor:
+        env, n = self.lqr, self.lqr.n
+        L = env.A + env.B @ K
+        drift = env.W + env.B @ noise @ env.B.mT
+        LL = torch.einsum("...ij,...kl->...ikjl", L, L).flatten(-4, -3).flatten(-2, -1)  # L ⊗ L on the second moments
+        last = torch.zeros(*L.shape[:-2], 1, n * n + 1, dtype=L.dtype, device=L.device)
+        last[..., -1] = 1.0
+        M = self.discount * torch.cat([torch.cat([LL, drift.flatten(-2)[..., None]], -1), last], -2)
+        cost = torch.cat([(env.Q + K.mT @ env.R @ K).flatten(-2), (env.R * noise).sum((-2, -1))[..., None]], -1)
+        x = torch.cat([env.start.flatten(), env.start.new_ones(1)])
+        J = -(cost[..., None, :] @ geometric_sum(M, horizon) @ x)[..., 0]
+        if horizon is not None:
+            return J
+        with torch.no_grad():
+            unstable = self.discount * torch.linalg.eigvals(L).abs().amax(-1) ** 2 >= 1
+        return torch.where(unstable, -torch.inf, J)
+
+    @cached_property
+    def K_star(self) -> Tensor:
+        """The optimal gain [m, n], by iterating the *discounted* Riccati equation; it does not depend on the policy's noise."""
+        env, c = self.lqr, self.discount
+        P = env.Q
+        for _ in range(100_000):
+            K = -torch.linalg.solve(env.R + c * env.B.T @ P @ env.B, c * env.B.T @ P @ env.A)
+            new = env.Q + c * env.A.T @ P @ (env.A + env.B @ K)
+            if bool((new - P).abs().max() <= 1e-15 * new.abs().max()):
+                break
+            P = new
+        return K
+
+    def J_star(self, theta: Tensor) -> Tensor:
+        """The best J at the noise level of θ, [S]: that of K* with σ(θ)."""
+        noise = self._K(theta)[1]
+        return self._J(self.K_star.expand(*noise.shape[:-2], -1, -1), noise, None)
+
+    def gap(self, theta: Tensor) -> Tensor:
+        """J(K*, σ(θ)) - J(θ), [S]: the noise belongs to the policy class, the gain is what is learnt."""
+        return self.J_star(theta) - self.J(theta)
+
+    def fisher(self, theta: Tensor) -> Tensor:
+        """F(θ) = (1 - discount) X ⊗ diag(σ^-2) for θ = K row-major, [mn, mn], with X = Σ_t discount^t E ss'."""
+        K, noise = self._K(_single(theta))
+        return torch.kron(torch.linalg.inv(noise), (1 - self.discount) * self._second_moments(K, noise))
+
+    def _second_moments(self, K: Tensor, noise: Tensor) -> Tensor:
+        env, n, c = self.lqr, self.lqr.n, self.discount
+        L = env.A + env.B @ K
+        source = env.start + c / (1 - c) * (env.W + env.B @ noise @ env.B.T)
+        return torch.linalg.solve(torch.eye(n * n, dtype=L.dtype) - c * torch.kron(L, L), source.flatten()).reshape(n, n)
+
+    def transfer_error(self, theta: Tensor) -> float:
+        """As for ExactMDP; positive, since A is quadratic in the action and the score is linear: with e = a - Ks and
+        G = R + discount·B'PB the residual is tr(σ²G) - e'Ge, whose square is averaged over a ~ N(K*s, σ²), s ~ d*."""
+        env, c = self.lqr, self.discount
+        K, noise = self._K(_single(theta))
+        L = env.A + env.B @ K
+        n = env.n
+        stage = (env.Q + K.T @ env.R @ K).flatten()
+        P = torch.linalg.solve(torch.eye(n * n, dtype=L.dtype) - c * torch.kron(L.T, L.T), stage).reshape(n, n)
+        G = env.R + c * env.B.T @ P @ env.B
+        best, apart = env.A + env.B @ self.K_star, self.K_star - K
+        total, weight, S = 0.0, 1 - c, env.start
+        while weight > 1e-17:
+            C = apart @ S @ apart.T + noise  # e is Gaussian at each time: E(e'Ge) and E(e'Ge)² are known
+            mean, level = (G * C).sum(), (G * noise).sum()
+            total += weight * float(level**2 - 2 * level * mean + mean**2 + 2 * (G @ C @ G @ C).trace())
+            weight, S = weight * c, best @ S @ best.T + env.W + env.B @ noise @ env.B.T
+        return total

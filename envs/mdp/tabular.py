@@ -1,0 +1,182 @@
+"""Finite MDPs as batched tensor environments: any table of transitions, GridWorld from a text map, Garnet at random.
+
+The exact values of a policy on these worlds (J, its gradient, its Hessian) are in `envs.mdp.exact`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.core import Array, State
+from envs.random import Rng
+
+
+class FiniteMDP:
+    """A finite MDP. Terminal states are absorbing and pay nothing; an episode ends on entering one.
+
+    transition  [S, A, S] probabilities, rows sum to 1
+    reward      [S, A] or [S, A, S] for the step s, a (-> s')
+    start       [S] distribution of the first state
+    horizon     steps after which `rollout` cuts an episode
+    terminal    [S] bool, default none
+    dtype       of the rewards handed out
+    device      on the CPU a batch is stepped in numpy, whose look-ups cost a third of torch's; elsewhere in torch
+
+    Raises ValueError when shapes disagree or a row is not a distribution.
+    """
+
+    def __init__(
+        self,
+        transition: Tensor,
+        reward: Tensor,
+        start: Tensor,
+        *,
+        horizon: int,
+        terminal: Tensor | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        transition, reward, start = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (transition, reward, start))
+        n, a = transition.shape[:2]
+        terminal = torch.zeros(n, dtype=torch.bool) if terminal is None else torch.as_tensor(terminal, dtype=torch.bool)
+        reward = reward[..., None].expand(*reward.shape, n) if reward.dim() == 2 else reward
+        for name, value, shape in (
+            ("transition", transition, (n, a, n)),
+            ("reward", reward, (n, a, n)),
+            ("start", start, (n,)),
+            ("terminal", terminal, (n,)),
+        ):
+            if tuple(value.shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {shape} for {n} states and {a} actions")
+        for name, rows in (("transition", transition), ("start", start)):
+            if bool((rows < 0).any()) or not torch.allclose(rows.sum(-1), torch.ones(()).double(), atol=1e-9):
+                raise ValueError(f"each row of {name} must be a distribution: non-negative, with sum 1")
+        if horizon < 1:
+            raise ValueError(f"horizon is {horizon}, expected at least 1")
+        self.n_states, self.n_actions, self.horizon, self.dtype = n, a, horizon, dtype
+        self.terminates = bool(terminal.any())
+        here = torch.eye(n, dtype=torch.float64)[:, None, :].expand(n, a, n)
+        self.transition = torch.where(terminal[:, None, None], here, transition).to(device)
+        self.reward = torch.where(terminal[:, None, None], 0.0, reward).to(device)
+        self.start, self.terminal = start.to(device), terminal.to(device)
+        self.observation_space = gymnasium.spaces.Discrete(n)
+        self.action_space = gymnasium.spaces.Discrete(a)
+        # for sampling: the successors of each (s, a) with their cumulative probabilities, flat over (s, a, k). The last
+        # column of the latter is 1 and left out: the successor's number is how many columns a uniform number exceeds
+        self._k = int((self.transition > 0).sum(-1).max())
+        order = (self.transition > 0).to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., : self._k]
+        cdf = self.transition.gather(-1, order).cumsum(-1).flatten(0, 1)
+        reward = self.reward.gather(-1, order).flatten().to(dtype)
+        on_cpu = self.start.device.type == "cpu"
+        self.backend: Literal["torch", "numpy"] = "numpy" if on_cpu else "torch"
+        give = torch.Tensor.numpy if on_cpu else torch.Tensor.contiguous
+        self._cdf = [give(column.contiguous()) for column in cdf.T[:-1]]
+        self._next, self._reward, self._ends = give(order.flatten()), give(reward), give(self.terminal)
+        self._start_cdf = [give(c.reshape(1)) for c in self.start.cumsum(0)[:-1]]
+
+    def reset(self, n: int, rng: Rng) -> State:
+        u = rng.uniform()
+        obs: Array = 0 * (u < 0)  # integers
+        for c in self._start_cdf:
+            obs = obs + (c < u)
+        return State(obs, self._reward.take(obs) * 0, self._ends.take(obs), obs < 0)
+
+    def step(self, state: State, action: Array, rng: Rng) -> State:
+        pair = state.obs * self.n_actions + action
+        index = pair * self._k
+        if self._k > 1:
+            u = rng.uniform()
+            for column in self._cdf:
+                index = index + (column.take(pair) < u)
+        obs = self._next.take(index)
+        terminated = self._ends.take(obs) if self.terminates else state.terminated
+        return State(obs, self._reward.take(index), terminated, state.truncated)
+
+
+DEFAULT_MAP = """
+.....
+.##..
+..P..
+.P.#.
+....G
+"""
+MOVES = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
+
+
+def gridworld(
+    text: str = DEFAULT_MAP,
+    *,
+    slip: float = 0.1,
+    goal_reward: float = 1.0,
+    pit_reward: float = -1.0,
+    step_reward: float = 0.0,
+    horizon: int = 50,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> FiniteMDP:
+    """A grid read from a text map; four actions (up, right, down, left).
+
+    `.` free, `#` wall, `S` start, `G` goal and `P` pit (both end the episode). Without an `S` every free cell is a start,
+    with equal chances. A move turns by a right angle, to either side, with probability `slip`; a move into a wall or over
+    the edge stays. `goal_reward` and `pit_reward` are paid on entering, `step_reward` at every step.
+
+    Raises ValueError naming line and column of a wrong sign or a row of another length.
+    """
+    lines = [line.strip() for line in text.strip().splitlines()]
+    for i, line in enumerate(lines, 1):
+        if len(line) != len(lines[0]):
+            raise ValueError(
+                f"map line {i} has {len(line)} cells, expected {len(lines[0])} as in line 1 (column {len(line) + 1})"
+            )
+        for j, sign in enumerate(line, 1):
+            if sign not in ".#SGP":
+                raise ValueError(f"map line {i}, column {j}: got {sign!r}, expected one of . # S G P")
+    if not 0 <= slip <= 1:
+        raise ValueError(f"slip is {slip}, expected a probability between 0 and 1")
+    cells = {(i, j): sign for i, line in enumerate(lines) for j, sign in enumerate(line) if sign != "#"}
+    number = {cell: k for k, cell in enumerate(cells)}
+    starts = [c for c, sign in cells.items() if sign == "S"] or [c for c, sign in cells.items() if sign == "."]
+    if not starts:
+        raise ValueError("the map has no cell to start from: add an S or a free cell (.)")
+    n, moves = len(cells), list(MOVES.values())
+    transition, reward = torch.zeros(n, 4, n, dtype=torch.float64), torch.full((n, 4, n), step_reward, dtype=torch.float64)
+    for (i, j), k in number.items():
+        for a in range(4):
+            for turn, p in ((0, 1 - slip), (1, slip / 2), (-1, slip / 2)):
+                di, dj = moves[(a + turn) % 4]
+                transition[k, a, number.get((i + di, j + dj), k)] += p
+    for cell, sign in cells.items():
+        reward[:, :, number[cell]] += {"G": goal_reward, "P": pit_reward}.get(sign, 0.0)
+    start = torch.zeros(n, dtype=torch.float64)
+    start[[number[c] for c in starts]] = 1 / len(starts)
+    terminal = torch.tensor([sign in "GP" for sign in cells.values()])
+    return FiniteMDP(transition, reward, start, horizon=horizon, terminal=terminal, dtype=dtype, device=device)
+
+
+def garnet(
+    n_states: int = 8,
+    n_actions: int = 3,
+    branching: int = 3,
+    *,
+    seed: int = 0,
+    horizon: int = 50,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> FiniteMDP:
+    """A random MDP (Archibald et al. 1995; Bhatnagar et al. 2009): from each (s, a) `branching` successors with Dirichlet(1)
+    probabilities, rewards uniform on [0, 1], uniform start. The same `seed` gives the same world."""
+    if not 1 <= branching <= n_states:
+        raise ValueError(f"branching is {branching}, expected between 1 and n_states = {n_states}")
+    draw = np.random.default_rng(seed)
+    transition = np.zeros((n_states, n_actions, n_states))
+    for s in range(n_states):
+        for a in range(n_actions):
+            transition[s, a, draw.choice(n_states, branching, replace=False)] = draw.dirichlet(np.ones(branching))
+    reward, start = draw.uniform(size=(n_states, n_actions)), np.full(n_states, 1 / n_states)
+    tables = (torch.from_numpy(x) for x in (transition, reward, start))
+    return FiniteMDP(*tables, horizon=horizon, dtype=dtype, device=device)

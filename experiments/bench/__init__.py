@@ -1,0 +1,1 @@
+"""Speed: of both towers, and beside other libraries."""

@@ -1,0 +1,224 @@
+"""`make bench`: environment steps per second, learning included, beside the physics alone and a look-up alone, in one run.
+
+    python -m experiments.bench.pg [--tasks HalfCheetah-v5 Hopper-v5 ...] [--seconds 6] [--out experiments/results/speed.md]
+
+Ratios are what to read: the floor of a task is measured before and after each method, on as many threads as there are CPUs,
+with actions of the same policy, so that it walks through the same states.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from envs.mdp.tabular import gridworld
+from envs.rollout import rollout
+from envs.workers import Workers
+from experiments.pg.config import cpus
+from experiments.run.provenance import processor
+from pgrl.agent import Agent
+from pgrl.agents.n_harpg import NHARPG
+from pgrl.agents.n_pg_igt import NPGIGT
+from pgrl.gradients import Estimator
+from pgrl.policy import policy_for
+from pgrl.problem import Problem
+
+AGENTS: dict[str, Agent] = {"N-PG-IGT": NPGIGT(step_size=0.02), "N-HARPG": NHARPG(step_size=0.02)}
+
+
+def warmed(agent: Agent, problem: Problem, iterations: int) -> Any:
+    """The agent's state after some training: episodes of an untrained policy that falls at once measure little but overhead."""
+    state = agent.init(problem.theta())
+    for t in range(iterations):
+        state, _ = agent.step(state, problem.iteration(t))
+    return state
+
+
+def steps_per_second(agent: Agent, problem: Problem, state: Any, seconds: float) -> float:
+    begun, steps, t = time.perf_counter(), 0, 1_000_000
+    while (elapsed := time.perf_counter() - begun) < seconds:
+        world = problem.iteration(t)
+        state, _ = agent.step(state, world)
+        steps, t = steps + int(world.env_steps().sum()), t + 1
+    return steps / elapsed
+
+
+def physics_floor(env: Any, actions: list[Any], seconds: float) -> float:
+    """Steps per second of `mj_step` alone on recorded actions, every CPU a thread of its own."""
+    import mujoco
+
+    model, skip = env._model, env.task.frame_skip
+    threads = cpus()
+
+    def walk(k: int) -> tuple[int, float]:
+        begun, steps = time.perf_counter(), 0
+        data = mujoco.MjData(model)
+        while True:
+            for episode in actions[k::threads] or actions:
+                mujoco.mj_resetData(model, data)
+                for action in episode:
+                    data.ctrl[:] = action
+                    mujoco.mj_step(model, data, skip)
+                steps += len(episode)
+                if (elapsed := time.perf_counter() - begun) > seconds:
+                    return steps, elapsed
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(steps / elapsed for steps, elapsed in pool.map(walk, range(threads)))
+
+
+def mujoco_rows(task: str, seeds: int, seconds: float) -> Iterator[str]:
+    from envs.mdp.mujoco_env import MujocoEnv
+
+    env = MujocoEnv(task)
+    policy = policy_for(env, hidden=(64, 64))
+    with Workers(env, max(1, cpus() - 1)) as workers:
+        problem = Problem(env, policy, 0.99, tuple(range(seeds)), env.horizon, workers=workers)
+        for name, agent in AGENTS.items():
+            state = warmed(agent, problem, 3 if not env.terminates else 100)
+            tau = problem.evaluate(state.theta, max(1, 16 // seeds), 0)
+            actions = [a[m].numpy() for a, m in zip(tau.action.transpose(0, 1), tau.mask.T, strict=True)]
+            floors = [physics_floor(env, actions, seconds / 4)]
+            ours = steps_per_second(agent, problem, state, seconds)
+            floors.append(physics_floor(env, actions, seconds / 4))
+            floor = statistics.mean(floors)
+            length = float(tau.mask.sum(0).double().mean())
+            yield f"| {task} | {seeds} | {name} | {ours:,.0f} | {floor:,.0f} | **{ours / floor:.2f}** | {length:,.0f} |"
+
+
+def gridworld_rows(seconds: float) -> Iterator[str]:
+    env = gridworld()
+    policy = policy_for(env, dtype=torch.float64)
+    for seeds in (1, 10, 100, 1000):
+        problem = Problem(env, policy, 0.95, tuple(range(seeds)), 50)
+        for name, agent in AGENTS.items():
+            ours = steps_per_second(agent, problem, warmed(agent, problem, 3), seconds)
+            yield f"| {seeds:,} | {name} | {ours:,.0f} | {1e6 / ours:,.2f} |"
+
+
+def hessian_row(task: str, seeds: int = 10) -> str:
+    """Time of a Hessian-vector product in gradients, on the same trajectories, and the memory it takes."""
+    from envs.mdp.mujoco_env import MujocoEnv
+
+    env = MujocoEnv(task)
+    policy = policy_for(env, hidden=(64, 64))
+    problem = Problem(env, policy, 0.99, tuple(range(seeds)), env.horizon)
+    theta = problem.theta()
+    world = problem.iteration(0)
+    tau = rollout(env, policy.actor(theta, 1, "numpy"), world._sample_rng, env.horizon)
+    estimator = Estimator(policy, 0.99)
+    gradient = _median_seconds(lambda: estimator.gradient(theta, tau))
+    product = _median_seconds(lambda: estimator.hessian_vector(theta, tau, theta))
+    steps = tau.mask.numel()
+    micro = [f"{1e6 * seconds / steps:.2f}" for seconds in (gradient, product)]
+    return f"| {task} | {policy.size:,} | {steps:,} | {' | '.join(micro)} | **{product / gradient:.1f}** |"
+
+
+def _median_seconds(work: Callable[[], Tensor]) -> float:
+    work()
+    taken = []
+    for _ in range(9):
+        begun = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)
+
+
+MEMORY = """
+import sys
+from envs.mdp.mujoco_env import MujocoEnv
+from pgrl.agents.n_harpg import NHARPG
+from pgrl.policy import policy_for
+from pgrl.problem import Problem
+
+task, seeds, horizon = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+env = MujocoEnv(task)
+policy, agent = policy_for(env, hidden=(64, 64)), NHARPG(0.02)
+
+
+def peak(seeds, horizon):
+    problem = Problem(env, policy, 0.99, tuple(range(seeds)), horizon)
+    state = agent.init(problem.theta())
+    for t in range(3):
+        state, _ = agent.step(state, problem.iteration(t))
+    with open("/proc/self/status") as status:  # getrusage would tell the parent's peak
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+
+base = peak(1, 2)  # libraries loaded, nothing large yet
+print(policy.size, (peak(seeds, horizon) - base) / 1024)
+"""
+
+
+def memory_row(task: str, seeds: int, horizon: int) -> str:
+    """Peak memory of a fresh process that makes iterations of N-HARPG, above that of a tiny problem."""
+    command = [sys.executable, "-c", MEMORY, task, str(seeds), str(horizon)]
+    size, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return f"| {task} | {int(size):,} | {seeds} | {horizon:,} | {float(peak):,.0f} |"
+
+
+def import_seconds() -> float:
+    command = [sys.executable, "-c", "import pgrl"]
+    taken = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        subprocess.run(command, check=True)
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)
+
+
+def bench(
+    tasks: tuple[str, ...] = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Humanoid-v5"),
+    seconds: float = 6.0,
+    out: Path | None = None,
+) -> None:
+    """Measure and print; with --out also write the tables there.
+
+    Args:
+        tasks: MuJoCo tasks
+        seconds: for each figure
+        out: Markdown file
+    """
+    lines: list[str] = []
+
+    def say(*new: str) -> None:
+        lines.extend(new)
+        print("\n".join(new), flush=True)
+
+    say(f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}, torch {torch.__version__}", "")
+    say("| task | seeds | method | environment steps/s | physics alone | ratio | episode |", "|---|---|---|---|---|---|---|")
+    for task in tasks:
+        for seeds in (10, 1):
+            for row in mujoco_rows(task, seeds, seconds):
+                say(row)
+    say(
+        "",
+        "| task | parameters | steps | gradient, µs/step | Hessian-vector product, µs/step | ratio |",
+        "|---|---|---|---|---|---|",
+    )
+    say(hessian_row(tasks[0]), "")
+    say("| task | parameters D | seeds | horizon | peak memory of N-HARPG, MiB |", "|---|---|---|---|---|")
+    for seeds, horizon in ((5, 200), (10, 200), (10, 400), (20, 400)):
+        say(memory_row("HumanoidStandup-v5", seeds, horizon))
+    torch.set_num_threads(1)
+    say("", "| gridworld, seeds | method | environment steps/s | µs a step |", "|---|---|---|---|")
+    for row in gridworld_rows(seconds / 2):
+        say(row)
+    say("", f"import pgrl: {import_seconds():.2f} s")
+    if out is not None:
+        out.write_text("Made by `python -m experiments.bench.pg --out FILE`.\n\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(bench)

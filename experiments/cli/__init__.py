@@ -1,0 +1,1 @@
+"""The command lines `pgrl` and `gflownet`: parsing, errors, progress, signals."""

@@ -1,0 +1,228 @@
+"""The verbs of `gflownet` that have to do with molecules alone: sample and fragments."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from experiments.cli.errors import MissingPackage, UserError
+
+if TYPE_CHECKING:
+    from envs.molecules.fragments import Fragment
+    from experiments.molecules.files import Format
+    from experiments.molecules.sample import Shortfall, Trained, Wanted
+    from experiments.run.out_file import Write
+
+STDOUT = Path("-")
+
+
+def sample(arguments: list[str]) -> None:
+    from experiments.cli.signals import heeded
+
+    def command(
+        run: Positional[Path],
+        n: int = 1000,
+        out: Path = STDOUT,
+        format: Literal["csv", "smi", "jsonl", "sdf"] | None = None,
+        unique: bool = False,
+        seed: int = 0,
+        checkpoint: Path | None = None,
+        batch: int = 512,
+        log_p: bool = True,
+        max_attempts: int | None = None,
+        device: str = "auto",
+        quiet: bool = False,
+    ) -> None:
+        """Write molecules of a trained run, drawn by its policies without exploration: those of its seeds in turn.
+
+        Columns: smiles (canonical, isomeric), reward before tempering, its parts, log_reward, log_p (exact, of this tree of
+        blocks), blocks, seed (the training seed). The same arguments give the same bytes on the same machine. Where fewer than
+        n are found, what was found is written all the same, one sentence says why, and the exit code is 1.
+
+        Args:
+            run: the run folder
+            n: molecules
+            out: .sdf, .csv, .smi or .jsonl; it is replaced only when the new file is whole; - is standard output
+            format: of standard output: csv where none is given; smi holds SMILES alone
+            unique: no molecule twice, compared by canonical isomeric SMILES
+            seed: of sampling; another seed, other molecules
+            checkpoint: another checkpoint than the last
+            batch: molecules drawn at once
+            log_p: the column log_p, which takes longer than all others
+            max_attempts: molecules drawn before giving up; default: 100 for each one asked for, at least 40 batches. 20 batches
+                in a row that bring nothing new end it as well
+            device: auto (where it was trained, or the CPU), cpu or cuda
+            quiet: no progress
+        """
+        from experiments.molecules.files import format_of
+        from experiments.molecules.sample import Wanted, trained
+        from experiments.run.out_file import output
+
+        written = format_of(out, format)
+        wanted = Wanted(n, unique, seed, batch, written.columns, log_p, max_attempts)
+        short: Shortfall | None = None
+        # standard output has nothing to clear away: there a signal ends the process as it ends any other
+        with nullcontext(list[int]()) if out == STDOUT else heeded() as asked, output(out) as write:
+            silent = quiet or (out == STDOUT and sys.stdout.isatty())
+            short = _write(trained(run, checkpoint, device), wanted, written, write, asked, silent)
+        if short:
+            raise UserError(f"{short}" + ("" if out == STDOUT else f"; those found are in {out}"), short.exit_code)
+
+    tyro.cli(command, prog="gflownet sample", args=arguments)
+
+
+def _write(source: Trained, wanted: Wanted, written: Format, write: Write, asked: list[int], quiet: bool) -> Shortfall | None:
+    """Writes batch by batch; why they are fewer than wanted, if they are. UserError where none was found, or a signal came."""
+    from experiments.cli.progress import progress
+    from experiments.cli.threads import fit
+    from experiments.molecules.sample import Shortfall, batches
+
+    fit(wanted.batch, trees=True)
+    number = 0
+    with progress(wanted.n, "molecules", quiet) as tick:
+        try:
+            for some in batches(source, wanted):
+                text = []
+                for row, mol in some:
+                    text += [] if number else [written.head(row)]
+                    number += 1
+                    text.append(written.text(number, row, mol))
+                if text:
+                    write("".join(text).encode())
+                tick(number)
+                if asked and number < wanted.n:
+                    raise UserError(f"stopped after {number:,} molecules; no file was written", 128 + asked[0])
+        except Shortfall as short:
+            if not number:
+                raise
+            return short
+    return None
+
+
+def fragments(arguments: list[str]) -> None:
+    def command(
+        source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+        fragments: Path | None = None,
+        out: Path | None = None,
+        image: Path | None = None,
+        min_count: int = 2,
+        max_atoms: int = 20,
+        limit: int = 200,
+    ) -> None:
+        """Make a vocabulary of building blocks out of molecules, or look at one.
+
+        With --from: the molecules are cut at their BRICS bonds, and what remains most often becomes the fragments. Without:
+        those of --fragments, or our own. They are written to --out, drawn to --image, and printed as a table where neither is
+        given: name, SMILES, points (partners they take) and orbits (kinds of attachment atoms).
+
+        Args:
+            source: molecules, a file with a SMILES on each line; - is standard input
+            fragments: a file of fragments, or the blocks file of 2021
+            out: .json, for `gflownet train molecules --fragments`; it is replaced only when the new one is whole
+            image: .png, the fragments with their attachment atoms coloured
+            min_count: with --from, how often a fragment must occur
+            max_atoms: with --from, heavy atoms of the largest
+            limit: with --from, how many are kept, the most frequent
+        """
+        _vocabulary(source, fragments, out, image, (min_count, max_atoms, limit))
+
+    tyro.cli(command, prog="gflownet fragments", args=arguments)
+
+
+def _vocabulary(
+    source: Path | None, named: Path | None, out: Path | None, image: Path | None, bounds: tuple[int, int, int]
+) -> None:
+    from experiments.run.out_file import standard_output, whole_file
+
+    if source and named:
+        raise UserError("got --from and --fragments: give molecules to cut, or fragments to look at")
+    for path, suffix in ((out, ".json"), (image, ".png")):
+        if path and path.suffix.lower() != suffix:
+            raise UserError(f"expected a name that ends in {suffix}, got {str(path)!r}")
+    for name, bound in zip(("min-count", "max-atoms", "limit"), bounds, strict=True):
+        if bound < 1:
+            raise UserError(f"--{name} is {bound}, expected at least 1")
+    try:
+        from envs.molecules.fragments import as_json, blocks_of, default_fragments
+    except ImportError as error:
+        raise MissingPackage("RDKit", "molecules", "gflownet fragments") from error
+
+    found = _cut(source, bounds) if source else _loaded(named) if named else default_fragments()
+    try:
+        blocks = blocks_of(found)
+    except ValueError as error:
+        raise UserError(f"{source or named}: {error}", exit_code=2 if source else 3) from error
+    if out:
+        with whole_file(out) as write:
+            write(as_json(found).encode())
+        print(f"{len(found)} fragments: {out}   train with: gflownet train molecules --fragments {out} ...", file=sys.stderr)
+    if image:
+        picture = _drawn(found)
+        with whole_file(image) as write:
+            write(picture)
+        print(f"{len(found)} fragments drawn: {image}", file=sys.stderr)
+    if not out and not image:
+        orbits = blocks.row_block.bincount(minlength=len(found)).tolist()
+        rows = [(f.name, f.smiles, sum(count for _, count in f.attach), n) for f, n in zip(found, orbits, strict=True)]
+        with standard_output() as write:
+            write(_table(("name", "smiles", "points", "orbits"), rows).encode())
+        print(f"{len(found)} fragments", file=sys.stderr)
+
+
+def _cut(source: Path, bounds: tuple[int, int, int]) -> tuple[Fragment, ...]:
+    from envs.molecules.brics import fragments_from
+
+    min_count, max_atoms, limit = bounds
+    try:
+        with _lines(source) as lines:
+            return fragments_from(lines, min_count, max_atoms, limit)
+    except OSError as error:
+        raise UserError(f"--from {source}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--from {source}: it is not text; give a file with a SMILES on each line") from error
+    except ValueError as error:
+        raise UserError(f"--from {source}: {error}") from error
+
+
+@contextmanager
+def _lines(source: Path) -> Iterator[Iterator[str]]:
+    if source == STDOUT:
+        yield iter(sys.stdin)
+    else:
+        with source.open(encoding="utf-8-sig") as file:
+            yield iter(file)
+
+
+def _loaded(path: Path) -> tuple[Fragment, ...]:
+    from envs.molecules.fragments import load_fragments
+
+    try:
+        return load_fragments(path)
+    except OSError as error:
+        raise UserError(f"--fragments {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"--fragments {error}", exit_code=3) from error
+
+
+def _drawn(found: Sequence[Fragment]) -> bytes:
+    from experiments.molecules.pictures import draw
+
+    try:
+        return draw([f.smiles for f in found], [f.name for f in found], [[atom for atom, _ in f.attach] for f in found])
+    except ValueError as error:
+        raise UserError(f"--image: {error}") from error
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str | int]]) -> str:
+    """Columns as wide as their widest cell, numbers to the right."""
+    lines = [list(map(str, row)) for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    right = [isinstance(cell, int) for cell in rows[0]]
+    padded = ([c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)] for line in lines)
+    return "".join("  ".join(line).rstrip() + "\n" for line in padded)

@@ -1,0 +1,66 @@
+"""What the command lines `pgrl` and `gflownet` have in common: verbs by name, flags read ahead of the parser."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tyro
+
+from experiments.cli.errors import UserError, guarded
+
+Verb = Callable[[list[str]], None]
+
+
+def run_verb(program: str, about: str, verbs: Mapping[str, Verb], argv: Sequence[str] | None) -> None:
+    """The verb that the first word of `argv` names, with the rest; exits with the codes of `experiments.cli.errors`.
+
+    about  what `--help` prints, the usage in its last line
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    guarded(lambda: _dispatch(program, about, verbs, arguments), debug, program)
+
+
+def _dispatch(program: str, about: str, verbs: Mapping[str, Verb], arguments: list[str]) -> None:
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if verb in ("-h", "--help", "help"):
+        print(about)
+    elif verb == "--version":
+        from importlib.metadata import version
+
+        print(f"{program} {version('pgrl')}")
+    elif verb in verbs:
+        verbs[verb](rest)
+    else:
+        usage = about.rstrip().rsplit("\n", 1)[-1]
+        raise UserError(f"no verb is called {verb!r}; close: {close_to(verb, verbs)}\n{usage}")
+
+
+def close_to(name: str, known: Mapping[str, Any] | Sequence[str], otherwise: str = "none") -> str:
+    """The names most like `name`, for a sentence."""
+    return ", ".join(difflib.get_close_matches(name, known, 3, 0.4)) or otherwise
+
+
+def required(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def value_of(arguments: list[str], flag: str) -> str | None:
+    """What is given to `--flag VALUE` or `--flag=VALUE`; the parser's flags depend on it."""
+    for i, a in enumerate(arguments):
+        name, equals, value = a.partition("=")
+        if name.replace("_", "-") == flag and (equals or i + 1 < len(arguments)):
+            return value if equals else arguments[i + 1]
+    return None
+
+
+def parse(kind: Any, program: str, description: str, arguments: list[str]) -> Any:
+    try:
+        return tyro.cli(kind, prog=program, description=description, args=arguments)
+    except ValueError as error:  # a dataclass refused its knobs
+        raise UserError(str(error)) from error

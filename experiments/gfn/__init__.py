@@ -1,0 +1,1 @@
+"""Training and evaluating GFlowNets: settings, the loop, the commands."""

@@ -1,0 +1,243 @@
+"""Active learning in rounds, as a run folder: after every round a row of metrics and a checkpoint of what is known.
+
+until all rounds are over:
+    known = one_round(...) of every seed, one after the other
+    a row of metrics, its x-axis being the cells whose reward is known;  a checkpoint
+a table on stdout, and active.png in the run folder where matplotlib is installed
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs.dag.enumeration import enumerate_dag
+from envs.dag.hypergrid import HyperGrid
+from envs.dag.search import TooManyStates
+from experiments.cli.errors import MissingPackage, UserError
+from experiments.cli.progress import progress
+from experiments.cli.signals import heeded
+from experiments.cli.threads import fit
+from experiments.gfn.build import find_world, make_world, refuse_bad_reward
+from experiments.gfn.config import Choice, Train, as_config, defaults, from_config, make_method
+from experiments.gfn.faults import faults_as_sentences
+from experiments.run.log import read_metrics
+from experiments.run.run import Run, run_name
+from gflownet.active.gaussian_process import GaussianProcess
+from gflownet.active.rounds import Measures, Oracle, Pool, Proxy, Round, Settings, begin, measures, one_round
+from gflownet.problem import Method
+
+LIMIT = 100_000  # states of a grid, all of whose cells the proxy judges in every round
+DESCRIPTIONS = {
+    "known": "Cells whose true reward has been asked for.",
+    "eval/top_return": "Mean reward of the k best cells known, minus that of the cells known at the start.",
+    "eval/top_gain": "The same, minus that of the round before: the top-k return of Bengio et al. 2021.",
+    "eval/top_mean": "Mean reward of the k best cells known.",
+    "eval/top_distance": "Mean Euclidean distance between the k best cells known, coordinates from 0 to 1.",
+    "eval/modes": "Modes among the cells known, counted as regions.",
+    "eval/proxy_error": "Root mean square error of the proxy's mean at the cells not known to it.",
+    "eval/generator_l1": "Σ|p - A/ΣA| of the generator's law p and what the proxy says, A: 0 to 2.",
+    "rollout/asked": "Mean true reward of the cells asked for in the round.",
+    "rollout/unlikely": "Cells asked for that the generator has no probability for: it had no others left.",
+    "train/loss": "The generator's loss at the end of the round.",
+    "train/skipped": "The generator's updates in the round that were left out, not being finite.",
+}
+COLUMNS = ("eval/top_return", "eval/top_gain", "eval/modes", "eval/top_distance", "rollout/asked")
+HEADS = ("round", "known", "top-k return", "gain", "modes", "distance", "asked")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a config describes, and what is known so far [S, m]."""
+
+    settings: Settings
+    pool: Pool
+    proxy: Proxy
+    method: Method
+    known: Tensor
+
+    @property
+    def round(self) -> int:
+        return (self.known.shape[1] - self.settings.initial) // self.settings.queries
+
+    def restored(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Made:
+        """This one as the checkpoint has it. Raises UserError when it belongs to another run."""
+        known, settings = tensors.get("known"), self.settings
+        asked = settings.queries * int(meta.get("iteration", 0))
+        if known is None or known.dtype != torch.int64 or known.shape != (settings.seeds, settings.initial + asked):
+            raise UserError("the checkpoint does not fit these settings: was a file changed since?", exit_code=3)
+        if not torch.equal(known[:, : settings.initial], self.known):
+            raise UserError("the checkpoint began with other cells: was a file changed since?", exit_code=3)
+        return Made(settings, self.pool, self.proxy, self.method, known)
+
+
+def settings_for(method: str, env: str, preset: str) -> tuple[Settings, Choice, str]:
+    """What a bare command uses, and the recipe's note."""
+    if env != "hypergrid":
+        find_world(env)
+        raise UserError(f"active learning is on the hypergrid, not on {env}: gflownet active hypergrid --objective NAME")
+    train, choice, recipe = defaults(method, env, preset)
+    return Settings(batch_size=train.batch_size), choice, recipe.note
+
+
+def config_of(choice: Choice, settings: Settings) -> dict[str, Any]:
+    """What config.json holds."""
+    described = as_config(choice, Train(), "cpu")
+    names = [f.name for f in fields(Choice)]
+    return {**{name: described[name] for name in (*names, "title")}, **asdict(settings), "device": "cpu"}
+
+
+def is_active(folder: Path) -> bool:
+    """Was this run folder made here?"""
+    return {"rounds", "queries"} <= set(Run.open(folder).config)
+
+
+def made(config: dict[str, Any]) -> Made:
+    """Everything as it is before the first round. UserError where something does not fit."""
+    choice, _ = from_config({f.name: config.get(f.name) for f in fields(Choice)})
+    try:
+        settings = Settings(**{f.name: config[f.name] for f in fields(Settings)})
+    except KeyError as error:
+        raise UserError(f"config.json does not fit this version: it has no {error}", exit_code=3) from error
+    try:
+        settings.refuse()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if settings.proxy == "gp" and importlib.util.find_spec("sklearn") is None:
+        raise MissingPackage("scikit-learn", "active", "a Gaussian process (--proxy gp)")
+    pool = pool_of(choice)
+    wanted, there = settings.initial + settings.rounds * settings.queries, len(pool.cells)
+    if wanted > there:
+        raise UserError(
+            f"--initial {settings.initial} and {settings.rounds} --rounds of {settings.queries} --queries are "
+            f"{wanted:,} cells, the grid has {there:,}: ask for fewer, or take a larger grid"
+        )
+    proxy: Proxy = GaussianProcess() if settings.proxy == "gp" else Oracle(pool.reward)
+    known = torch.stack([begin(pool, settings, settings.seed + s) for s in range(settings.seeds)])
+    return Made(settings, pool, proxy, make_method(choice), known)
+
+
+def pool_of(choice: Choice) -> Pool:
+    env = make_world(choice.env, find_world(choice.env).knobs(**choice.world), "cpu")
+    assert isinstance(env, HyperGrid)
+    try:
+        dag = enumerate_dag(env, LIMIT)
+    except TooManyStates as error:
+        raise UserError(
+            f"the grid has {env.n_states:,} cells, the proxy judges all of them in every round and at most {LIMIT:,}: "
+            "take a smaller --ndim or --height"
+        ) from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    refuse_bad_reward(env, dag.obs[dag.objects], dag.log_reward)
+    return Pool(env, dag)
+
+
+def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
+    """A new run, to its last round. The run folder."""
+    begun = made(config)
+    name = run_name(config["env"] + "-active", config["method"], config["seed"], config)
+    with Run.create(out, name, config, argv, DESCRIPTIONS) as run:
+        if not quiet:
+            print(f"{config['method']} on {config['title']}, active learning -> {run.folder}", file=sys.stderr)
+        return _to_the_end(run, begun, quiet)
+
+
+def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> Path:
+    with Run.open(folder, DESCRIPTIONS) as run:
+        return _to_the_end(run, run.resume(made(run.config).restored, checkpoint), quiet)
+
+
+def _to_the_end(run: Run, begun: Made, quiet: bool) -> Path:
+    settings = begun.settings
+    fit(settings.batch_size)
+    with progress(settings.states * settings.rounds, "objects a seed", quiet) as tick:
+        play(run, begun, tick, quiet)
+    print(table(run.folder))
+    if importlib.util.find_spec("matplotlib") is not None:
+        from experiments.plots.active import figure
+
+        print(f"figure: {figure((run.folder,), run.folder / 'active.png')}")
+    return run.folder
+
+
+def play(run: Run, begun: Made, tick: Callable[[int], None], quiet: bool) -> None:
+    """All rounds that are left. Raises UserError, 130 or 143 when asked to stop (after the round, and a checkpoint)."""
+    settings, known = begun.settings, begun.known
+    if run.empty:
+        run.log(known.shape[1], _row(begun, known, 0, []))
+        run.checkpoint(0, {"known": known}, {})
+    with heeded() as asked:
+        for i in range(begun.round, settings.rounds):
+            done = [_round(begun, known[s], s, i, tick) for s in range(settings.seeds)]
+            known = torch.stack([x.known for x in done])
+            row = _row(begun, known, i + 1, done)
+            run.log(known.shape[1], row)
+            run.checkpoint(i + 1, {"known": known}, {})
+            if not quiet:
+                gain, modes = (sum(row[tag]) / settings.seeds for tag in ("eval/top_return", "eval/modes"))
+                print(f"round {i + 1} of {settings.rounds}: top-k return {gain:.3f}, modes {modes:.1f}", file=sys.stderr)
+            if asked and i + 1 < settings.rounds:
+                raise UserError(f"stopped; continue with: gflownet resume {run.folder}", 128 + asked[0])
+
+
+def _round(begun: Made, known: Tensor, s: int, i: int, tick: Callable[[int], None]) -> Round:
+    settings = begun.settings
+
+    def seen(visited: int) -> None:
+        tick(settings.states * i + (settings.states * s + min(visited, settings.states)) // settings.seeds)
+
+    with faults_as_sentences(f"round {i + 1}"):
+        return one_round(begun.pool, begun.proxy, begun.method, settings, settings.seed + s, i, known, seen)
+
+
+def _row(begun: Made, known: Tensor, i: int, done: list[Round]) -> dict[str, Any]:
+    """Round i; before the first, `done` is empty."""
+    settings = begun.settings
+
+    def of(m: int) -> list[Measures]:
+        return [measures(begun.pool, x[:m], settings.top_k) for x in known]
+
+    now = of(known.shape[1])
+    first, last = of(settings.initial), of(max(settings.initial, known.shape[1] - settings.queries))
+    row: dict[str, Any] = {
+        "iteration": i,
+        "known": known.shape[1],
+        "eval/top_return": [x.top - y.top for x, y in zip(now, first, strict=True)],
+        "eval/top_gain": [x.top - y.top for x, y in zip(now, last, strict=True)],
+        "eval/top_mean": [x.top for x in now],
+        "eval/top_distance": [x.distance for x in now],
+        "eval/modes": [x.modes for x in now],
+    }
+    if done:
+        row["eval/proxy_error"] = [x.error for x in done]
+        row["eval/generator_l1"] = [x.l1 for x in done]
+        row["rollout/asked"] = [x.asked for x in done]
+        row["rollout/unlikely"] = [x.unlikely for x in done]
+        for tag in ("train/loss", "train/skipped"):
+            if tag in done[0].metrics:
+                row[tag] = [float(x.metrics[tag]) for x in done]
+    return row
+
+
+def table(folder: Path) -> str:
+    """A line for each round: means over seeds, with their standard deviation where there are several."""
+    lines = [list(HEADS)]
+    for row in read_metrics(folder):
+        lines.append([str(row["iteration"]), str(row["known"]), *(_cell(row.get(tag)) for tag in COLUMNS)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+
+
+def _cell(values: list[float] | None) -> str:
+    if values is None:
+        return "-"
+    x = torch.tensor(values, dtype=torch.float64)
+    return f"{float(x.mean()):.3f}" + (f" ± {float(x.std()):.3f}" if len(x) > 1 else "")

@@ -1,0 +1,276 @@
+"""DAG environments by name, with the knobs that the command line gives them.
+
+hypergrid, bits, sets, molecules    ours                 path/to/file.py:make      a function that returns a DagEnv
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from envs.core import DagEnv
+from envs.dag.enumeration import Enumeration, enumerate_dag
+from envs.dag.search import NotADag, TooManyStates
+from envs.molecules.block_trees import BlockTrees
+from envs.molecules.counting import count_states
+from envs.random import Rng
+from experiments.cli.errors import UserError
+from experiments.cli.verbs import close_to
+from experiments.molecules import config as molecule_world
+from experiments.pg.build import absolute, load_object
+
+LIMIT = 2_000_000  # states that are enumerated for exact metrics
+TREES = 10_000  # and of molecules, each of which is drawn up and scored; ten times as many where exact metrics are asked for
+MEMBERS = (
+    "backend",
+    "observation_space",
+    "action_space",
+    "horizon",
+    "reset",
+    "step",
+    "state_at",
+    "parents",
+    "log_reward",
+    "describe",
+)
+
+
+@dataclass(frozen=True)
+class HyperGridKnobs:
+    ndim: int = 4
+    """coordinates"""
+    height: int = 8
+    """cells of each coordinate"""
+    r0: float = 0.1
+    """R0, what every cell is worth; the smaller, the harder to find the modes"""
+    r1: float = 0.5
+    """R1, in addition on the plateaus around the corners"""
+    r2: float = 2.0
+    """R2, in addition in the modes"""
+    reward: str = "corners"
+    """corners, cosine, or file.py:function of cells [M, ndim] that gives R > 0 [M]"""
+    convention: Literal["stop", "paper2021"] = "stop"
+    """stop: every cell is kept by the stop action; paper2021: an episode also ends at a coordinate of height - 1"""
+
+
+@dataclass(frozen=True)
+class BitsKnobs:
+    length: int = 120
+    """bits"""
+    word: int = 1
+    """bits written at once"""
+    n_modes: int = 60
+    """hidden modes"""
+    order: Literal["append", "any"] = "append"
+    """append: from left to right; any: at any empty position"""
+    beta: float = 3.0
+    """how peaked the reward is: it falls from 1 to exp(-beta) over a distance of `length` bits"""
+    radius: int = 0
+    """an object within so many bits of a mode has found it"""
+    modes_seed: int = 0
+    """of the modes and the test set"""
+
+
+@dataclass(frozen=True)
+class SetsKnobs:
+    items: int = 30
+    """to choose from"""
+    size: int = 20
+    """of a finished set"""
+    scale: float = 1.0
+    """energies of items are uniform on [-scale, scale]"""
+    energies_seed: int = 0
+    """of the energies"""
+
+
+@dataclass(frozen=True)
+class NoKnobs:
+    """An environment from a file is what its function returns."""
+
+
+@dataclass(frozen=True)
+class World:
+    """knobs: a dataclass; make(knobs, device); title(knobs): for figures, without spaces at the ends.
+
+    resolved: knobs -> knobs that a config can hold, without files whose contents may change.
+    """
+
+    knobs: type[Any]
+    make: Callable[[Any, str], DagEnv]
+    title: Callable[[Any], str]
+    about: str
+    resolved: Callable[[Any], Any] = lambda knobs: knobs
+
+
+def find_world(name: str) -> World:
+    """UserError with close matches when there is none."""
+    if name.partition(":")[0].endswith(".py"):
+        return World(NoKnobs, lambda knobs, device: _outside(name, device), lambda knobs: _stem(name), "")
+    if name not in WORLDS:
+        raise UserError(f"no environment is called {name!r}; close: {close_to(name, WORLDS, ', '.join(WORLDS))}, file.py:make")
+    return WORLDS[name]
+
+
+def make_world(name: str, knobs: Any, device: str) -> DagEnv:
+    """UserError for knobs out of range, and where nothing is legal at the source."""
+    try:
+        env = find_world(name).make(knobs, device)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+    rng = Rng(torch.zeros(1, dtype=torch.int64, device=device)).drawn(1, env.backend == "numpy")
+    mask = env.reset(1, rng).action_mask
+    if mask is None or not bool(mask.any()):
+        raise UserError(f"{_stem(name)}: the action_mask of the source is {mask}, expected one [B, A] with a legal action")
+    return env
+
+
+def check_world(name: str, knobs: Any) -> list[str]:
+    """The promises that an environment keeps. UserError (exit code 1) for one that it breaks."""
+    from envs.check import ContractError
+    from envs.dag.check_dag import check_dag
+
+    try:
+        return check_dag(find_world(name).make(knobs, "cpu"))
+    except (ContractError, ValueError) as error:
+        code = 1 if isinstance(error, ContractError) else 2
+        raise UserError(f"{_stem(name)}: {error}", exit_code=code) from error
+
+
+def truth(name: str, env: DagEnv, metrics: str) -> Enumeration | None:
+    """All states with the exact law, where `metrics` ("auto", "exact" or "sampled") allows it.
+
+    Raises UserError where "exact" was asked for and the space is too large, and for worlds that are no DAG or have no reward.
+    """
+    if metrics == "sampled":
+        return None
+    try:
+        if isinstance(env, BlockTrees):  # first: a step too far takes long
+            count_states(env, TREES if metrics == "auto" else 10 * TREES)
+        found = enumerate_dag(env, LIMIT)
+    except TooManyStates as error:
+        if metrics == "exact":
+            raise UserError(f"--metrics exact: {_size(env, error)}; use --metrics sampled") from error
+        return None
+    except NotADag as error:
+        raise UserError(f"{_stem(name)}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{_stem(name)}: {error}") from error
+    refuse_bad_reward(env, found.obs[found.objects], found.log_reward)
+    return found
+
+
+def refuse_bad_reward(env: DagEnv, obs: Tensor, log_reward: Tensor) -> None:
+    """UserError (exit code 5) where a log-reward is NaN or infinite; says of which object."""
+    bad = ~torch.isfinite(log_reward)
+    if bool(bad.any()):
+        at = int(bad.nonzero()[0])
+        what = env.describe(obs[at : at + 1])[0]
+        raise UserError(f"log R is {float(log_reward[at])} at the object {what}, expected a finite number", exit_code=5)
+
+
+def _size(env: Any, error: TooManyStates) -> str:
+    count = getattr(env, "n_states", None)
+    many = count is not None and count > LIMIT
+    return f"the space has {count:,} states, more than the {LIMIT:,} that are enumerated" if many else str(error)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A function of cells in a file; whatever it raises becomes one sentence."""
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, cells: Tensor) -> Tensor:
+        try:
+            return torch.as_tensor(self.function(cells), device=cells.device)
+        except Exception as error:
+            raise UserError(f"{self.name} failed on cells {list(cells.shape)}: {type(error).__name__}: {error}") from error
+
+
+def _hypergrid(knobs: HyperGridKnobs, device: str) -> DagEnv:
+    from envs.dag.hypergrid import HyperGrid
+
+    reward: Any = knobs.reward
+    if ".py" in knobs.reward:
+        reward = Reward(knobs.reward, load_object(knobs.reward))
+    return HyperGrid(
+        knobs.ndim, knobs.height, knobs.r0, knobs.r1, knobs.r2, reward=reward, convention=knobs.convention, device=device
+    )
+
+
+def _bits(knobs: BitsKnobs, device: str) -> DagEnv:
+    from envs.dag.bits import Bits
+
+    return Bits(
+        knobs.length,
+        knobs.word,
+        knobs.n_modes,
+        order=knobs.order,
+        beta=knobs.beta,
+        radius=knobs.radius,
+        seed=knobs.modes_seed,
+        device=device,
+    )
+
+
+def _sets(knobs: SetsKnobs, device: str) -> DagEnv:
+    from envs.dag.sets import Sets
+
+    return Sets(knobs.items, knobs.size, scale=knobs.scale, seed=knobs.energies_seed, device=device)
+
+
+def _grid_title(knobs: HyperGridKnobs) -> str:
+    reward = f"R0 = {knobs.r0:g}" if knobs.reward == "corners" else _stem(knobs.reward)
+    return f"hypergrid {knobs.ndim}-D, H = {knobs.height}, {reward}, {knobs.convention}"
+
+
+def _outside(name: str, device: str) -> DagEnv:
+    """What the function in a file returns; it is given the device where it has a parameter of that name."""
+    make = load_object(name)
+    try:
+        takes = "device" in inspect.signature(make).parameters
+        made = make(device=device) if takes else make()
+    except Exception as error:
+        raise UserError(f"{name} could not make an environment: {type(error).__name__}: {error}") from error
+    if not isinstance(made, DagEnv):
+        lacks = [member for member in MEMBERS if not hasattr(made, member)]
+        lack = f", which lacks {', '.join(lacks)}" if lacks else ""
+        raise UserError(f"{name} returned a {type(made).__name__}{lack}: expected an envs.core.DagEnv")
+    if device != "cpu" and not takes:
+        raise UserError(f"--device {device}: {name} takes no device, so it runs on the CPU; use --device cpu")
+    return made
+
+
+def _stem(name: str) -> str:
+    """A file's name without its folders."""
+    head, colon, tail = name.partition(":")
+    return f"{Path(head).stem}{colon}{tail}" if head.endswith(".py") else name
+
+
+WORLDS = {
+    "hypergrid": World(
+        HyperGridKnobs,
+        _hypergrid,
+        _grid_title,
+        "n coordinates that go up one by one; every cell can be kept",
+        lambda k: replace(k, reward=absolute(k.reward)),
+    ),
+    "bits": World(
+        BitsKnobs, _bits, lambda k: f"{k.length} bits in words of {k.word}, {k.order}", "strings of bits with hidden modes"
+    ),
+    "sets": World(SetsKnobs, _sets, lambda k: f"sets of {k.size} out of {k.items}", "sets of a fixed size, any order"),
+    "molecules": World(
+        molecule_world.MoleculeKnobs,
+        molecule_world.molecules,
+        molecule_world.title,
+        "trees of building blocks with a chemist's reward",
+        molecule_world.resolved,
+    ),
+}

@@ -1,0 +1,206 @@
+"""What the verbs of `gflownet` do: make or open a run folder, train in it, look at what came out."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs.dag.enumeration import Enumeration
+from envs.molecules.block_trees import BlockTrees
+from experiments.cli.errors import UserError
+from experiments.cli.progress import progress
+from experiments.cli.threads import fit
+from experiments.gfn.build import WORLDS, truth
+from experiments.gfn.config import Train, as_config, defaults, from_config, make_method, make_problem
+from experiments.gfn.faults import faults_as_sentences
+from experiments.gfn.metrics import against, fresh, has_policy, of_the_policy
+from experiments.gfn.train import DESCRIPTIONS, Training
+from experiments.gfn.train import train as run_loop
+from experiments.run import checkpoint as checkpoints
+from experiments.run.run import Run, run_name
+from gflownet.metrics import empirical, noise_floor
+from gflownet.problem import Method, Problem
+from gflownet.registry import register
+
+if TYPE_CHECKING:
+    from experiments.molecules.metrics import Molecules
+
+ROOM = 1 << 25  # numbers of a policy over the objects that are sampled at once
+
+
+class Made(NamedTuple):
+    """What a config describes. truth: all states with the exact law, or None; molecules: what tells of them, or None."""
+
+    settings: Train
+    method: Method
+    problem: Problem
+    truth: Enumeration | None
+    training: Training
+    molecules: Molecules | None = None
+
+    @property
+    def descriptions(self) -> dict[str, str]:
+        """tag -> one sentence."""
+        return DESCRIPTIONS if self.molecules is None else {**DESCRIPTIONS, **self.molecules.descriptions}
+
+
+def made(config: dict[str, Any]) -> Made:
+    """Everything as it is before the first iteration. UserError where something does not fit."""
+    choice, settings = from_config(config)
+    if str(config["device"]).startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("the run was made on a GPU, and this machine has none: go on where there is one")
+    method = make_method(choice)
+    problem = make_problem(choice, settings, method, config["device"])
+    exact = truth(choice.env, problem.env, settings.metrics)
+    molecules = _molecules(problem, choice.world, settings.gallery)
+    training = Training.begin(method, problem, exact, settings.window, settings.gallery if molecules else 0)
+    return Made(settings, method, problem, exact, training, molecules)
+
+
+def _molecules(problem: Problem, world: dict[str, Any], gallery: int) -> Molecules | None:
+    """Where objects have SMILES."""
+    if not hasattr(getattr(problem.env, "reward", None), "smiles"):
+        return None
+    from experiments.molecules.metrics import THRESHOLD, Molecules
+
+    return Molecules(problem.env, world.get("mode_threshold", THRESHOLD), 4 * gallery * len(problem.seeds))
+
+
+def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
+    """A new run, trained to the end. The run folder."""
+    begun = made(config)
+    name = run_name(_plain(config["env"]), _plain(config["method"]), config["seed"], config)
+    with Run.create(out, name, config, argv, begun.descriptions) as run:
+        if not quiet:
+            print(f"{config['method']} on {config['title']} -> {run.folder}", file=sys.stderr)
+            print(_summary(config, begun), file=sys.stderr)
+        _to_the_end(run, begun, quiet)
+        return run.folder
+
+
+def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
+    begun = made(Run.open(folder).config)
+    with Run.open(folder, begun.descriptions) as run:
+        _to_the_end(run, begun._replace(training=run.resume(begun.training.restored, checkpoint)), quiet)
+
+
+def _to_the_end(run: Run, begun: Made, quiet: bool) -> None:
+    settings, method, problem, exact, training, molecules = begun
+    fit(problem.batch_size * len(problem.seeds), trees=isinstance(problem.env, BlockTrees))
+    if settings.compile and problem.device == "cpu":
+        print("--compile: nothing is compiled on the CPU, where the ordinary iteration is the faster one", file=sys.stderr)
+    with progress(settings.states, "objects a seed", quiet) as tick:
+        run_loop(run, problem, method, exact, settings, training, tick, molecules)
+    if not quiet:
+        print(f"done: {run.folder}   curves: tensorboard --logdir {run.folder / 'tensorboard'}", file=sys.stderr)
+
+
+def _plain(name: str) -> str:
+    """A file's name without its folders, for a run folder's name."""
+    return "-".join(Path(part).stem if "." in part else part for part in name.split(":"))
+
+
+def _summary(config: dict[str, Any], begun: Made) -> str:
+    knobs = ", ".join(f"{name} {value}" for name, value in {**config["objective"], **config["knobs"]}.items())
+    known = "its exact law is not used" if begun.truth is None else f"{len(begun.truth.objects):,} objects, law known"
+    shared = ", ".join(f"{name} {config[name]}" for name in ("batch_size", "dtype", "device"))
+    return f"  {config['seeds']} seeds × {config['states']:,} objects; {known}\n  {knobs or 'no knobs'}\n  {shared}"
+
+
+def opened(folder: Path, checkpoint: Path | None = None) -> tuple[Run, Made]:
+    """A run as its newest checkpoint has it, or another."""
+    run = Run.open(folder)
+    begun = made(run.config)
+    tensors, meta = checkpoints.load(run.named(checkpoint)) if checkpoint else checkpoints.load_latest(run.checkpoints)
+    return run, begun._replace(training=begun.training.restored(tensors, meta))
+
+
+def evaluate(folder: Path, samples: int, checkpoint: Path | None) -> None:
+    """Prints what is known of each seed's policy, and of fresh samples, as CSV."""
+    if samples < 1:
+        raise UserError(f"--samples is {samples}, expected at least 1")
+    _, begun = opened(folder, checkpoint)
+    with faults_as_sentences(f"iteration {begun.training.iteration}"):
+        columns = _known(begun, samples)
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(["seed", *columns])
+    for i, seed in enumerate(begun.problem.seeds):
+        out.writerow([seed, *(_cell(x[i] if isinstance(x, Tensor) else x) for x in columns.values())])
+
+
+def _known(begun: Made, samples: int) -> dict[str, Any]:
+    """The columns of `evaluate`."""
+    _, method, problem, exact, training, molecules = begun
+    state = training.state
+    objects, log_reward = samples_of(method, state, problem, training.iteration, samples)
+    columns: dict[str, Any] = {"states": training.states, "samples": log_reward.shape[1]}
+    columns["log_reward"] = log_reward.mean(1)
+    if exact is not None:
+        ids = exact.object_of(objects.flatten(0, 1)).view(log_reward.shape)
+        counts = torch.zeros(len(ids), len(exact.objects), dtype=torch.int64, device=ids.device)
+        law = empirical(counts.scatter_add_(1, ids, torch.ones_like(ids)))
+        columns |= {**against(exact, law, ""), "l1_floor": noise_floor(exact.law, log_reward.shape[1])}
+    if training.found_at.shape[1]:
+        columns["modes"] = (training.found_at >= 0).sum(1)
+    with torch.no_grad():
+        known = of_the_policy(method, state, problem, exact, -1)  # a stream that training never used
+    if molecules is not None and training.gallery is not None:
+        known |= molecules.of_gallery(training.gallery) | molecules.of_fresh(objects, log_reward)
+    return columns | {tag.partition("/")[2]: value for tag, value in known.items() if not tag.startswith("hist/")}
+
+
+def _cell(x: Any) -> str:
+    return f"{float(x):.6g}" if isinstance(x, float) or (isinstance(x, Tensor) and x.is_floating_point()) else str(int(x))
+
+
+def samples_of(method: Method, state: Any, problem: Problem, t: int, samples: int) -> tuple[Tensor, Tensor]:
+    """`samples` objects of each seed [S, n, *obs] with log-rewards: of the policies, or of chains that go on."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    if has_policy(method, state, problem):
+        actions = int(problem.env.action_space.n)  # type: ignore[attr-defined]
+        most = max(1, ROOM // (actions * len(problem.seeds)))
+        for part, done in enumerate(range(0, samples, most)):
+            parts.append(fresh(method, state, problem, min(most, samples - done), -1 - part))
+        return torch.cat([x for x, _ in parts], 1), torch.cat([r for _, r in parts], 1)
+    while sum(log_reward.shape[1] for _, log_reward in parts) < samples:
+        state, outcome = method.step(state, problem, t + len(parts))
+        parts.append((outcome.objects, outcome.log_reward))
+    return torch.cat([x for x, _ in parts], 1)[:, :samples], torch.cat([r for _, r in parts], 1)[:, :samples]
+
+
+def listing() -> str:
+    lines: list[str] = []
+    for title, wanted in (("objectives", True), ("baselines", False)):
+        names = {name: entry for name, entry in register().items() if entry.objective is wanted}
+        lines += [title, *(f"  {name:12s} {entry.about}" for name, entry in names.items()), ""]
+    lines[-2] += "\n  file.py:objective: a dataclass with uses, loss(flows) and log_z(flows)"
+    lines += ["environments", *(f"  {name:12s} {world.about}" for name, world in WORLDS.items())]
+    return "\n".join([*lines, "  file.py:make: a function that returns an envs.core.DagEnv"])
+
+
+def doctor() -> None:
+    """Prints versions and device, then trains for a moment and says how fast."""
+    from experiments.run.provenance import surroundings
+
+    for name, value in surroundings("cuda" if torch.cuda.is_available() else "cpu").items():
+        print(f"{name:12s} {value}")
+    train, choice, _ = defaults("fm", "hypergrid")
+    folder = Path(tempfile.mkdtemp())
+    try:
+        begun = time.perf_counter()
+        short = replace(train, states=8_000, evaluations=2)
+        start(as_config(choice, short, "cpu"), folder / "run", ["gflownet", "doctor"], quiet=True)
+        seconds = time.perf_counter() - begun
+        print(f"{'training':12s} ok: fm on the 4-D hypergrid, {8_000 / seconds:,.0f} objects/s")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

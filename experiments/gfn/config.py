@@ -1,0 +1,228 @@
+"""The settings of a GFlowNet run: what the command line takes, what config.json holds, and how both become a Problem."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from tyro.conf import Fixed, Suppress
+
+from envs.core import EnvironmentFault
+from experiments.cli.errors import UserError
+from experiments.cli.verbs import close_to
+from experiments.gfn.build import find_world, make_world
+from experiments.pg.build import absolute, load_object
+from experiments.recipes.gfn.recipe import Recipe
+from experiments.recipes.gfn.registry import recipe_for
+from gflownet.gflownet import GFlowNet
+from gflownet.problem import Method, Problem
+from gflownet.registry import Entry, register
+from gflownet.static.capture import Step, captured
+
+
+@dataclass(frozen=True)
+class Train:
+    """Settings shared by all methods. Defaults are those of the environment's recipe."""
+
+    seeds: int = 1
+    """how many seeds train side by side"""
+    seed: int = 0
+    """the first seed; the others follow it"""
+    states: int = 1_000_000
+    """finished objects that each seed visits, every one whose reward is asked for counted"""
+    batch_size: int = 16
+    """objects that a seed builds in an iteration"""
+    preset: str = "recipe"
+    """settings to begin with: recipe, or paper (those of the environment's paper)"""
+    metrics: Literal["auto", "exact", "sampled"] = "auto"
+    """distance to the exact law: auto where all states can be enumerated, exact (or refuse to start), sampled (never)"""
+    window: int = 200_000
+    """last objects of each seed whose frequencies are compared with the law"""
+    gallery: int = 10_000
+    """best distinct molecules of each seed that are remembered, and looked at in evaluations"""
+    dtype: Literal["float32", "float64"] = "float32"
+    """of parameters and gradients"""
+    device: str = "auto"
+    """auto, cpu or cuda; auto takes the GPU only when a measured iteration is faster there"""
+    compile: bool = False
+    """on a GPU the whole iteration is captured as a CUDA graph, without replay and local search; the CPU is faster without"""
+    max_faults: int = 10
+    """stop after so many updates in a row that were skipped because a loss was not finite"""
+    evaluations: int = 40
+    """evaluations over the run, half of them evenly apart and half evenly on a logarithmic axis"""
+    log_rows: int = 200
+    """rows of metrics over the run, likewise"""
+    checkpoints: int = 20
+    """checkpoints over the run; the last three are kept"""
+
+
+@dataclass(frozen=True)
+class Knobs(GFlowNet):
+    """The knobs of a GFlowNet on the command line, where its objective has flags of its own."""
+
+    objective: Suppress[Fixed[Any]] = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method and a world with all their knobs: with `Train`, everything that decides the numbers.
+
+    method, env  names, or file.py:name      objective  knobs of the objective, none for a baseline
+    """
+
+    method: str
+    objective: dict[str, Any]
+    knobs: dict[str, Any]
+    env: str
+    world: dict[str, Any]
+
+
+def find_method(name: str) -> Entry:
+    """The register's entry, or one for file.py:objective (or a whole method), a dataclass of knobs or an instance of one."""
+    if name.partition(":")[0].endswith(".py"):
+        found: Any = load_object(name)
+        whole = all(hasattr(found, part) for part in ("init", "step", "log_pf", "log_z"))
+        if not dataclasses.is_dataclass(found) or not (whole or all(hasattr(found, p) for p in ("uses", "loss", "log_z"))):
+            raise UserError(
+                f"{name} is not an objective: expected a dataclass of knobs with `uses`, loss(flows) -> [S] and log_z(flows)"
+            )
+        preset = {} if isinstance(found, type) else {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+        make: Any = found if isinstance(found, type) else type(found)
+        return Entry(make, (make.__doc__ or "").split("\n")[0], not whole, preset)
+    known = register()
+    if name not in known:
+        close = close_to(name, known, ", ".join(known))
+        raise UserError(f"no objective is called {name!r}; close: {close}. `gflownet list` shows all, or file.py:objective")
+    return known[name]
+
+
+def defaults(method: str, env: str, preset: str = "recipe") -> tuple[Train, Choice, Recipe]:
+    """What a bare command uses."""
+    recipe, entry, world = recipe_for(env, preset), find_method(method), find_world(env)
+    tuned = {**(recipe.common if entry.objective else {}), **recipe.knobs.get(method, {})}
+    shared = {name: value for name, value in tuned.items() if name in _names(Train)}
+    train = dataclasses.replace(Train(states=recipe.states, batch_size=recipe.batch_size, preset=preset), **shared)
+    objective = dict(entry.preset) if entry.objective else {}
+    knobs = {} if entry.objective else dict(entry.preset)
+    for name, value in tuned.items():
+        if entry.objective and name.removeprefix("objective.") in _names(entry.make) and name not in _names(Knobs):
+            objective[name.removeprefix("objective.")] = value
+        elif name in _names(Knobs if entry.objective else entry.make):
+            knobs[name] = value
+    unknown = set(recipe.world) - _names(world.knobs)
+    assert not unknown, unknown
+    return train, Choice(method, objective, knobs, env, dict(recipe.world)), recipe
+
+
+def _names(kind: Any) -> set[str]:
+    return {f.name for f in dataclasses.fields(kind)}
+
+
+def make_method(choice: Choice) -> Method:
+    entry = find_method(choice.method)
+    try:
+        if entry.objective:
+            return GFlowNet(entry.make(**choice.objective), **choice.knobs)
+        return entry.make(**choice.knobs)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{choice.method}: {error}") from error
+
+
+def make_problem(choice: Choice, train: Train, method: Method, device: str) -> Problem:
+    """UserError for a setting outside its range."""
+    for name in ("seeds", "states", "batch_size", "window", "gallery", "max_faults", "evaluations", "log_rows", "checkpoints"):
+        if getattr(train, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(train, name)}, expected at least 1")
+    if not 0 <= train.seed < 2**62:
+        raise UserError(f"--seed is {train.seed}, expected a number from 0 to 2^62")
+    try:
+        knobs = find_world(choice.env).knobs(**choice.world)
+    except TypeError as error:
+        raise UserError(f"{choice.env}: {error}") from error
+    built = train.batch_size * (1 + int(getattr(method, "search_rounds", 0)))
+    return Problem(
+        make_world(choice.env, knobs, device),
+        tuple(range(train.seed, train.seed + train.seeds)),
+        train.batch_size,
+        -(-train.states // built),
+        device,
+        getattr(torch, train.dtype),
+    )
+
+
+def choose_device(choice: Choice, train: Train) -> str:
+    """`auto`: the CPU, unless CUDA is there and an iteration is measured to be faster on it."""
+    if train.device != "auto":
+        if train.device.partition(":")[0] not in ("cpu", "cuda"):
+            raise UserError(f"--device is {train.device!r}, expected auto, cpu or cuda")
+        if train.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"--device {train.device}: this machine has no CUDA device; use --device cpu")
+        return train.device
+    if not torch.cuda.is_available() or _only_cpu(choice.env):
+        return "cpu"
+    return min(("cpu", "cuda"), key=lambda device: _iteration_seconds(choice, train, device))
+
+
+def _only_cpu(env: str) -> bool:
+    return ".py" in env and "device" not in inspect.signature(load_object(env)).parameters
+
+
+def _iteration_seconds(choice: Choice, train: Train, device: str) -> float:
+    method = make_method(choice)
+    problem = make_problem(choice, train, method, device)
+    state = method.init(problem)
+    step = step_of(train, method, problem, state, 0)
+    for t in range(4):
+        started = time.perf_counter()
+        state, outcome = step(state, problem, t)
+        outcome.log_reward.sum().item()
+    return time.perf_counter() - started
+
+
+def step_of(train: Train, method: Method, problem: Problem, state: Any, t: int) -> Step:
+    """`method.step`; on a GPU with --compile captured from this state and iteration on. UserError where it cannot be."""
+    if not train.compile or problem.device == "cpu":
+        return method.step
+    try:
+        return captured(method, problem, state, t)
+    except (EnvironmentFault, ValueError) as error:
+        raise UserError(f"--compile: {error}") from error
+
+
+def as_config(choice: Choice, train: Train, device: str) -> dict[str, Any]:
+    """What config.json holds: enough to make the same problem and method again, whatever the defaults will be."""
+    method, entry = make_method(choice), find_method(choice.method)
+    world = find_world(choice.env)
+    knobs = {name: getattr(method, name) for name in sorted(_names(type(method)) - {"objective"})}
+    objective = dataclasses.asdict(method.objective) if entry.objective else {}  # type: ignore[attr-defined]
+    kinds = world.resolved(world.knobs(**choice.world))
+    return {
+        "method": absolute(choice.method),
+        "objective": objective,
+        "knobs": knobs,
+        "env": absolute(choice.env),
+        "world": dataclasses.asdict(kinds),
+        "title": world.title(kinds),
+        **dataclasses.asdict(train),
+        "device": device,
+    }
+
+
+def from_config(config: dict[str, Any]) -> tuple[Choice, Train]:
+    """UserError (exit code 3) when a setting is missing or unknown."""
+    try:
+        parts = {f.name: _tuples(config[f.name]) for f in dataclasses.fields(Choice)}
+        rest = {name: value for name, value in config.items() if name not in parts and name != "title"}
+        return Choice(**parts), Train(**rest)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"config.json does not fit this version: {error}", exit_code=3) from error
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tuples(x) for name, x in value.items()}
+    return tuple(value) if isinstance(value, list) else value

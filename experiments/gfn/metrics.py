@@ -1,0 +1,189 @@
+"""What a row of metrics says about a method: the law of what was visited and of the policy, modes, log Z.
+
+On a run that enumerates its environment the true law is known, and two others are compared with it: the frequencies of the last
+objects visited (eval/...), whose distance has a floor, that of as many independent samples, and the exact law of the policy as
+it is now (eval/exact_...). Elsewhere log p(x) of test objects is correlated with log R(x): exact log p for molecules, whose
+ancestors are few, estimated by backward paths otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs.core import Array, to_tensor
+from envs.dag.enumeration import Enumeration
+from envs.molecules.block_trees import BlockTrees
+from envs.random import Rng
+from envs.rollout import Act, rollout
+from gflownet import metrics as measure
+from gflownet.baselines.uniform import UniformMoves
+from gflownet.evaluation import exact_law, exact_log_p, log_p
+from gflownet.flows.states import distinct, key_of
+from gflownet.metrics import Window
+from gflownet.problem import EVALUATION, Method, Problem
+
+TESTS, PATHS = 128, 4  # objects whose log p is estimated, and backward paths of each
+FRESH, HEADS, BACK, PICK = range(4)  # streams of an evaluation
+DESCRIPTIONS = {
+    "states": "Finished objects that each seed has visited so far: every object whose reward was asked for.",
+    "eval/l1": "Σ|p^ - p| of the last objects visited (--window): 0 to 2; eval/l1_floor is what exact sampling would give.",
+    "eval/l1_mean": "The same divided by the number of objects: the empirical L1 error of Bengio et al. 2021.",
+    "eval/l1_floor": "Expected eval/l1 of as many independent samples of the exact law.",
+    "eval/tv": "Total variation distance of the last objects visited from the exact law: half of eval/l1.",
+    "eval/jsd": "Jensen-Shannon divergence of the last objects visited and the exact law, in nats.",
+    "eval/kl": "KL(p^ || p) of the last objects visited from the exact law, in nats.",
+    "eval/exact_l1": "Σ|p_θ - p|: exact distance of the current policy's law from the true one, no sampling.",
+    "eval/exact_l1_mean": "The same divided by the number of objects.",
+    "eval/exact_tv": "Total variation distance of the current policy's law from the true one.",
+    "eval/exact_jsd": "Jensen-Shannon divergence of the current policy's law and the true one, in nats.",
+    "eval/exact_kl": "KL(p_θ || p) of the current policy's law from the true one, in nats.",
+    "eval/modes": "Modes met so far, counted as regions.",
+    "eval/all_modes_at": "Objects visited when the last mode was met.",
+    "eval/log_z_error": "|log Z of the objective - exact log Z|.",
+    "eval/log_z": "The objective's estimate of log Z.",
+    "eval/correlation": f"Pearson correlation of log p_θ(x) by {PATHS} backward paths and log R(x), {TESTS} test objects.",
+    "eval/rank_correlation": "Spearman correlation of the same.",
+    "train/loss": "The loss of the last iteration.",
+    "train/skipped": "Updates left out so far because loss or gradient were not finite.",
+    "train/elbo": "Mean of log R + log P_B - log P_F over the last batch: log Z minus a divergence.",
+    "train/acceptance": "Share of proposals accepted by Metropolis-Hastings.",
+    "rollout/log_reward": "Mean log-reward of the objects of the last iteration.",
+    "rollout/length": "Mean length of its trajectories.",
+    "time/states_per_second": "Objects of all seeds together per second of training, evaluation included.",
+}
+Row = dict[str, Any]
+
+
+def evaluation(
+    method: Method,
+    state: Any,
+    problem: Problem,
+    truth: Enumeration | None,
+    window: Window | None,
+    t: int,
+) -> Row:
+    """tag -> number or [S]."""
+    row: Row = {}
+    if window is not None and truth is not None and window.held:
+        row |= against(truth, window.law, "eval/")
+        row["eval/l1_floor"] = measure.noise_floor(truth.law, window.held)
+    row |= of_the_policy(method, state, problem, truth, t)
+    return row
+
+
+def modes(found_at: Tensor) -> Row:
+    """found_at [S, modes]: how many objects had been visited when each mode was met, -1 for not yet."""
+    if not found_at.shape[1]:
+        return {}
+    found = found_at >= 0
+    at = torch.where(found.all(1), found_at.amax(1).double(), torch.nan)
+    return {"eval/modes": found.sum(1).double(), "eval/all_modes_at": at}
+
+
+def against(truth: Enumeration, law: Tensor, prefix: str) -> Row:
+    """Distances of a law [S, K] from the true one."""
+    p = truth.law.expand_as(law)
+    return {
+        f"{prefix}l1": measure.l1_sum(law, p),
+        f"{prefix}l1_mean": measure.l1_mean(law, p),
+        f"{prefix}tv": measure.total_variation(law, p),
+        f"{prefix}jsd": measure.jensen_shannon(law, p),
+        f"{prefix}kl": measure.kl(law, p),
+    }
+
+
+def of_the_policy(method: Method, state: Any, problem: Problem, truth: Enumeration | None, t: int) -> Row:
+    """What is known of the policy as it is: its exact law, or a correlation, and log Z."""
+    row: Row = {}
+    if (log_z := method.log_z(state)) is not None:
+        row["eval/log_z"] = log_z.double()
+        if truth is not None:
+            row["eval/log_z_error"] = (log_z.double() - truth.log_z).abs()
+    if not has_policy(method, state, problem):
+        return row
+    if truth is not None:
+        return row | against(truth, exact_law(method, state, problem, truth), "eval/exact_")
+    objects = test_objects(method, state, problem, t)
+    if getattr(problem.env, "few_ancestors", False):
+        log_pf = exact_log_p(method, state, problem, objects)
+    else:
+        rng = problem.rng(EVALUATION, t).fold(BACK).rows(0, 1).spawn(len(objects))
+        log_pf = log_p(method, state, problem, objects, PATHS, rng)
+    log_reward = problem.env.log_reward(objects)
+    row["eval/correlation"] = measure.pearson(log_pf, log_reward.expand_as(log_pf))
+    row["eval/rank_correlation"] = measure.spearman(log_pf, log_reward.expand_as(log_pf))
+    return row
+
+
+def has_policy(method: Method, state: Any, problem: Problem) -> bool:
+    """Metropolis-Hastings has none."""
+    start = problem.env.reset(1, problem.rng(EVALUATION).rows(0, 1).drawn(1, problem.env.backend == "numpy"))
+    legal = None if start.action_mask is None else to_tensor(start.action_mask)
+    assert legal is not None
+    return method.log_pf(state, problem, to_tensor(start.obs), legal) is not None
+
+
+def test_objects(method: Method, state: Any, problem: Problem, t: int) -> Tensor:
+    """[M, *obs]: some of the environment's test set, always the same, or fresh objects of the policies where it has none.
+
+    Molecules: `held_back`.
+    """
+    test_set = getattr(problem.env, "test_set", None)
+    if test_set is None and isinstance(problem.env, BlockTrees):
+        return held_back(problem.env)
+    if test_set is None:
+        return fresh(method, state, problem, -(-TESTS // len(problem.seeds)), t)[0].flatten(0, 1)
+    objects: Tensor = test_set()
+    u = Rng.of_seeds([0], problem.device).fold(PICK).uniform(len(objects))[0]
+    return objects[u.argsort()[:TESTS]]
+
+
+def held_back(env: BlockTrees, n: int = TESTS) -> Tensor:
+    """[m, K, 4] m <= n distinct trees, the same for every method and seed: the largest of 4n that uniform moves build.
+
+    Trees of all sizes would tell of sizes only: no policy visits small ones often enough to learn how unlikely they should be.
+    """
+    last = rollout(env, UniformMoves(), Rng.of_seeds([0], env.device).fold(PICK).spawn(4 * n)).last
+    assert last is not None
+    different = last[distinct(env.index(last), None, 1, None).first.sort().values]
+    return different[env.size(different).argsort(descending=True, stable=True)[:n]]
+
+
+@torch.no_grad()
+def fresh(method: Method, state: Any, problem: Problem, n: int, t: int) -> tuple[Tensor, Tensor]:
+    """n objects of each seed by the policy as it is, without exploration: [S, n, *obs] and their log-rewards [S, n]."""
+    rng = problem.rng(EVALUATION, t)
+    u = rng.fold(HEADS).spawn(n).uniform()
+    tau = problem.play(policies(method, state, problem, u, n), rng.fold(FRESH), n)
+    assert tau.last is not None
+    return problem.by_seed(tau.last), problem.by_seed(problem.env.log_reward(tau.last))
+
+
+def policies(method: Method, state: Any, problem: Problem, u: Tensor, n: int) -> Act:
+    """The policies of all seeds, without exploration, as an Act for S·n episodes; u [S·n] uniform, decides between heads."""
+    own = getattr(method, "actor", None)
+    return (own(state, problem, n) if own else None) or Policies(method, state, problem, u, n)
+
+
+class Policies(Act):
+    """The policies of all seeds as an Act for S·n episodes; a method with several heads plays one of them to the end.
+
+    u  [S·n] uniform, decides the head
+    """
+
+    def __init__(self, method: Method, state: Any, problem: Problem, u: Tensor, n: int) -> None:
+        self._method, self._state, self._problem, self._u = method, state, problem, u
+        self._seed = torch.arange(len(u), device=u.device) // n
+        self._key, self._n_keys = key_of(problem.env)
+
+    def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
+        seen, legal, u = to_tensor(obs), to_tensor(action_mask), to_tensor(rng.uniform(1))
+        groups = distinct(self._key(seen), None, 1, self._n_keys)
+        log_pf = self._method.log_pf(self._state, self._problem, seen[groups.first], legal[groups.first])
+        assert log_pf is not None
+        cdf = log_pf[(self._u * len(log_pf)).long(), self._seed, groups.row].exp().cumsum(-1)
+        action = (cdf < u.to(cdf) * cdf[:, -1:]).sum(-1)
+        return action.numpy() if self._problem.env.backend == "numpy" else action

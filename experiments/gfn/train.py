@@ -1,0 +1,238 @@
+"""The training loop of the GFlowNet tower.
+
+until every seed has visited its states:
+    state, outcome = method.step(state, problem, iteration)
+    note the objects built; keep the batch of an update that was skipped, stop after too many of them
+    now and then: a row of metrics, an evaluation, a checkpoint
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from envs.core import to_tensor
+from envs.dag.enumeration import Enumeration
+from experiments.cli.errors import UserError
+from experiments.cli.signals import heeded
+from experiments.gfn.build import refuse_bad_reward
+from experiments.gfn.config import Train, step_of
+from experiments.gfn.faults import REWARD_FAULT, failing, faults_as_sentences, keep_fault, skipped
+from experiments.gfn.metrics import DESCRIPTIONS, evaluation, modes
+from experiments.run.run import Run
+from experiments.run.schedule import Marks
+from gflownet.flows.states import key_of
+from gflownet.metrics import Window
+from gflownet.molecules.top_k import Gallery
+from gflownet.problem import EVALUATION, Method, Outcome, Problem, numbers_of, rebuilt, tensors_of
+from gflownet.static.capture import Step
+
+if TYPE_CHECKING:
+    from experiments.molecules.metrics import Molecules
+
+__all__ = ["DESCRIPTIONS", "Training", "train"]
+
+PENDING = 1 << 18  # objects of a seed that wait to be noted
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that changes during a run, and so everything that a checkpoint holds.
+
+    state     the method's            window     the last objects of each seed, where all objects are known
+    states    objects visited by each seed      iteration  the next one
+    found_at  [S, modes] how many objects a seed had visited when it first met each mode, -1 for not yet
+    gallery   the best molecules of each seed
+    pending   objects [S, m, *obs] and log-rewards [S, m] not yet in the three above, none of them in a checkpoint
+    """
+
+    state: Any
+    window: Window | None
+    found_at: Tensor
+    gallery: Gallery | None = None
+    states: int = 0
+    iteration: int = 0
+    pending: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        window = tensors_of(self.window, "window/") if self.window else {}
+        gallery = tensors_of(self.gallery, "gallery/") if self.gallery else {}
+        return {**tensors_of(self.state, "state/"), **window, **gallery, "found_at": self.found_at}
+
+    def numbers(self) -> dict[str, Any]:
+        window = numbers_of(self.window, "window/") if self.window else {}
+        return {**numbers_of(self.state, "state/"), **window, "states": self.states}
+
+    @staticmethod
+    def begin(method: Method, problem: Problem, truth: Enumeration | None, window: int, gallery: int = 0) -> Training:
+        """gallery: best objects to remember. UserError where the method cannot work on this environment."""
+        try:
+            state = method.init(problem)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        S, modes = len(problem.seeds), int(getattr(problem.env, "n_modes", 0))
+        ring = None if truth is None else Window.begin(S, window, len(truth.objects), problem.device)
+        found_at = torch.full((S, modes), -1, dtype=torch.int64, device=problem.device)
+        return Training(state, ring, found_at, _empty(problem, gallery) if gallery else None)
+
+    def restored(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Training:
+        """This one as the checkpoint has it. Raises UserError when it belongs to another method or problem."""
+        wanted = {name: (x.shape, x.dtype) for name, x in self.tensors().items()}
+        numbers = {name: x for name, x in meta.items() if name in self.numbers()}
+        if wanted != {name: (x.shape, x.dtype) for name, x in tensors.items()} or set(numbers) != set(self.numbers()):
+            raise UserError("the checkpoint does not fit this method and problem: was a file changed since?", exit_code=3)
+        return Training(
+            rebuilt(self.state, tensors, numbers, "state/"),
+            None if self.window is None else rebuilt(self.window, tensors, numbers, "window/"),
+            tensors["found_at"].to(self.found_at.device),
+            None if self.gallery is None else rebuilt(self.gallery, tensors, numbers, "gallery/"),
+            numbers["states"],
+            meta["iteration"],
+        )
+
+    def after(self, state: Any, outcome: Outcome) -> Training:
+        """The iteration counted, its objects pending."""
+        pending = (*self.pending, (outcome.objects, outcome.log_reward))
+        states = self.states + outcome.log_reward.shape[1]
+        return replace(self, state=state, states=states, iteration=self.iteration + 1, pending=pending)
+
+    def settled(self, problem: Problem, truth: Enumeration | None) -> Training:
+        """What is pending noted. UserError (exit code 5) where a log-reward is not finite."""
+        if not self.pending:
+            return self
+        objects, log_reward = (torch.cat(parts, 1) for parts in zip(*self.pending, strict=True))
+        refuse_bad_reward(problem.env, objects.flatten(0, 1), log_reward.flatten())
+        window, found_at, gallery = self.window, self.found_at, self.gallery
+        before = self.states - log_reward.shape[1]
+        if window is not None:
+            assert truth is not None
+            window = window.add(truth.object_of(objects.flatten(0, 1)).view(log_reward.shape))
+        if found_at.shape[1]:
+            env: Any = problem.env
+            met = env.modes(objects.flatten(0, 1)).view(log_reward.shape)
+            found_at = _first_met(found_at, met, before)
+        if gallery is not None:
+            key = key_of(problem.env)[0](objects.flatten(0, 1)).view(log_reward.shape)
+            gallery = gallery.add(objects, log_reward, key, before)
+        return replace(self, window=window, found_at=found_at, gallery=gallery, pending=())
+
+
+def _empty(problem: Problem, size: int) -> Gallery:
+    rng = problem.rng(EVALUATION).rows(0, 1).drawn(1, problem.env.backend == "numpy")
+    return Gallery.begin(len(problem.seeds), size, to_tensor(problem.env.reset(1, rng).obs))
+
+
+def _first_met(found_at: Tensor, met: Tensor, before: int) -> Tensor:
+    """found_at with the modes met [S, m] (-1: none) of objects before+1, before+2, ..."""
+    n, never = found_at.shape[1], torch.iinfo(torch.int64).max
+    number = torch.arange(before + 1, before + 1 + met.shape[1], device=met.device).expand(met.shape)
+    first = torch.full((len(met), n + 1), never, device=met.device)
+    first.scatter_reduce_(1, torch.where(met < 0, n, met), number, "amin")
+    new = torch.where(first[:, :n] == never, -1, first[:, :n])
+    return torch.where(found_at >= 0, found_at, new)
+
+
+def train(
+    run: Run,
+    problem: Problem,
+    method: Method,
+    truth: Enumeration | None,
+    settings: Train,
+    training: Training,
+    tick: Callable[[int], None],
+    molecules: Molecules | None = None,
+) -> Training:
+    """Trains to the end. `tick(objects visited by each seed)` is called after every iteration.
+
+    molecules  what evaluations say of them, where there are any
+
+    Raises UserError: exit code 5 when a reward or too many losses in a row are not finite, 130 or 143 when asked to stop (after
+    a checkpoint), 2 when the method does not fit the environment.
+    """
+    rows, evaluations, checkpoints = (
+        Marks(settings.states, problem.batch_size, count)
+        for count in (settings.log_rows, settings.evaluations, settings.checkpoints)
+    )
+    on_cpu = problem.device == "cpu"
+
+    def save() -> None:
+        run.checkpoint(training.iteration, training.tensors(), training.numbers())
+
+    def log(outcome: Outcome | None, evaluate: bool) -> None:
+        row: dict[str, Any] = {"iteration": training.iteration, "states": training.states}
+        if outcome is not None:
+            row |= {**outcome.metrics, **skipped(training.state), "rollout/log_reward": outcome.log_reward.mean(1)}
+            row["time/states_per_second"] = training.states * len(problem.seeds) / max(run.wall, 1e-9)
+        row |= modes(training.found_at)
+        if evaluate:
+            with faults_as_sentences(f"iteration {training.iteration}"):
+                row |= evaluation(method, training.state, problem, truth, training.window, training.iteration)
+                if molecules is not None and training.gallery is not None:
+                    row |= molecules.row(training.gallery, method, training.state, problem, training.iteration)
+                    run.picture(training.states, molecules.picture(training.gallery))
+        run.log(training.states, {tag: x.tolist() if isinstance(x, Tensor) else x for tag, x in row.items()})
+
+    def go(asked: list[int]) -> None:
+        nonlocal training
+        step = step_of(settings, method, problem, training.state, training.iteration)
+        if run.empty:
+            log(None, evaluate=True)
+        while training.states < settings.states:
+            before = training.states
+            try:
+                state, outcome = _step(step, training.state, problem, training.iteration)
+            except UserError as error:
+                if error.exit_code == REWARD_FAULT:  # rewards are asked for before anything is learned: the state is as it was
+                    training = training.settled(problem, truth)
+                    save()
+                    raise UserError(f"{error}; continue with: gflownet resume {run.folder}", REWARD_FAULT) from error
+                raise
+            if training.iteration == 0 and training.gallery is not None:
+                _warn_of_equal_rewards(outcome.log_reward)
+            training = training.after(state, outcome)
+            now, last = training.states, training.states >= settings.states
+            show = last or rows.passed(before, now) or evaluations.passed(before, now)
+            keep = last or bool(asked) or checkpoints.passed(before, now)
+            if show or keep or outcome.fault or len(training.pending) * outcome.log_reward.shape[1] > PENDING:
+                training = training.settled(problem, truth)
+            if outcome.fault:
+                keep_fault(run.folder, training.iteration - 1, outcome.fault)
+            stop = (outcome.fault or (show and not on_cpu)) and failing(training.state) >= settings.max_faults
+            if show:
+                log(outcome, evaluate=last or evaluations.passed(before, now))
+            if keep or stop:
+                save()
+            tick(now)
+            if stop:
+                raise UserError(
+                    f"{settings.max_faults} updates in a row were skipped, because the loss or its gradient was not finite; "
+                    f"iteration {training.iteration}; batches in {run.folder / 'faults'}: try a smaller --learning-rate",
+                    exit_code=5,
+                )
+            if asked and keep and not last:  # a signal during the evaluation waits for the next iteration, which is saved
+                raise UserError(f"stopped; continue with: gflownet resume {run.folder}", 128 + asked[0])
+
+    with heeded() as asked:
+        go(asked)
+    return training
+
+
+def _warn_of_equal_rewards(log_reward: Tensor) -> None:
+    """Of the first molecules: a reward that tells none from another is a mistake more often than not."""
+    if log_reward.numel() > 1 and bool((log_reward == log_reward.flatten()[0]).all()):
+        print(
+            f"all {log_reward.numel()} molecules of the first iteration have log R = {float(log_reward.flatten()[0]):.6g}: "
+            "is the reward what you meant? (--r-min raises what is lower)",
+            file=sys.stderr,
+        )
+
+
+def _step(step: Step, state: Any, problem: Problem, t: int) -> tuple[Any, Outcome]:
+    """One iteration. When it fails nothing is saved: the state is used up."""
+    with faults_as_sentences(f"iteration {t}"):
+        return step(state, problem, t)

@@ -1,0 +1,1 @@
+"""Molecules of a run: settings, metrics, sampling, files, pictures."""

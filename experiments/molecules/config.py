@@ -1,0 +1,175 @@
+"""The environment `molecules` of the command line: knobs, the vocabulary they name, the reward they describe.
+
+A run's config holds the whole vocabulary, not the name of a file, so that its folder is enough to go on and to sample.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Suppress
+
+from experiments.cli.errors import UserError
+from experiments.pg.build import absolute, load_object
+
+if TYPE_CHECKING:
+    from envs.core import DagEnv
+    from envs.molecules.fragments import Fragment
+    from gflownet.rewards.trees import TreeReward
+
+NEEDS = "molecules need RDKit: pip install 'pgrl[molecules]'"
+
+
+@dataclass(frozen=True)
+class MoleculeKnobs:
+    reward: str = "qed"
+    """terms and what is made of them: qed, sa, logp[1,3], mw[200,500], tpsa[20,120], rotors[0,8], similar[SMILES], seh,
+    file.py:function of a list of SMILES; products a*b, powers a^2, means a+b or mean(a,b), weights 2*a+b"""
+    beta: float = 8.0
+    """log R = beta · log(reward): the larger, the closer to the best molecules"""
+    r_min: float = 0.01
+    """a lower reward counts as this; above 0"""
+    r_max: float = 1e9
+    """a higher reward counts as this"""
+    fragments: str = ""
+    """file of fragments (`gflownet fragments`), or the blocks file of 2021; default: our own vocabulary"""
+    max_blocks: int = 8
+    """blocks of the largest molecule"""
+    min_blocks: int = 2
+    """blocks of the smallest"""
+    seh_weights: str = ""
+    """the sEH proxy's weights, best_params.pkl.gz or .npz, where the reward asks for seh (p/8)"""
+    seh_variant: Literal["A", "B", "C"] = "A"
+    """A: the paper of 2021; B: the trajectory balance papers (root transposed); C: recursion (the same without stem mask)"""
+    mode_threshold: float = 0.8
+    """modes, circles and scaffolds are counted among molecules with a higher reward, before beta; 0.875 is the papers' p > 7"""
+    reward_workers: int = 0
+    """processes that work out RDKit terms beside this one"""
+    vocabulary: Suppress[str] = ""
+    """the fragments themselves, as JSON, in a run's config"""
+    digest: Suppress[str] = ""
+    """SHA-256 of vocabulary"""
+    seh_digest: Suppress[str] = ""
+    """SHA-256 of the file of weights"""
+    files: Suppress[str] = ""
+    """where the functions that the reward names are, as JSON: name -> absolute path:function"""
+
+
+def resolved(knobs: MoleculeKnobs) -> MoleculeKnobs:
+    """With the vocabulary written out and files as absolute paths. UserError for files that cannot be read."""
+    _need_rdkit()
+    from envs.molecules.fragments import as_json
+    from gflownet.rewards.expression import FILE
+
+    if not knobs.vocabulary:
+        text = json.dumps(json.loads(as_json(_fragments(knobs.fragments))), separators=(",", ":"))
+        knobs = replace(knobs, vocabulary=text, digest=_digest(text))
+    for name in ("beta", "r_min", "r_max", "mode_threshold"):
+        if not math.isfinite(getattr(knobs, name)):
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(knobs, name)}, expected a finite number")
+    weights = str(Path(knobs.seh_weights).resolve()) if knobs.seh_weights else ""
+    files = knobs.files or json.dumps({name: absolute(name) for name in FILE.findall(knobs.reward)})
+    return replace(
+        knobs,
+        fragments=str(Path(knobs.fragments).resolve()) if knobs.fragments else "",
+        seh_weights=weights,
+        seh_digest=knobs.seh_digest or _digest_of_file(weights),
+        files=files,
+    )
+
+
+def molecules(knobs: MoleculeKnobs, device: str) -> DagEnv:
+    """The environment; its `reward` is a TreeReward. UserError or ValueError, one sentence each, for what does not fit."""
+    _need_rdkit()
+    from envs.molecules.block_trees import BlockTrees
+    from envs.molecules.fragments import blocks_of
+
+    knobs = resolved(knobs)
+    fragments = vocabulary(knobs)
+    bare = BlockTrees(blocks_of(fragments), max_blocks=knobs.max_blocks, min_blocks=knobs.min_blocks, device=device)
+    return bare.with_reward(_reward(knobs, fragments, bare, device))
+
+
+def vocabulary(knobs: MoleculeKnobs) -> tuple[Fragment, ...]:
+    """The fragments of a resolved config. UserError (exit code 3) where they are not those it was made with."""
+    from envs.molecules.fragments import fragments_from_json
+
+    if _digest(knobs.vocabulary) != knobs.digest:
+        raise UserError(
+            "the run was trained with other fragments than its config.json holds now: restore config.json, or train anew",
+            exit_code=3,
+        )
+    return fragments_from_json(knobs.vocabulary)
+
+
+def title(knobs: MoleculeKnobs) -> str:
+    return f"molecules of {knobs.min_blocks} to {knobs.max_blocks} blocks, R = ({knobs.reward})^{knobs.beta:g}"
+
+
+def _fragments(path: str) -> tuple[Fragment, ...]:
+    from envs.molecules.fragments import default_fragments, load_fragments
+
+    if not path:
+        return default_fragments()
+    try:
+        return load_fragments(Path(path))
+    except OSError as error:
+        raise UserError(f"--fragments {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"--fragments: {error}") from error
+
+
+def _reward(knobs: MoleculeKnobs, fragments: tuple[Fragment, ...], env: Any, device: str) -> TreeReward:
+    from gflownet.rewards.combine import MoleculeReward, Tempering
+    from gflownet.rewards.expression import Expression
+    from gflownet.rewards.trees import TreeReward
+
+    tempering = Tempering(knobs.beta, knobs.r_min, knobs.r_max)
+    expression = Expression.parse(knobs.reward, ("seh",))
+    where = json.loads(knobs.files)
+    functions = {name: load_object(where[name]) for name in expression.functions}
+    reward = MoleculeReward.of(knobs.reward, tempering, ("seh",), functions, workers=knobs.reward_workers)
+    scores = {"seh": _seh(knobs, fragments, device)} if "seh" in expression.outside else {}
+    return TreeReward(fragments, reward, env.index, scores)
+
+
+def _seh(knobs: MoleculeKnobs, fragments: tuple[Fragment, ...], device: str) -> Any:
+    from envs.molecules.atoms import AtomTables
+    from gflownet.rewards.seh import SehProxy, load_weights
+
+    if not knobs.seh_weights:
+        raise UserError("the reward asks for seh: give the proxy's weights with --seh-weights best_params.pkl.gz (or .npz)")
+    if knobs.seh_digest and _digest_of_file(knobs.seh_weights) not in ("", knobs.seh_digest):
+        raise UserError(f"{knobs.seh_weights} holds other weights than those of the run: restore the file", exit_code=3)
+    try:
+        weights = load_weights(knobs.seh_weights)
+    except OSError as error:
+        raise UserError(f"--seh-weights {knobs.seh_weights}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"--seh-weights: {error}") from error
+    proxy = SehProxy(weights, AtomTables.of(fragments), knobs.seh_variant, device=device)
+    return lambda obs: proxy(obs) / 8
+
+
+def _digest_of_file(path: str) -> str:
+    """SHA-256, "" where there is none to read (which is said when it is asked for)."""
+    with contextlib.suppress(OSError):
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+    return ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _need_rdkit() -> None:
+    try:
+        import rdkit  # noqa: F401
+    except ImportError as error:
+        raise UserError(NEEDS, exit_code=4) from error

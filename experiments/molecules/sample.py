@@ -1,0 +1,269 @@
+"""Molecules of a trained run, batch after batch, without exploration.
+
+    attempt j = 0, 1, 2, ...    one tree of blocks by the policy of training seed j mod S (each seed in turn)
+                                random numbers from (that seed, the sampling seed, j) and nothing else
+    keep it if RDKit takes it, and with `unique` if its canonical isomeric SMILES was not met before
+    stop at n;  give up after 20 batches without anything new, or after max_attempts (100 for each one wanted)
+
+So the same numbers make the same molecules on the same machine, fewer of them are the first of more, and the size of a batch
+changes rounding only. Memory does not depend on n, but for 16 bytes a molecule with `unique`.
+
+    for row in samples("runs/qed", 1000, unique=True):
+        print(row["smiles"], row["reward"])
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.random import Rng
+from envs.rollout import rollout
+from experiments.cli.errors import UserError
+from experiments.gfn.commands import made
+from experiments.gfn.faults import faults_as_sentences
+from experiments.gfn.metrics import has_policy, policies
+from experiments.run import checkpoint as checkpoints
+from experiments.run.run import Run
+from gflownet.evaluation import exact_log_p
+from gflownet.problem import Method, Problem, numbers_of, rebuilt, tensors_of
+
+if TYPE_CHECKING:
+    from rdkit import Chem
+
+    from envs.molecules.bridge import Builder
+    from gflownet.rewards.trees import TreeReward
+
+SAMPLES = 3  # a stream of the seeds that training and evaluation never use
+HEADS, WALK = range(2)
+IDLE = 20  # batches in a row that bring nothing new
+PER_MOLECULE = 100  # attempts
+PENDING = 1 << 16  # hashes that wait to be sorted in
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """n molecules. max_attempts: None for 100·n, or 40 batches where that is more.
+
+    scores: reward and its parts, log R and blocks beside the SMILES; log_p: the exact log p of the tree, which costs most.
+    Raises UserError for numbers out of range.
+    """
+
+    n: int
+    unique: bool = False
+    seed: int = 0
+    batch: int = 512
+    scores: bool = True
+    log_p: bool = True
+    max_attempts: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("n", self.n), ("batch", self.batch), ("max-attempts", self.limit)):
+            if value < 1:
+                raise UserError(f"--{name} is {value}, expected at least 1")
+        if not 0 <= self.seed < 2**62:
+            raise UserError(f"--seed is {self.seed}, expected a number from 0 to 2^62")
+
+    @property
+    def limit(self) -> int:
+        return max(PER_MOLECULE * self.n, 2 * IDLE * self.batch) if self.max_attempts is None else self.max_attempts
+
+
+class Shortfall(UserError):
+    """Fewer molecules than were asked for; those found have been handed out."""
+
+    exit_code = 1
+
+    def __init__(self, wanted: Wanted, found: int, attempts: int, invalid: int, idle: int) -> None:
+        self.found, self.attempts = found, attempts
+        kind = "unique molecules" if wanted.unique else "valid molecules"
+        bad = f", {invalid:,} of which RDKit refuses" if invalid else ""
+        stale = idle >= IDLE * wanted.batch
+        why = f"the last {idle:,} brought nothing new" if stale else "more are not made (--max-attempts)"
+        hint = "leave out --unique, or train with a smaller --beta" if wanted.unique else "or mend the fragments"
+        super().__init__(f"found {found:,} {kind} of {wanted.n:,} in {attempts:,} attempts{bad}; {why}: ask for fewer, {hint}")
+
+
+class Sample(NamedTuple):
+    row: Row
+    mol: Chem.Mol
+
+
+def samples(
+    run: Path | str,
+    n: int,
+    *,
+    unique: bool = False,
+    seed: int = 0,
+    batch: int = 512,
+    scores: bool = True,
+    log_p: bool = True,
+    max_attempts: int | None = None,
+    checkpoint: Path | None = None,
+    device: str = "auto",
+) -> Iterator[Row]:
+    """n rows: smiles, reward (before tempering), its parts, log_reward, log_p, blocks, seed (whose policy made it).
+
+    log_p is of the tree of blocks; a molecule that other trees make as well is likelier than that.
+    Raises Shortfall after the last row where fewer are found, and UserError as `trained` and `Wanted`.
+    """
+    wanted = Wanted(n, unique, seed, batch, scores, log_p, max_attempts)
+    for some in batches(trained(Path(run), checkpoint, device), wanted):
+        yield from (sample.row for sample in some)
+
+
+def batches(source: Trained, wanted: Wanted) -> Iterator[list[Sample]]:
+    """The same, with molecules, as they are found; a list may be empty."""
+    S, limit, seen = len(source.problem.seeds), wanted.limit, Seen()
+    found = attempts = invalid = 0
+    since = 0  # attempts up to the last that brought something
+    while found < wanted.n:
+        if attempts >= limit or attempts - since >= IDLE * wanted.batch:
+            raise Shortfall(wanted, found, attempts, invalid, attempts - since)
+        size = min(wanted.batch, limit - attempts, limit if wanted.unique else wanted.n - found)
+        with faults_as_sentences(f"attempt {attempts + 1:,} and those after it"):
+            obs = source.draw(wanted.seed, attempts // S, -(-size // S))
+            mols = source.molecules(obs)
+            fresh = [
+                (i, smiles, mol) for i, (smiles, mol) in enumerate(mols) if mol and (not wanted.unique or seen.add(smiles))
+            ][: wanted.n - found]
+            some = source.scored(obs, fresh, wanted)
+        attempts += len(obs)
+        invalid += sum(mol is None for _, mol in mols)
+        found += len(some)
+        since = attempts if some else since
+        yield some
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's policies and what their molecules are worth."""
+
+    method: Method
+    state: Any
+    problem: Problem
+    reward: TreeReward
+    builder: Builder
+
+    def draw(self, seed: int, first: int, n: int) -> Tensor:
+        """Finished trees [n·S, K, 4] of attempts first·S .. (first + n)·S - 1, in this order."""
+        problem, S = self.problem, len(self.problem.seeds)
+        number = torch.arange(first, first + n, device=problem.device).repeat(S)  # the n of each seed in a row
+        key = Rng.of_seeds(problem.seeds, problem.device).fold(SAMPLES).fold(seed).key.repeat_interleave(n)
+        rng = Rng(key, dtype=problem.dtype).fold(number)
+        act = policies(self.method, self.state, problem, rng.fold(HEADS).uniform(), n)
+        last = rollout(problem.env, act, rng.fold(WALK)).last
+        assert last is not None
+        return last.view(S, n, *last.shape[1:]).transpose(0, 1).flatten(0, 1)
+
+    def molecules(self, obs: Tensor) -> list[tuple[str, Chem.Mol | None]]:
+        """Canonical isomeric SMILES and molecule of each tree; None where RDKit refuses it, or cannot read that SMILES."""
+        from rdkit import Chem, rdBase
+
+        made: list[tuple[str, Chem.Mol | None]] = []
+        with rdBase.BlockLogs():
+            for row in obs.tolist():
+                try:
+                    mol = self.builder.mol(row)
+                    smiles = Chem.MolToSmiles(mol)
+                    made.append((smiles, mol if Chem.MolFromSmiles(smiles) is not None else None))
+                except ValueError:
+                    made.append(("", None))
+        return made
+
+    @torch.no_grad()
+    def scored(self, obs: Tensor, kept: list[tuple[int, str, Chem.Mol]], wanted: Wanted) -> list[Sample]:
+        """Rows for some of the trees, named by their place in obs."""
+        if not kept:
+            return []
+        at = torch.tensor([i for i, _, _ in kept], device=obs.device)
+        S, columns = len(self.problem.seeds), dict[str, list[Any]]()
+        if wanted.scores:
+            parts = self.reward.parts(obs[at])
+            columns |= {name: x.tolist() for name, x in parts.items()}
+            columns["log_reward"] = self.reward.tempered(parts["reward"]).tolist()
+        if wanted.scores and wanted.log_p:
+            log_p = exact_log_p(self.method, self.state, self.problem, obs[at])
+            columns["log_p"] = log_p[at % S, torch.arange(len(at), device=at.device)].tolist()
+        if wanted.scores:
+            columns["blocks"] = self.problem.env.describe(obs[at])
+        columns["seed"] = [self.problem.seeds[i] for i in (at % S).tolist()]
+        values = zip(*columns.values(), strict=True)
+        return [
+            Sample({"smiles": smiles, **dict(zip(columns, row, strict=True))}, mol)
+            for (_, smiles, mol), row in zip(kept, values, strict=True)
+        ]
+
+
+def trained(run: Path, checkpoint: Path | None = None, device: str = "auto") -> Trained:
+    """The policies of a run on molecules, as its newest checkpoint has them, or another.
+
+    device  auto: where it was trained, or the CPU where this machine has no such device
+    Raises UserError for a run that is not on molecules, has no policy, or does not fit its files.
+    """
+    opened = Run.open(run)
+    config, on = opened.config, str(opened.config.get("device", "cpu"))
+    if "method" not in config or {"rounds", "queries"} <= set(config):
+        raise UserError(f"{run} is not a run of `gflownet train molecules`: give one that is")
+    if device == "auto":
+        device = on if torch.cuda.is_available() else "cpu"
+    elif device.partition(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not torch.cuda.is_available()):
+        raise UserError(f"--device is {device!r}, expected auto, cpu, or cuda where there is a GPU")
+    # the true law is of no use here, and finding it could take long
+    begun = made({**config, "metrics": "sampled", "device": device})
+    method, problem = begun.method, begun.problem
+    reward: Any = getattr(problem.env, "reward", None)
+    if not all(hasattr(reward, name) for name in ("fragments", "parts", "tempered")):
+        raise UserError(
+            f"{run} was trained on {config.get('title', config['env'])}, and only molecules can be sampled to a file"
+        )
+    named = opened.named(checkpoint) if checkpoint else checkpoints.latest(opened.checkpoints)
+    state = _restored(begun.training.state, *checkpoints.load(named))
+    if not has_policy(method, state, problem):
+        raise UserError(
+            f"{run} was trained by {config['method']}, which has no policy to sample from: give a run of an objective"
+        )
+    from envs.molecules.bridge import Builder
+
+    return Trained(method, state, problem, reward, Builder(reward.fragments))
+
+
+def _restored(blank: Any, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Any:
+    """The method's state; whatever else a checkpoint holds is of no use here."""
+    shapes = {name: (x.shape, x.dtype) for name, x in tensors.items()}
+    fits = all(shapes.get(name) == (x.shape, x.dtype) for name, x in tensors_of(blank, "state/").items())
+    if not fits or not set(numbers_of(blank, "state/")) <= set(meta):
+        raise UserError("the checkpoint does not fit this method and these fragments: was a file changed since?", exit_code=3)
+    return rebuilt(blank, tensors, meta, "state/")
+
+
+class Seen:
+    """A set of texts, as 64-bit hashes: 8 bytes each, twice that while they are sorted in.
+
+    Two texts share a hash with probability n²/2^65; the second is then taken for the first.
+    """
+
+    def __init__(self) -> None:
+        self._sorted, self._new = np.empty(0, dtype=np.uint64), set[int]()
+
+    def add(self, text: str) -> bool:
+        """Was it new?"""
+        code = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+        at = int(np.searchsorted(self._sorted, np.uint64(code)))
+        if code in self._new or (at < len(self._sorted) and int(self._sorted[at]) == code):
+            return False
+        self._new.add(code)
+        if len(self._new) >= PENDING:
+            more = np.fromiter(self._new, dtype=np.uint64, count=len(self._new))
+            self._sorted, self._new = np.concatenate([self._sorted, more]), set()
+            self._sorted.sort()
+        return True

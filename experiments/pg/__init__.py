@@ -1,0 +1,1 @@
+"""Training, evaluating and checking policy-gradient agents: settings, the loop, the commands."""

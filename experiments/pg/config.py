@@ -1,0 +1,245 @@
+"""The settings of a training run: what the command line takes, what config.json holds, and how both become a Problem."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from envs.core import Env
+from experiments.cli.errors import UserError
+from experiments.pg.build import OWN, absolute, load_object, make_env
+from experiments.recipes.pg.recipe import Recipe
+from experiments.recipes.pg.registry import recipe_for
+from pgrl.agent import Agent, Entry, register
+from pgrl.baselines import baseline_for
+from pgrl.nets import Table
+from pgrl.policy import policy_for
+from pgrl.problem import Problem
+
+
+@dataclass(frozen=True)
+class Train:
+    """Settings shared by all algorithms. Defaults are those of the environment's recipe."""
+
+    env: str = "gridworld"
+    """environment: gridworld, garnet, lqr, a Gymnasium id, or file.py:make"""
+    seeds: int = 10
+    """how many seeds train side by side"""
+    seed: int = 0
+    """the first seed; the others follow it"""
+    env_steps: int = 100_000
+    """environment steps of each seed, every episode that is sampled counted"""
+    preset: str = "recipe"
+    """knobs to begin with: recipe, theorem (the exponents of the theorem, η_0 = 1) or constant (no decay, η = 0.3)"""
+    discount: float = 0.99
+    """discount factor, counted from time 0"""
+    horizon: int | None = None
+    """steps after which an episode is cut; default: the environment's own"""
+    batch_size: int = 1
+    """episodes of a seed at each point that is sampled"""
+    hidden: tuple[int, ...] = ()
+    """widths of the policy's hidden layers; none: a table of states, or a linear map"""
+    activation: str = "tanh"
+    """tanh or softplus"""
+    baseline: str = "none"
+    """none, leave-one-out, time or value; all unbiased"""
+    causal: bool = False
+    """causal (DiCE) form of the Hessian estimate: the same mean, less variance"""
+    log_std: float = 0.0
+    """log standard deviation of Gaussian policies at the start"""
+    learn_std: bool = True
+    """learn the standard deviation"""
+    bias: bool = True
+    """biases in the policy's network"""
+    dtype: str = "float32"
+    """float32 or float64: parameters and gradients"""
+    device: str = "auto"
+    """auto, cpu or cuda; auto takes the GPU only when a measured iteration is faster there"""
+    workers: int | None = None
+    """processes that play episodes beside this one; default: one for each further CPU on MuJoCo, none elsewhere"""
+    evaluations: int = 20
+    """evaluations over the run, on episodes that are not counted as training"""
+    eval_episodes: int = 5
+    """episodes of each seed in an evaluation (none where J is known exactly)"""
+    log_rows: int = 200
+    """rows of metrics over the run"""
+    checkpoints: int = 20
+    """checkpoints over the run; the last three are kept"""
+
+
+def find_agent(algo: str) -> Entry:
+    """The register's entry for a name, or one for `file.py:agent` (a dataclass of knobs, or an instance of one)."""
+    if algo.partition(":")[0].endswith(".py"):
+        found: Any = load_object(algo)
+        if not dataclasses.is_dataclass(found) or not (hasattr(found, "init") and hasattr(found, "step")):
+            raise UserError(
+                f"{algo} is not an agent: expected a dataclass of knobs with methods init(theta) and step(state, world)"
+            )
+        preset = {} if isinstance(found, type) else {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+        make: Any = found if isinstance(found, type) else type(found)
+        return Entry(make, preset)
+    agents = register()
+    if algo not in agents:
+        close = difflib.get_close_matches(algo, agents, 3, 0.4)
+        raise UserError(
+            f"no algorithm is called {algo!r}; close: {', '.join(close) or ', '.join(agents)}. `pgrl list` shows all"
+        )
+    return agents[algo]
+
+
+def defaults(algo: str, env: str, preset: str = "recipe") -> tuple[Train, dict[str, float], Recipe]:
+    """What a bare command uses: settings and knobs of the recipe, schedules as `preset` says."""
+    recipe, entry = recipe_for(env), find_agent(algo)
+    names = {f.name for f in dataclasses.fields(Train)} & {f.name for f in dataclasses.fields(Recipe)}
+    settings = Train(env=env, preset=preset, **{name: getattr(recipe, name) for name in names})
+    knobs = {f.name for f in dataclasses.fields(entry.make)}  # type: ignore[arg-type]
+    tuned = recipe.knobs.get(algo, {})
+    step = {name: value for name, value in tuned.items() if name == "step_size"}
+    presets = {"recipe": tuned, "theorem": step, "constant": {**step, "step_power": 0.0, "eta": 0.3, "eta_power": 0.0}}
+    if preset not in presets:
+        raise UserError(f"--preset is {preset!r}, expected {', '.join(presets)}")
+    chosen = {**entry.preset, **presets[preset]}
+    return settings, {name: value for name, value in chosen.items() if name in knobs}, recipe
+
+
+def make_agent(algo: str, knobs: dict[str, Any]) -> Agent:
+    try:
+        return find_agent(algo).make(**knobs)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{algo}: {error}") from error
+
+
+def make_problem(train: Train, device: str) -> Problem:
+    """UserError for a setting outside its range."""
+    for name in ("seeds", "env_steps", "batch_size", "evaluations", "log_rows", "checkpoints", "eval_episodes"):
+        if getattr(train, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(train, name)}, expected at least 1")
+    if not 0 <= train.seed < 2**62:
+        raise UserError(f"--seed is {train.seed}, expected a number from 0 to 2^62")
+    if min((1, *train.hidden)) < 1:
+        raise UserError(f"--hidden is {train.hidden}, expected widths of at least 1")
+    if not 0 < train.discount <= 1:
+        raise UserError(f"--discount is {train.discount}, expected a number in (0, 1]")
+    if train.dtype not in ("float32", "float64"):
+        raise UserError(f"--dtype is {train.dtype!r}, expected float32 or float64")
+    if train.baseline == "leave-one-out" and train.batch_size < 2:
+        raise UserError("the leave-one-out baseline needs --batch-size 2 or more")
+    env = make_env(train.env, train.horizon, device)
+    try:
+        policy = policy_for(
+            env,
+            hidden=train.hidden,
+            activation=train.activation,
+            log_std=train.log_std,
+            learn_std=train.learn_std,
+            bias=train.bias,
+            dtype=getattr(torch, train.dtype),
+        )
+        size, states = observation_size(env)
+        baseline = baseline_for(
+            train.baseline, discount=train.discount, horizon=env.horizon, observation_size=size, n_states=states
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return Problem(
+        env,
+        policy,
+        train.discount,
+        tuple(range(train.seed, train.seed + train.seeds)),
+        env.horizon,
+        train.batch_size,
+        train.causal,
+        baseline,
+        device,
+    )
+
+
+def observation_size(env: Env) -> tuple[int, int]:
+    """(numbers in an observation, number of states where an observation is a state)."""
+    import gymnasium
+    import numpy as np
+
+    space = env.observation_space
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return 1, int(space.n)
+    return int(np.prod(space.shape or ())), 0
+
+
+def choose_device(train: Train) -> str:
+    """`auto`: the CPU, unless CUDA is there and an iteration of the policy gradient is measured to be faster on it."""
+
+    def on_tensors() -> bool:
+        return train.env.partition(":")[0] in OWN or make_env(train.env, train.horizon).backend == "torch"
+
+    if train.device != "auto":
+        if train.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"--device {train.device}: this machine has no CUDA device; use --device cpu")
+        if train.device.partition(":")[0] not in ("cpu", "cuda"):
+            raise UserError(f"--device is {train.device!r}, expected auto, cpu or cuda")
+        if train.device.startswith("cuda") and not on_tensors():
+            raise UserError(f"--device {train.device}: {train.env} runs on the CPU, episode by episode; use --device cpu")
+        return train.device
+    if not torch.cuda.is_available() or not on_tensors():
+        return "cpu"
+    return min(("cpu", "cuda"), key=lambda device: _iteration_seconds(make_problem(train, device)))
+
+
+def _iteration_seconds(problem: Problem) -> float:
+    import time
+
+    theta = problem.theta()
+    for t in range(3):
+        started = time.perf_counter()
+        world = problem.iteration(t)
+        world.gradient(theta, *world.sample(theta)).sum().item()
+    return time.perf_counter() - started
+
+
+def as_config(algo: str, train: Train, knobs: dict[str, Any], device: str) -> dict[str, Any]:
+    """What config.json holds: enough to make the same problem and agent again."""
+    slope, agent = find_agent(algo).slope, make_agent(algo, knobs)
+    knobs = {f.name: getattr(agent, f.name) for f in dataclasses.fields(type(agent))}  # type: ignore[arg-type]
+    rest = {**dataclasses.asdict(train), "env": _absolute(train.env)}
+    rest["workers"] = worker_count(train, make_env(train.env, train.horizon, device))
+    return {"algo": _absolute(algo), "knobs": knobs, **rest, "device": device, "theory_slope": slope and -slope}
+
+
+def _absolute(name: str) -> str:
+    """A name whose files are found from any folder: file.py:name, gridworld:FILE."""
+    head, _, tail = name.partition(":")
+    return f"{head}:{Path(tail).resolve()}" if head == "gridworld" and tail else absolute(name)
+
+
+def from_config(config: dict[str, Any]) -> tuple[str, Train, dict[str, Any]]:
+    """UserError (exit code 3) when a setting is missing or unknown."""
+    rest = {key: value for key, value in config.items() if key not in ("algo", "knobs", "theory_slope")}
+    try:
+        rest["hidden"] = tuple(rest["hidden"])
+        return config["algo"], Train(**rest), config["knobs"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"config.json does not fit this version: {error}", exit_code=3) from error
+
+
+def worker_count(train: Train, env: Env) -> int:
+    """How many workers a run gets."""
+    if train.workers is not None:
+        if train.workers < 0:
+            raise UserError(f"--workers is {train.workers}, expected 0 or more")
+        if train.workers and env.backend != "numpy":
+            raise UserError(f"--workers is for environments outside torch; {train.env} is a tensor program: leave it out")
+        return train.workers
+    return cpus() - 1 if type(env).__name__ == "MujocoEnv" else 0
+
+
+def cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def tabular(problem: Problem) -> bool:
+    return isinstance(problem.policy.net, Table)

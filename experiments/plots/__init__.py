@@ -1,0 +1,1 @@
+"""Figures and aggregate statistics of finished runs."""

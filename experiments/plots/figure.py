@@ -1,0 +1,119 @@
+"""How the sample-complexity figure looks. matplotlib is imported when it is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from experiments.plots.curves import Curve
+
+Array = NDArray[np.float64]
+
+X_LABELS = {
+    "env_steps": "environment steps per seed",
+    "states": "objects visited per seed",
+    "iteration": "iterations",
+    "wall": "training time [s]",
+}
+Y_LABELS = {
+    "eval/l1": "L1 distance  Σ|p^ − p|  of the last objects visited",
+    "eval/l1_mean": "mean L1 distance of the last objects visited",
+    "eval/exact_l1": "L1 distance  Σ|p_θ − p|  of the policy",
+    "eval/modes": "modes found",
+    "eval/correlation": "correlation of log p_θ(x) and log R(x)",
+    "rollout/log_reward": "mean log-reward",
+    "eval/gap": "optimality gap  J* − J(θ)  [return]",
+    "eval/return": "evaluation return per episode",
+    "rollout/return": "training return per episode",
+}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, less its yellow
+MARKERS = "osD^vPX"
+FLOOR = "as many exact samples (noise floor)"
+
+
+def draw(found: list[Curve], out: Path, metric: str, x: str, env: str, log: bool) -> None:
+    """One line and one shaded interval per curve, written to `out`; the legend stands below the axes and hides nothing."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    style: dict[Any, Any] = {"font.size": 11, "svg.hashsalt": "pgrl", "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(8, 5.2 + 0.14 * len(found)), dpi=160, layout="constrained")
+        axes = figure.add_subplot()
+        if log:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: _between_decades(value, *axes.get_ylim()))
+        else:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        for k, curve in enumerate(found):
+            colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
+            dashes = "-" if k < len(COLOURS) else "--"
+            mean, low, high = curve.interval()
+            shown = (curve.x > 0) & (mean > 0) & (low > 0) if log else np.isfinite(mean)
+            at, label = curve.x[shown], curve.algo
+            if metric == "eval/gap":
+                label += _exponents(curve)
+            if log:
+                _guide(axes, curve, at, mean[shown], colour)
+            if curve.mixed:
+                label += f"  (pooled over {', '.join(curve.mixed[:3])}{' ...' if len(curve.mixed) > 3 else ''})"
+            axes.fill_between(at, low[shown], high[shown], color=colour, alpha=0.18, linewidth=0)
+            spots = _spread(at, log, 9, k / len(found))
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 6, "markeredgecolor": "white"}
+            axes.plot(at, mean[shown], dashes, linewidth=2, label=label, zorder=4 + k, markevery=spots, **look)
+        longest = max(found, key=lambda curve: curve.x[-1])
+        if longest.floor is not None:
+            seen = (longest.x > 0) | (not log)
+            axes.plot(longest.x[seen], longest.floor[seen], ":", color="#555555", linewidth=1.6, label=FLOOR, zorder=3)
+        axes.grid(True, which="major", color="#d9d9d9", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.set_xlabel(X_LABELS[x])
+        axes.set_ylabel(Y_LABELS.get(metric, metric))
+        counts = sorted({len(c.y) for c in found})
+        seeds = f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else str(counts[0])
+        title = f"{env}, {seeds} seed{'s' if counts[-1] > 1 else ''}"
+        axes.set_title(title, loc="left", fontweight="bold", pad=24)
+        note = "interquartile mean over seeds, shaded: 95 % bootstrap interval"
+        note += "; dashed: the theory's slope" if log and any(c.theory is not None for c in found) else ""
+        axes.text(0, 1.025, note, transform=axes.transAxes, fontsize=9, color="#555555")
+        columns = 1 if any(c.mixed for c in found) or log else min(len(found), 4)
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+        figure.savefig(out, metadata={"Date": None} if out.suffix.lower() == ".svg" else None)
+
+
+def _exponents(curve: Curve) -> str:
+    theory = f",  theory {curve.theory:.2f}" if curve.theory is not None else ""
+    if (fit := curve.exponent()) is None:
+        return theory
+    return f":  fitted exponent {fit[0]:.2f} [{fit[1]:.2f}, {fit[2]:.2f}]{theory}".replace("-", "−")
+
+
+def _guide(axes: Any, curve: Curve, at: Array, mean: Array, colour: str) -> None:
+    """The theory's slope along the last decade, a fifth below the curve so that both are seen."""
+    last = at >= at[-1] / 10 if len(at) else np.zeros(0, dtype=bool)
+    if curve.theory is None or last.sum() < 2:
+        return
+    u, v = np.log(at[last]), np.log(0.8 * mean[last])
+    ends = np.array([u[0], u[-1]])
+    axes.plot(np.exp(ends), np.exp(v.mean() + curve.theory * (ends - u.mean())), "--", color=colour, linewidth=1.2, zorder=3)
+
+
+def _between_decades(value: float, low: float, high: float) -> str:
+    """Labels at 2 and 5 where the axis shows less than two decades, none otherwise."""
+    return f"{value:g}" if high < 100 * low and f"{value:e}"[0] in "25" else ""
+
+
+def _spread(at: Array, log: bool, count: int, shift: float) -> list[int]:
+    """Indices of about `count` points evenly apart on the axis, `shift` (0..1) of a gap further on."""
+    if len(at) < 2:
+        return list(range(len(at)))
+    u = np.log(at) if log else at
+    wanted = u[0] + (u[-1] - u[0]) * (np.arange(count) + shift) / count
+    return sorted({int(np.argmin(np.abs(u - w))) for w in wanted})

@@ -1,0 +1,163 @@
+"""Figures of the GFlowNet tower.
+
+figure2  the paper's Fig. 2: L1 (top) and modes found (bottom) against objects visited, one column for each R0, a line a method
+law      the learnt law of a two-dimensional grid beside the true one
+
+python -m experiments.plots.gflownet RUN... --out figure.png      draws figure2; runs are sorted by their world and method
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from tyro.conf import Positional
+
+from experiments.cli.errors import MissingPackage, guarded
+from experiments.plots.curves import FIGURES, Curve, CurvesError, gather
+from experiments.plots.figure import COLOURS, FLOOR
+from experiments.run.run import Run
+
+Array = NDArray[np.float64]
+ROWS = (("eval/l1", "L1 distance  Σ|p^ − p|"), ("eval/modes", "modes found"))
+STYLE: dict[Any, Any] = {"font.size": 10, "svg.hashsalt": "pgrl", "axes.spines.top": False, "axes.spines.right": False}
+
+
+def figure2(runs: Positional[tuple[Path, ...]], out: Path) -> Path:
+    """L1 and modes found against objects visited: a column for each environment, a line for each method.
+
+    Args:
+        runs: run folders; runs of one method on one environment are pooled
+        out: figure, .png or .svg
+    """
+    _ready(out)
+    worlds: dict[str, list[Path]] = {}
+    for run in runs:
+        worlds.setdefault(str(Run.open(run).config.get("title", "?")), []).append(run)
+    if not worlds:
+        raise CurvesError("no run given: name one or more run folders")
+    found = {title: [gather(folders, metric, "states")[1] for metric, _ in ROWS] for title, folders in worlds.items()}
+    methods = list(dict.fromkeys(curve.algo for rows in found.values() for curve in rows[0]))
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(3.6 * len(found) + 0.8, 7.0), 6.4), dpi=160, layout="constrained")
+        axes: Any = figure.subplots(2, len(found), sharex="col", sharey="row", squeeze=False)
+        for column, (title, rows) in enumerate(sorted(found.items(), key=lambda item: _order(item[0], worlds))):
+            for row, curves in enumerate(rows):
+                for curve in curves:
+                    _line(axes[row, column], curve, COLOURS[methods.index(curve.algo) % len(COLOURS)], row == 0)
+                _floor(axes[row, column], curves)
+                axes[row, column].set_xscale("log")
+                axes[row, column].grid(True, color="#d9d9d9", linewidth=0.7)
+            axes[0, column].set_title(title.replace(", ", "\n", 1), loc="left", fontsize=10, fontweight="bold")
+            axes[1, column].set_xlabel("objects visited per seed")
+        for row, (_, label) in enumerate(ROWS):
+            axes[row, 0].set_ylabel(label)
+        axes[0, 0].set_yscale("log")
+        axes[1, 0].yaxis.set_major_locator(MaxNLocator(integer=True))
+        handles = {h.get_label(): h for ax in axes.flat for h in ax.get_lines() if not h.get_label().startswith("_")}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
+        seeds = sorted({len(curve.y) for rows in found.values() for curve in rows[0]})
+        count = f"{seeds[0]}–{seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds[0] > 1)}"
+        note = f"interquartile mean over {count}, shaded: 95 % bootstrap interval; L1 of the last objects visited"
+        figure.suptitle(note, x=0.01, ha="left", fontsize=9, color="#555555")
+        figure.savefig(out)
+    return out
+
+
+def _order(title: str, worlds: dict[str, list[Path]]) -> tuple[float, str]:
+    """The largest R0 first, as in the paper."""
+    return -float(Run.open(worlds[title][0]).config.get("world", {}).get("r0", 0.0)), title
+
+
+def _line(axes: Any, curve: Curve, colour: str, positive: bool) -> None:
+    mean, low, high = curve.interval()
+    seen = (curve.x > 0) & ((mean > 0) & (low > 0) if positive else np.isfinite(mean))
+    axes.fill_between(curve.x[seen], low[seen], high[seen], color=colour, alpha=0.18, linewidth=0)
+    axes.plot(curve.x[seen], mean[seen], color=colour, linewidth=1.8, label=curve.algo)
+
+
+def _floor(axes: Any, curves: Sequence[Curve]) -> None:
+    longest = max(curves, key=lambda curve: curve.x[-1])
+    if longest.floor is not None:
+        seen = longest.x > 0
+        axes.plot(longest.x[seen], longest.floor[seen], ":", color="#555555", linewidth=1.5, label=FLOOR)
+
+
+def law(run: Path, out: Path, checkpoint: Path | None = None) -> Path:
+    """The true law of a two-dimensional grid, and beside it that of the policy, or of the last objects where there is none.
+
+    Of several seeds the first is drawn. CurvesError for other environments.
+    """
+    from experiments.gfn.commands import opened
+    from experiments.gfn.metrics import has_policy
+    from gflownet.evaluation import exact_law
+    from gflownet.metrics import l1_sum
+
+    _ready(out)
+    opened_run, (_, method, problem, truth, training, _) = opened(run, checkpoint)
+    if truth is None or training.window is None or truth.obs.shape[1:] != (2,):
+        raise CurvesError(
+            f"{run} is on {opened_run.config['title']}: the law is drawn for two-dimensional grids whose law is known"
+        )
+    policy = has_policy(method, training.state, problem)
+    learnt = exact_law(method, training.state, problem, truth) if policy else training.window.law
+    cells, distance = truth.obs[truth.objects].cpu().numpy(), float(l1_sum(learnt[0], truth.law))
+    title = f"{opened_run.config['title']}, {opened_run.config['method']}, {training.states:,} objects visited"
+    what = "learnt: exact law of the policy" if policy else f"visited: the last {training.window.held:,} objects"
+    _heat(
+        cells,
+        [truth.law.cpu().numpy(), learnt[0].cpu().numpy()],
+        ["true law  R / Z", what],
+        f"Σ|p_θ − p| = {distance:.3g}",
+        title,
+        out,
+    )
+    return out
+
+
+def _heat(cells: Any, laws: list[Array], names: list[str], distance: str, title: str, out: Path) -> None:
+    import matplotlib
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    size = cells.max(0) + 1
+    high = max(p.max() for p in laws)
+    low = max(min(p.min() for p in laws), laws[0].min() / 10)  # what was never visited takes the darkest colour
+    with matplotlib.rc_context({**STYLE, "axes.spines.top": True, "axes.spines.right": True}):
+        figure = Figure(figsize=(9.6, 5.4), dpi=160, layout="constrained")
+        axes: Any = figure.subplots(1, 2, sharex=True, sharey=True)
+        for ax, p, name in zip(axes, laws, names, strict=True):
+            grid = np.full(tuple(size), np.nan)
+            grid[cells[:, 0], cells[:, 1]] = np.clip(p, low, None)
+            image = ax.imshow(grid.T, origin="lower", cmap="viridis", norm=LogNorm(low, high))
+            ax.set_title(name, loc="left", fontsize=10)
+            ax.set_xlabel("first coordinate")
+        axes[0].set_ylabel("second coordinate")
+        bar = figure.colorbar(image, ax=list(axes))
+        bar.set_label("probability of a cell")
+        figure.suptitle(f"{title}\n{distance}", x=0.01, ha="left", fontsize=10, fontweight="bold")
+        figure.savefig(out)
+
+
+def _ready(out: Path) -> None:
+    if out.suffix.lower() not in FIGURES:
+        raise CurvesError(f"{out} should end in {' or '.join(FIGURES)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingPackage("matplotlib", "plots", "drawing figures")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CurvesError(f"could not write {out}: {error.strerror}", exit_code=1) from error
+
+
+if __name__ == "__main__":
+    guarded(lambda: print(f"figure: {tyro.cli(figure2)}"), program="gflownet")

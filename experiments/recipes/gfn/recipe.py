@@ -1,0 +1,25 @@
+"""Tuned settings of the GFlowNet tower by environment: what a bare `gflownet train ENV --objective NAME` uses, and prints.
+
+`knobs` are by objective or baseline: fields of the method, of the objective, or of the shared settings (batch_size, states);
+"objective.NAME" where an objective's knob has the name of another. `common` is for all GFlowNets. The preset "paper" holds the
+settings of the paper that introduced the environment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Knobs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings for one environment; `note` says where they come from."""
+
+    states: int
+    batch_size: int = 16
+    world: Knobs = field(default_factory=dict)
+    common: Knobs = field(default_factory=dict)
+    knobs: dict[str, Knobs] = field(default_factory=dict)
+    note: str = ""

@@ -1,0 +1,18 @@
+"""The recipe of each environment of the GFlowNet tower."""
+
+from __future__ import annotations
+
+from experiments.cli.errors import UserError
+from experiments.recipes.gfn import bits, hypergrid, molecules, sets
+from experiments.recipes.gfn.recipe import Recipe
+
+
+def recipe_for(env: str, preset: str = "recipe") -> Recipe:
+    """The recipe of an environment, or the general one. UserError for an unknown preset."""
+    general = {"recipe": Recipe(states=200_000, note="general settings: tune learning_rate first")}
+    known = {"hypergrid": hypergrid.RECIPES, "bits": bits.RECIPES, "sets": sets.RECIPES, "molecules": molecules.RECIPES}.get(
+        env, general
+    )
+    if preset not in known:
+        raise UserError(f"--preset is {preset!r}, expected {' or '.join(known)}")
+    return known[preset]

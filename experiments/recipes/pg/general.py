@@ -1,0 +1,28 @@
+"""Any environment without a recipe of its own, and the classic-control tasks of Fatkhullin et al. 2023."""
+
+from typing import Any
+
+from experiments.recipes.pg.recipe import Recipe
+
+GENERAL = Recipe(
+    discount=0.99,
+    env_steps=200_000,
+    batch_size=4,
+    hidden=(32, 32),
+    baseline="value",
+    knobs={
+        "reinforce": {"step_size": 0.01, "step_power": 0.0},
+        "n-pg": {"step_size": 0.1, "step_power": 0.5},
+        "n-mpg": {"step_size": 0.1, "step_power": 0.5, "eta": 0.3, "eta_power": 0.0},
+        "n-pg-igt": {"step_size": 0.1, "step_power": 0.5, "eta": 0.3, "eta_power": 0.0},
+        "harpg": {"step_size": 0.01, "step_power": 0.0, "eta": 0.3, "eta_power": 0.0},
+        "n-harpg": {"step_size": 0.1, "step_power": 0.5, "eta": 0.3, "eta_power": 0.0},
+        "sharp": {"step_size": 0.1, "step_power": 0.5, "eta": 0.3, "eta_power": 0.0},
+    },
+    note="general settings: tune step_size first",
+)
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "CartPole-v1": {"horizon": 200, "note": "network, horizon and discount of Fatkhullin et al. 2023"},
+    "Acrobot-v1": {"note": "network and discount of Fatkhullin et al. 2023"},
+}

@@ -1,0 +1,30 @@
+"""Tuned settings by environment: what a bare `pgrl train ALGO --env ENV` uses, and prints.
+
+A recipe holds every scientific choice that the command line would otherwise have to ask for. `knobs` are the agent's, by
+algorithm; those an algorithm does not name keep the exponents of its theorem.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Knobs = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings for one environment; `note` says where they come from."""
+
+    discount: float
+    env_steps: int
+    horizon: int | None = None
+    batch_size: int = 1
+    hidden: tuple[int, ...] = ()
+    baseline: str = "none"
+    causal: bool = False
+    log_std: float = 0.0
+    learn_std: bool = True
+    bias: bool = True
+    dtype: str = "float32"
+    knobs: dict[str, Knobs] = field(default_factory=dict)
+    note: str = ""

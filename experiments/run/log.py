@@ -1,0 +1,94 @@
+"""metrics.jsonl: one JSON line per log row, whole lines only, nothing lost while the disk is full."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.cli.errors import UserError
+
+
+class MetricsError(UserError):
+    """A metrics file is absent or damaged."""
+
+    exit_code = 3
+
+
+def read_metrics(path: Path, timing: bool = True) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, or of the one in run folder `path`; a number that was not finite is None.
+
+    timing=False leaves out `wall` and `time/...`: what remains is equal for equal runs. A half-written last line is left out;
+    any other damage raises MetricsError with the line number.
+    """
+    path = Path(path) / "metrics.jsonl" if Path(path).is_dir() else Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise MetricsError(f"{path} cannot be read ({error.strerror})") from error
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is half a line, or nothing
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise MetricsError(f"{path}, line {number} is not JSON ({error})") from error
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise MetricsError(f"{path}, line {number} is not a log row: it has no integer 'step'")
+        rows.append(row if timing else {k: v for k, v in row.items() if k != "wall" and not k.startswith("time/")})
+    return rows
+
+
+class MetricsLog:
+    """The file, open for appending after its first `length` bytes; what follows them is cut off. OSError when the disk fails.
+
+    `length` is always the end of the last whole line on the disk; rows that did not get there wait for the next `flush`.
+    """
+
+    def __init__(self, path: Path, length: int = 0) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        os.ftruncate(self._file, length)
+        os.fsync(self._file)
+        self.length, self._pending = length, b""
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Take one row; `flush` writes it."""
+        self._pending += (json.dumps(row, allow_nan=False) + "\n").encode()
+
+    def flush(self) -> None:
+        view = memoryview(self._pending)
+        try:
+            while view:
+                view = view[os.write(self._file, view) :]
+        except OSError:
+            os.ftruncate(self._file, self.length)  # no half line
+            raise
+        self.length, self._pending = self.length + len(self._pending), b""
+
+    def sync(self) -> None:
+        """`flush`, and make sure that the bytes are on the disk."""
+        self.flush()
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def finite(value: Any) -> Any:
+    """A number, or a list of numbers, as JSON has them: NaN and infinities become None; tensors and arrays become lists.
+
+    Of a histogram {"edges": [...], "counts": [[...], ...]} both.
+    """
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int):
+        return int(value)
+    raise TypeError(f"expected a number or a list of numbers, got {value!r}")

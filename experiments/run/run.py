@@ -1,0 +1,297 @@
+"""A run: one folder that says what was done, holds what came out, and can be continued bit for bit.
+
+    config.json        the complete, resolved settings       environment.json   versions, device, threads, processor, commit
+    cmd.txt            the command that made it              metrics.jsonl      one JSON line per log row
+    checkpoints/       whole or absent, see checkpoint.py    tensorboard/       a view of metrics.jsonl
+    lock               held by the one process that writes   best/              <step>.png, pictures that belong to rows
+
+A row of metrics.jsonl is {"step": environment steps per seed, "wall": training seconds, tag: number, list of S numbers, or
+histogram {"edges": [n + 1], "counts": [S][n]}}; a number that is not finite is null. `wall` and `time/...` are the only entries
+that differ between two equal runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from experiments.run import checkpoint as checkpoints
+from experiments.run.folder import RunError, dump, must_be_empty, new_folder, run_name
+from experiments.run.log import MetricsError, MetricsLog, finite, read_metrics
+from experiments.run.provenance import surroundings
+from experiments.run.tensorboard import ScalarWriter
+
+__all__ = ["MetricsError", "Run", "RunError", "read_metrics", "run_name"]
+
+Tensors = dict[str, Tensor]
+Meta = dict[str, Any]
+T = TypeVar("T")
+FAILURES = 3  # of one kind in a row stop the run
+OWN_TAGS = {"wall": "time/wall", "iteration": "time/iteration"}  # in TensorBoard, where tags are grouped by their first word
+OWN_DESCRIPTIONS = {
+    "time/wall": "Seconds of training so far, pauses between resumes not counted.",
+    "time/iteration": "Iterations of the algorithm so far.",
+}
+
+
+class Run:
+    """Made by `Run.create`, opened by `Run.open`; only a created or resumed run may be written. A context manager.
+
+    descriptions: tag -> one sentence for TensorBoard. tensorboard=False writes no event files.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], descriptions: Mapping[str, str] | None, tensorboard: bool) -> None:
+        self.folder, self.config = folder, config
+        self.metrics, self.checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
+        self._descriptions = {**OWN_DESCRIPTIONS, **(descriptions or {})}
+        self._tensorboard = tensorboard
+        self._lock: int | None = None
+        self._log: MetricsLog | None = None
+        self._writer: ScalarWriter | None = None
+        self._wall, self._started = 0.0, 0.0
+        self._failures: dict[str, int] = {}
+
+    @classmethod
+    def create(
+        cls,
+        out: Path | None,
+        default_name: str,
+        config: dict[str, Any],
+        argv: Sequence[str],
+        descriptions: Mapping[str, str] | None = None,
+        tensorboard: bool = True,
+    ) -> Run:
+        """A new run in folder `out`, or in runs/`default_name` (see `run_name`; a number is appended when taken).
+
+        config: strict JSON once tuples are lists and paths strings. Raises RunError when `out` exists and is not empty.
+        """
+        text = dump(config)
+        folder = new_folder(Path(out) if out is not None else Path("runs", default_name), numbered=out is None)
+        run = cls(folder, json.loads(text), descriptions, tensorboard)
+        run._take_lock()
+        try:
+            must_be_empty(folder)  # again, now that nobody else can fill it
+            (folder / "cmd.txt").write_text(shlex.join(argv) + "\n")
+            (folder / "environment.json").write_text(dump(surroundings(str(config.get("device", "cpu")))))
+            run.checkpoints.mkdir()
+            (folder / "config.json").write_text(text)
+            run._start(0, 0.0)
+        except OSError as error:
+            run.close()
+            raise RunError(f"could not write the run folder {folder}: {error.strerror}", exit_code=1) from error
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path: Path, descriptions: Mapping[str, str] | None = None, tensorboard: bool = True) -> Run:
+        """An existing run, to read or to `resume`. Raises RunError when `path` is not a run folder or its config is damaged."""
+        folder = Path(path)
+        if not folder.is_dir():
+            raise RunError(f"there is no run folder {folder}")
+        if not (folder / "config.json").is_file():
+            inside = sorted(p.parent for depth in (1, 2, 3) for p in folder.glob("*/" * depth + "config.json"))[:3]
+            hint = f"; did you mean {' or '.join(map(str, inside))}?" if inside else ""
+            raise RunError(f"{folder} is not a run folder, it has no config.json{hint}")
+        try:
+            config = json.loads((folder / "config.json").read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{folder / 'config.json'} is damaged ({error}); restore it to use this run", exit_code=3) from error
+        if not isinstance(config, dict):
+            raise RunError(f"{folder / 'config.json'} is damaged: it holds a {type(config).__name__}", exit_code=3)
+        return cls(folder, config, descriptions, tensorboard)
+
+    @property
+    def wall(self) -> float:
+        """Seconds of training, added up over resumes."""
+        return self._wall + (time.monotonic() - self._started if self._started else 0.0)
+
+    def log(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Append one row, flushed. step: environment steps per seed. scalars: tag -> number, list of S numbers, or histogram.
+
+        A row that a full disk does not take is kept and written with the next one. RunError after 3 failures in a row.
+        """
+        log = self._writable()
+        if clash := {"step", "wall"} & set(scalars):
+            raise ValueError(f"a row has its own {sorted(clash)}")
+        row = {"step": int(step), "wall": round(self.wall, 3), **{tag: finite(value) for tag, value in scalars.items()}}
+        log.append(row)
+        self._attempt("metrics.jsonl", log.flush)
+        self._show(row, None)
+
+    def picture(self, step: int, png: bytes | None) -> None:
+        """Keep best/<step>.png, whole or not at all; it is shown with the row of that step. None: there is none."""
+        path = self.folder / "best" / f"{step:012d}.png"
+
+        def write() -> None:
+            path.parent.mkdir(exist_ok=True)
+            (part := path.with_name(f".{path.name}.part")).write_bytes(png or b"")
+            os.replace(part, path)
+
+        if png:
+            self._attempt("a picture", write)
+
+    def checkpoint(self, iteration: int, tensors: dict[str, Tensor], meta: dict[str, Any], keep: int = 3) -> Path | None:
+        """Write checkpoints/<iteration> and drop all but the last `keep`. Its folder, or None when the disk failed.
+
+        meta gains `iteration`, `wall`, and `metrics_bytes`, the length of metrics.jsonl that belongs to this moment.
+        RunError after 3 failures in a row; earlier checkpoints stay whole.
+        """
+        log, folder = self._writable(), checkpoints.folder_of(self.checkpoints, iteration)
+
+        def write() -> None:
+            log.sync()  # a checkpoint must not promise rows that are not on the disk
+            own = {"iteration": iteration, "wall": self.wall, "metrics_bytes": log.length}
+            checkpoints.save(folder, tensors, {**meta, **own}, keep)
+
+        written = self._attempt("a checkpoint", write)
+        if self._writer:
+            self._try_writer(self._writer.flush)
+        return folder if written else None
+
+    @property
+    def empty(self) -> bool:
+        """No row was logged yet."""
+        return self._writable().length == 0
+
+    def resume(self, restore: Callable[[Tensors, Meta], T], checkpoint: Path | None = None) -> T:
+        """What `restore` makes of the newest checkpoint, or of the one named, the run being put back to that moment.
+
+        restore  (tensors, meta) -> anything; when it raises, nothing has been changed
+
+        metrics.jsonl is cut to that length and TensorBoard rebuilt from it, so that no row is missing or comes twice. Later
+        checkpoints are set aside as checkpoints/discarded-*. Raises DamagedCheckpoint, CheckpointError, or RunError.
+        """
+        if self._log:
+            raise RuntimeError(f"{self.folder} is already being written")
+        self._take_lock()
+        try:
+            folder = self.named(checkpoint) if checkpoint else checkpoints.latest(self.checkpoints)
+            tensors, meta = checkpoints.load(folder)
+            restored = restore(tensors, meta)
+            length, iteration, wall = (meta.get(key) for key in ("metrics_bytes", "iteration", "wall"))
+            if type(length) is not int or type(iteration) is not int or not isinstance(wall, int | float):
+                raise RunError(f"{folder} is not a checkpoint of a run: meta.json lacks the length of the metrics", exit_code=3)
+            size = self.metrics.stat().st_size if self.metrics.exists() else 0
+            if not 0 <= length <= size:
+                raise RunError(f"{self.metrics} has {size} bytes, {folder} needs {length}: restore the file", exit_code=3)
+            for later in checkpoints.saved(self.checkpoints):  # before the cut: each names a length that must be there
+                if int(later.name) > iteration:
+                    shutil.rmtree(aside := self.checkpoints / f"discarded-{later.name}", ignore_errors=True)
+                    later.rename(aside)
+            now = dump(surroundings(str(self.config.get("device", "cpu"))))
+            (self.folder / f"environment.{iteration:09d}.json").write_text(now)
+            self._start(length, float(wall))
+        except OSError as error:
+            self.close()
+            raise RunError(f"could not resume {self.folder}: {error.strerror or error}", exit_code=1) from error
+        except BaseException:
+            self.close()
+            raise
+        return restored
+
+    def close(self) -> None:
+        """Write what is pending, close the files, give the lock back. Safe to call twice."""
+        log, writer, lock = self._log, self._writer, self._lock
+        self._log = self._writer = self._lock = None
+        try:
+            if log:
+                self._attempt("metrics.jsonl", log.flush)
+            if writer:
+                self._attempt("tensorboard", writer.close)
+        finally:
+            if log:
+                log.close()
+            if lock is not None:
+                os.close(lock)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _writable(self) -> MetricsLog:
+        if self._log is None:
+            raise RuntimeError(f"{self.folder} is open for reading; only a created or resumed run is written")
+        return self._log
+
+    def named(self, checkpoint: Path) -> Path:
+        """One of this run's checkpoints, given by its path or its bare name."""
+        inside = self.checkpoints / Path(checkpoint).name
+        if Path(checkpoint).exists() and Path(checkpoint).resolve() != inside.resolve():
+            raise RunError(f"{checkpoint} is not a checkpoint of the run {self.folder}")
+        return inside
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        except BlockingIOError as error:
+            holder = (self.folder / "lock").read_text().strip()
+            self.close()
+            raise RunError(f"{self.folder} is being written by process {holder}: wait for it or stop it") from error
+        except OSError as error:
+            self.close()
+            raise RunError(f"could not lock {self.folder}: {error.strerror}", exit_code=1) from error
+
+    def _start(self, length: int, wall: float) -> None:
+        """Open metrics.jsonl at `length` bytes, and event files made anew from it."""
+        self._log = MetricsLog(self.metrics, length)
+        self._wall, self._started = wall, time.monotonic()
+        if not self._tensorboard:
+            return
+        rows = read_metrics(self.metrics)
+        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+        self._writer = ScalarWriter(self.folder / "tensorboard", self._descriptions)
+        zero = time.time() - wall
+        for row in rows:
+            self._show(row, zero + row["wall"])
+
+    def _show(self, row: Mapping[str, Any], wall_time: float | None) -> None:
+        if not (writer := self._writer):
+            return
+        values = {OWN_TAGS.get(tag, tag): value for tag, value in row.items() if tag != "step"}
+        picture = self.folder / "best" / f"{row['step']:012d}.png"
+        if picture.is_file():
+            values["best/molecules"] = picture
+        self._try_writer(lambda: writer.add(row["step"], values, wall_time))
+
+    def _try_writer(self, write: Callable[[], None]) -> None:
+        if not self._attempt("tensorboard", write) and (writer := self._writer):
+            self._writer = None  # half a record may stand at the end of a file: no more until it is rebuilt
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    def _attempt(self, what: str, write: Callable[[], None]) -> bool:
+        """Did it succeed? Warns at the first failure, raises RunError at the third in a row."""
+        try:
+            write()
+        except (OSError, checkpoints.CheckpointError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            self._failures[what] = count = self._failures.get(what, 0) + 1
+            if count == 1:
+                end = "training goes on" if what != "tensorboard" else "it will be rebuilt from metrics.jsonl on resume"
+                print(f"WARNING: could not write {what} of {self.folder}: {reason}; {end}", file=sys.stderr, flush=True)
+            if count >= FAILURES:
+                whole = checkpoints.saved(self.checkpoints)
+                good = f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"
+                raise RunError(f"could not write {what} {count} times in a row ({reason}); {good}", exit_code=1) from error
+            return False
+        self._failures[what] = 0
+        return True

@@ -1,0 +1,221 @@
+"""Active learning in rounds on the hypergrid (Bengio et al., NeurIPS 2021, section 4.3): few rewards may be asked for.
+
+    D_0 = random cells with their rewards
+    for i = 1 .. N
+        fit the proxy to D_i-1;  A(x) = max(mean(x) + κ std(x), floor)^β at every cell
+        train a generator from scratch, its reward being A
+        draw cells from its law, none of them in D_i-1 and none twice;  ask for their rewards;  D_i = D_i-1 and these
+    top-k return of round i = mean(top-k of D_i) - mean(top-k of D_i-1)     (k = 10; 512 random cells, 16 new in the paper)
+
+All cells are enumerated, so the law p of a policy is exact, and drawing one cell after the other without replacement is taking
+the largest log p(x) + Gumbel noise (Yellott 1977). A method without a policy has the law of what it visited in the second half
+of its iterations.
+
+Differs from the paper: β (1 there); the floor is above 0, because GFlowNets take its log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from envs.dag.enumeration import Enumeration
+from envs.dag.hypergrid import HyperGrid
+from envs.random import Rng
+from gflownet.evaluation import exact_law
+from gflownet.metrics import empirical, l1_sum
+from gflownet.problem import Method, Metrics, Problem
+
+START, GENERATE, DRAW = range(3)  # streams of a seed
+UNLIKELY = 1e-9
+
+
+class Proxy(Protocol):
+    """posterior(features x [m, d], rewards y [m], features at [K, d]) -> (mean [K], standard deviation [K]), float64."""
+
+    def posterior(self, x: Tensor, y: Tensor, at: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The rewards [K] themselves in place of a proxy: what is lost without them is the proxy's fault."""
+
+    reward: Tensor
+
+    def posterior(self, x: Tensor, y: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        return self.reward, torch.zeros_like(self.reward)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers, beside the world and the generator."""
+
+    seeds: int = 3
+    """how many seeds, one after the other"""
+    seed: int = 0
+    """the first seed; all methods begin with the same cells"""
+    rounds: int = 10
+    """of fitting a proxy, training a generator on it and asking for rewards"""
+    initial: int = 512
+    """random cells whose reward is known at the start"""
+    queries: int = 16
+    """new cells whose reward is asked for in a round"""
+    states: int = 16_000
+    """objects that the generator visits in a round, judged by the proxy"""
+    batch_size: int = 16
+    """objects that it builds in an iteration"""
+    proxy: Literal["gp", "oracle"] = "gp"
+    """gp: a Gaussian process, needs scikit-learn; oracle: the true reward, which shows what the proxy costs"""
+    kappa: float = 0.0
+    """weight of the proxy's standard deviation: how much it is worth to be unknown"""
+    beta: float = 1.0
+    """power of what the proxy says that is the generator's reward; the larger, the more it keeps to the best"""
+    floor: float = 1e-3
+    """what the proxy says is raised to at least this"""
+    top_k: int = 10
+    """k, best cells of which the mean and the distances are reported"""
+
+    def refuse(self) -> None:
+        """Raises ValueError for a setting outside its range."""
+        for name, least in (("seeds", 1), ("rounds", 1), ("queries", 1), ("states", 1), ("batch_size", 1), ("top_k", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least {least}")
+        if not 0 <= self.seed < 2**62:
+            raise ValueError(f"--seed is {self.seed}, expected a number from 0 to 2^62")
+        if self.initial < self.top_k:
+            raise ValueError(f"--initial is {self.initial}, expected at least --top-k, {self.top_k}")
+        if self.proxy not in ("gp", "oracle"):
+            raise ValueError(f"--proxy is {self.proxy!r}, expected gp or oracle")
+        if not 0 <= self.kappa < float("inf") or not 0 < self.beta < float("inf") or not 0 < self.floor < float("inf"):
+            raise ValueError(
+                f"--kappa is {self.kappa}, --beta {self.beta}, --floor {self.floor}: expected kappa >= 0, beta > 0, floor > 0"
+            )
+
+    def rng(self, seed: int, stream: int, i: int = 0) -> Rng:
+        rng = Rng.of_seeds((seed,))
+        rng.dtype = torch.float64  # a Gumbel of a float32 is never above 16
+        return rng.fold(stream).fold(i)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A grid and all its objects, the K cells that can be kept, by their positions in `dag.objects`."""
+
+    env: HyperGrid
+    dag: Enumeration
+
+    @cached_property
+    def cells(self) -> Tensor:
+        """[K, n]"""
+        return self.dag.obs[self.dag.objects]
+
+    @cached_property
+    def features(self) -> Tensor:
+        """Coordinates from 0 to 1, [K, n] float64."""
+        return self.cells.double() / (self.env.height - 1)
+
+    @cached_property
+    def reward(self) -> Tensor:
+        """R, [K] float64; a round sees those of its data only."""
+        return self.dag.log_reward.exp()
+
+    def worth(self, reward: Tensor) -> HyperGrid:
+        """The same grid with other rewards [K]."""
+        env, table = self.env, torch.ones(self.env.n_states, dtype=torch.float64)
+        table[env.index(self.cells)] = reward
+        return HyperGrid(env.ndim, env.height, reward=lambda cells: table[env.index(cells)], convention=env.convention)
+
+
+class Round(NamedTuple):
+    """What a round did. known [m + queries]: the data, in the order in which it was asked for.
+
+    asked      mean true reward of the new cells
+    error      root mean square error of the proxy's mean at the cells that were not known
+    l1         Σ|p - A/ΣA| of the generator's law p: 0 where it has learnt what the proxy says
+    unlikely   new cells to which that law gives a probability below 1e-9: more cannot be drawn from it
+    metrics    of the generator's last iteration
+    """
+
+    known: Tensor
+    asked: float
+    error: float
+    l1: float
+    unlikely: int
+    metrics: Metrics
+
+
+def begin(pool: Pool, settings: Settings, seed: int) -> Tensor:
+    """D_0: the positions of random objects, all different, [initial]."""
+    return settings.rng(seed, START).uniform(len(pool.cells))[0].argsort(stable=True)[: settings.initial]
+
+
+def one_round(
+    pool: Pool,
+    proxy: Proxy,
+    method: Method,
+    settings: Settings,
+    seed: int,
+    i: int,
+    known: Tensor,
+    tick: Callable[[int], None] = lambda visited: None,
+) -> Round:
+    """Round i of one seed, from the objects known [m]. `tick(objects visited)` is called after every iteration."""
+    mean, std = proxy.posterior(pool.features[known], pool.reward[known], pool.features)
+    acquisition = (mean + settings.kappa * std).clamp_min(settings.floor) ** settings.beta
+    law, metrics = generator(pool, acquisition, method, settings, int(settings.rng(seed, GENERATE, i).key), tick)
+    new = draw(law, known, settings.queries, settings.rng(seed, DRAW, i))
+    hidden = torch.ones_like(law, dtype=torch.bool)
+    hidden[known] = False
+    error = (mean - pool.reward)[hidden].square().mean().sqrt()
+    distance = l1_sum(law, acquisition / acquisition.sum())
+    unlikely = int((law[new] < UNLIKELY).sum())
+    return Round(torch.cat([known, new]), float(pool.reward[new].mean()), float(error), float(distance), unlikely, metrics)
+
+
+def generator(
+    pool: Pool, reward: Tensor, method: Method, settings: Settings, seed: int, tick: Callable[[int], None]
+) -> tuple[Tensor, Metrics]:
+    """(law [K] of a generator trained on these rewards [K], metrics of its last iteration)."""
+    built = settings.batch_size * (1 + int(getattr(method, "search_rounds", 0)))
+    iterations = -(-settings.states // built)
+    problem = Problem(pool.worth(reward), (seed,), settings.batch_size, iterations)
+    state, visited = method.init(problem), []
+    metrics: Metrics = {}
+    for t in range(iterations):
+        state, outcome = method.step(state, problem, t)
+        metrics = outcome.metrics
+        if t >= iterations // 2:
+            visited.append(outcome.objects[0])
+        tick((t + 1) * built)
+    if method.log_pf(state, problem, pool.dag.obs[:1], pool.dag.action_mask[:1]) is not None:
+        return exact_law(method, state, problem, pool.dag)[0], metrics
+    return empirical(pool.dag.object_of(torch.cat(visited)).bincount(minlength=len(pool.cells))), metrics
+
+
+def draw(law: Tensor, known: Tensor, n: int, rng: Rng) -> Tensor:
+    """n objects by the law [K], none of them known and none twice, in the order drawn; when it has no more, any others."""
+    gumbel = -(-rng.uniform(len(law))[0].log()).log()
+    score = law.clamp_min(1e-300).log() + gumbel
+    score[known] = -torch.inf
+    return score.argsort(descending=True, stable=True)[:n]
+
+
+class Measures(NamedTuple):
+    """Of what is known. top: mean reward of the k best; modes: regions met; distance: mean Euclidean distance of the k best,
+    coordinates from 0 to 1. Of equal rewards the one known first is the better."""
+
+    top: float
+    modes: int
+    distance: float
+
+
+def measures(pool: Pool, known: Tensor, k: int) -> Measures:
+    best = known[pool.reward[known].argsort(descending=True, stable=True)[:k]]
+    met = pool.env.modes(pool.cells[known])
+    distance = torch.nn.functional.pdist(pool.features[best]).mean()
+    return Measures(float(pool.reward[best].mean()), len(set(met[met >= 0].tolist())), float(distance))

@@ -1,0 +1,1 @@
+"""From trajectories to the flows that objectives are functions of."""

@@ -1,0 +1,1 @@
+"""Molecules: fingerprints, metrics, the buffer of the best."""

@@ -1,0 +1,1 @@
+"""Where trajectories come from: the policy, replay, local search."""

@@ -1,0 +1,194 @@
+"""The forward policy as an `Act` of `envs.rollout`, with exploration.
+
+    p = softmax(logits / temperature) over legal moves;  p <- (1 - ε) p + ε uniform;  a = how many of cumsum(p) u exceeds
+
+On the CPU the products are numpy's. Where states have numbers and the batch is large, the net is evaluated once for each state
+that the batch visits; later visits look the distribution up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.core import Array, DagEnv, Diverged
+from envs.random import Rng
+from envs.rollout import Act
+from gflownet.model import Model
+from gflownet.networks import MLP
+from gflownet.sampling.tape import Tape
+from gflownet.trees.actions import Points
+from gflownet.trees.outputs import ask, by_points
+
+MEMO_ROWS = 64  # episodes of a seed from which on remembering states pays
+MEMO_STATES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """epsilon: probability of a uniform legal move (a tensor is not looked at); temperature: logits are divided by it."""
+
+    epsilon: float | Tensor = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.epsilon, Tensor) or 0 <= self.epsilon <= 1) or not 0 < self.temperature < float("inf"):
+            raise ValueError(
+                f"epsilon is {self.epsilon}, temperature {self.temperature}: expected 0 <= epsilon <= 1 and temperature > 0"
+            )
+
+
+def sampler(
+    env: DagEnv, model: Model, theta: Tensor, n: int, explore: Exploration | None = None, head: Tensor | None = None
+) -> Sampler | NumpySampler:
+    """An Act for S·n episodes, the n of each seed in a row. theta [S, D]; head [S·n]: the policy head of each episode.
+
+    `tape` of it is what the net did, to learn from; None where that is not kept.
+    """
+    explore = explore or Exploration()
+    if env.backend == "numpy" and isinstance(model.net, MLP):
+        return NumpySampler(env, model, theta, n, explore, head)
+    return Sampler(env, model, theta, n, explore, head)
+
+
+def cumulative(logits: Tensor, legal: Tensor, explore: Exploration) -> Tensor:
+    """[..., A] cumsum(p) of the policy that explores."""
+    p = torch.softmax(torch.where(legal, logits / explore.temperature, -torch.inf), -1)
+    if isinstance(explore.epsilon, Tensor) or explore.epsilon > 0:
+        uniform = legal / legal.sum(-1, keepdim=True)
+        p = (1 - explore.epsilon) * p + explore.epsilon * uniform
+    return p.cumsum(-1)
+
+
+class Sampler(Act):
+    """In torch, on any device, without reading a number back."""
+
+    tape = None
+
+    def __init__(self, env: DagEnv, model: Model, theta: Tensor, n: int, explore: Exploration, head: Tensor | None) -> None:
+        self.env, self.model, self.theta, self.n, self.explore, self.head = env, model, theta.detach(), n, explore, head
+        self._numpy = env.backend == "numpy"
+        self._going: Tensor | None = None
+
+    def watch(self, ended: Array) -> None:
+        """On the CPU, one seed alone, episodes that have ended need no net."""
+        alone = len(self.theta) == 1 and self.theta.device.type == "cpu" and self.head is None
+        self._going = (~torch.as_tensor(ended)).nonzero()[:, 0] if alone and bool(ended.any()) else None
+
+    def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
+        if self._going is None:
+            return self._chosen(obs, action_mask, rng.uniform(1))
+        going = self._going.numpy() if self._numpy else self._going
+        assert action_mask is not None
+        action = torch.zeros(len(obs), dtype=torch.int64)
+        action[self._going] = torch.as_tensor(self._chosen(obs[going], action_mask[going], rng.uniform(1)[going]))
+        return action.numpy() if self._numpy else action
+
+    def _chosen(self, obs: Array, action_mask: Array | None, uniform: Array) -> Array:
+        if by_points(self.model, len(self.theta)) and self.head is None:
+            legal = torch.as_tensor(action_mask)
+            with torch.no_grad():
+                moves = ask(self.model, self.theta[:, :-1], torch.as_tensor(obs)[None], legal).moves(0)
+            assert isinstance(moves, Points)
+            return moves.draw(torch.as_tensor(uniform)[:, 0], self.explore.epsilon, self.explore.temperature)
+        u, seen, legal = (torch.as_tensor(x, device=self.theta.device) for x in (uniform, obs, action_mask))
+        S, A = len(self.theta), self.model.actions
+        out = self.model.outputs(self.theta, seen.view(S, -1, *seen.shape[1:])).flatten(0, 1)
+        if self.head is None:
+            logits = out[:, :A]
+        else:
+            columns = self.head[:, None] * A + torch.arange(A, device=out.device)
+            logits = out.gather(1, columns)
+        cdf = cumulative(logits, legal, self.explore)
+        if cdf.device.type == "cpu" and not bool(cdf[:, -1].isfinite().all()):
+            raise Diverged("the policy's numbers are not finite: try a smaller learning rate")
+        action = (cdf < u * cdf[:, -1:]).sum(-1)  # strictly: a move of probability zero is never drawn
+        return action.numpy() if self._numpy else action
+
+
+class NumpySampler(Act):
+    """The same in numpy, with memory. u·total > cumsum counts the moves passed over."""
+
+    def __init__(self, env: DagEnv, model: Model, theta: Tensor, n: int, explore: Exploration, head: Tensor | None) -> None:
+        assert isinstance(model.net, MLP)
+        together = model.net.actor(theta[:, : model.net.size])
+        self._alone = len(theta) == 1
+        self._forward = together[0] if self._alone else together
+        self._shape, self._explore, self._actions = (len(theta), n), explore, model.actions
+        self._columns = None if head is None else head.numpy()[:, None] * model.actions + np.arange(model.actions)
+        states = getattr(env, "n_states", MEMO_STATES + 1)
+        remember = n >= MEMO_ROWS and len(theta) * states <= MEMO_STATES and hasattr(env, "index") and head is None
+        self._going: Any = None
+        self.tape = Tape(model.net, theta, n * env.horizon) if self._alone else None
+        nets = [together[seed] for seed in range(len(theta))]
+        self._memo = _Memo(env, nets, n, states, model.actions, self.tape) if remember else None
+
+    def watch(self, ended: Array) -> None:
+        """Episodes that have ended need no net; a tape holds a row for each step taken, and no other."""
+        self._going = (~ended).nonzero()[0] if (self._alone or self._memo) and ended.any() else None
+
+    def __call__(self, obs: Array, action_mask: Array, rng: Rng) -> Array:
+        u, going = rng.uniform(1), self._going
+        if going is None:
+            return self._chosen(obs, action_mask, u, slice(None))
+        action = np.zeros(len(obs), dtype=np.int64)
+        action[going] = self._chosen(obs[going], action_mask[going], u[going], going)
+        return action
+
+    def _chosen(self, obs: Any, legal: Any, u: Any, rows: Any) -> Any:
+        if self._memo is not None:
+            cdf = self._memo.lookup(obs, legal, rows, self._cdf)
+        elif self._alone:
+            cdf = self._cdf(self._forward(obs, self.tape), legal, rows)
+        else:
+            out = self._forward(obs.reshape(self._shape + obs.shape[1:]))
+            cdf = self._cdf(out.reshape(-1, out.shape[-1]), legal, rows)
+        return np.add.reduce(cdf < u * cdf[:, -1:], 1)
+
+    def _cdf(self, out: Any, legal: Any, rows: Any) -> Any:
+        logits = out[:, : self._actions] if self._columns is None else np.take_along_axis(out, self._columns[rows], 1)
+        p = np.where(legal, logits, -np.inf)
+        p -= np.maximum.reduce(p, 1, keepdims=True)
+        if self._explore.temperature != 1:
+            p /= self._explore.temperature
+        np.exp(p, out=p)
+        if (epsilon := self._explore.epsilon) > 0:
+            p *= (1 - epsilon) / p.sum(1, keepdims=True)
+            p += legal * (epsilon / legal.sum(1, keepdims=True)).astype(p.dtype)
+        cdf = np.add.accumulate(p, 1, out=p)
+        if not np.isfinite(cdf[:, -1]).all():
+            raise Diverged("the policy's numbers are not finite: try a smaller learning rate")
+        return cdf
+
+
+class _Memo:
+    """The distribution at each state seen since it was made, for S seeds."""
+
+    def __init__(self, env: Any, nets: list[Any], n: int, states: int, actions: int, tape: Tape | None) -> None:
+        self._index, self._nets, self._states = env.index, nets, states
+        self._known = np.zeros(len(nets) * states, dtype=bool)
+        self._cdf = np.empty((len(nets) * states, actions), dtype=np.float32)
+        self._offset = np.repeat(np.arange(len(nets)), n) * states
+        self._tape = tape
+        if tape is not None:
+            tape.slot = np.empty(states, dtype=np.int64)
+
+    def lookup(self, obs: Any, legal: Any, rows: Any, cdf: Callable[[Any, Any, Any], Any]) -> Any:
+        """[B, A] at observations [B, *obs] of these rows of the batch."""
+        key = self._index(torch.from_numpy(obs)).numpy() + self._offset[rows]
+        fresh = (~self._known[key]).nonzero()[0]
+        if len(fresh):
+            where, first = np.unique(key[fresh], return_index=True)  # sorted, so seed by seed
+            some, cuts = fresh[first], np.searchsorted(where, np.arange(len(self._nets) + 1) * self._states)
+            for net, lo, hi in zip(self._nets, cuts, cuts[1:], strict=False):
+                if lo < hi:
+                    if self._tape is not None:
+                        self._tape.slot[where] = np.arange(self._tape.rows, self._tape.rows + len(where))
+                    self._cdf[where[lo:hi]] = cdf(net(obs[some[lo:hi]], self._tape), legal[some[lo:hi]], None)
+            self._known[where] = True
+        return self._cdf[key]

@@ -1,0 +1,1 @@
+"""Static shapes for the GPU: tables of states and capture in a CUDA graph."""

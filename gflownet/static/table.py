@@ -1,0 +1,136 @@
+"""Batches in static shapes: every state of a small environment, or every step of every trajectory, whether met or not.
+
+    distinct states  as many rows as a batch happens to visit: somebody has to read that number before the work can go on
+    a table          all N states with all E edges between them, worked out once; a batch is row numbers and counts of visits
+    dense rows       T·n rows, one for each place in the trajectories, where states have no numbers or are too many
+
+With static shapes a GPU is never waited for, and an iteration can be captured as one CUDA graph. On the CPU, distinct states
+are the faster way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs.core import Array, DagEnv, Trajectories
+from envs.dag.enumeration import enumerate_dag
+from envs.random import Rng
+from envs.rollout import Act
+from gflownet.model import Model
+from gflownet.sampling.sampler import Exploration, cumulative
+
+LIMIT = 1 << 17  # states that a table holds
+FEW = 1 << 13  # states that a net sees all of, even where a batch has fewer places
+
+
+@dataclass(frozen=True)
+class Table:
+    """N unfinished states by their numbers, N finished ones beyond them. Numbers that no state has show the source.
+
+    obs     [N, *obs]       legal   [N, A] bool, all True where no state goes on
+    child   [E] below 2N    parent, action  [E]
+    counts  [2N, A]         how many edges each action has into a state
+    log_reward  [N] float64, of finished states (0 where there is none)
+    """
+
+    obs: Tensor
+    legal: Tensor
+    child: Tensor
+    parent: Tensor
+    action: Tensor
+    counts: Tensor
+    log_reward: Tensor
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+    def to(self, device: str) -> Table:
+        return Table(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def table_of(env: DagEnv) -> Table | None:
+    """None where states have no numbers, or more than LIMIT."""
+    space: Any = env
+    N, A = getattr(env, "n_states", None), int(space.action_space.n)
+    if N is None or N > LIMIT or not hasattr(env, "index"):
+        return None
+    dag = enumerate_dag(env, 2 * LIMIT)
+    number, going = space.index(dag.obs), ~dag.terminated
+    obs = dag.obs[:1].repeat(N, *(1,) * (dag.obs.dim() - 1))
+    obs[number] = dag.obs
+    legal = torch.ones(N, A, dtype=torch.bool, device=obs.device)
+    legal[number[going]] = dag.action_mask[going]
+    child = (number + N * dag.terminated)[dag.child]
+    counts = torch.bincount(child * A + dag.action, minlength=2 * N * A).view(2 * N, A)
+    worth = torch.zeros(N, dtype=torch.float64, device=obs.device)
+    worth[number[dag.objects]] = dag.log_reward
+    return Table(obs, legal, child, number[dag.parent], dag.action, counts, worth)
+
+
+@dataclass(frozen=True)
+class Static:
+    """That shapes are static, and the table where there is one."""
+
+    env: Any
+    table: Table | None = None
+
+    def looks_up(self, places: int) -> bool:
+        """Is the net to see all states, rather than those of so many places in trajectories of one seed?"""
+        return self.table is not None and len(self.table) <= max(places, FEW)
+
+    def states(self, tau: Trajectories, seeds: int, ends: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """(obs [S, M, *obs], legal [S, M, A], row [T + 1, B] of s_t among the S·M); ends: finished states are among them."""
+        assert tau.action_mask is not None
+        assert tau.last is not None
+        (T, B), n = tau.mask.shape, tau.mask.shape[1] // seeds
+        seed = torch.arange(B, device=tau.mask.device) // n
+        every = torch.cat([tau.obs, tau.last[None]])
+        if self.looks_up(T * n):
+            assert self.table is not None
+            row = self.env.index(every.flatten(0, 1)).view(T + 1, B) + seed * len(self.table)
+            return *(x.expand(seeds, *x.shape) for x in (self.table.obs, self.table.legal)), row
+        legal = tau.action_mask | ~tau.mask[..., None]
+        if ends:
+            legal = torch.cat([legal, torch.ones_like(legal[:1])])
+        obs, legal = (
+            x.reshape(len(x), seeds, n, *x.shape[2:]).transpose(0, 1).flatten(1, 2) for x in (every[: len(legal)], legal)
+        )  # [T, S·n, ...] -> [S, T·n, ...]
+        times = torch.arange(T + 1, device=seed.device)[:, None] % (T + ends)  # rows of ends that are not there are not read
+        return obs, legal, seed * obs.shape[1] + times * n + torch.arange(B, device=seed.device) % n
+
+    def log_reward(self, obs: Tensor) -> Tensor:
+        """[M] of finished objects; looked up where there is a table, so that a reward function may do what it likes."""
+        worth: Tensor = self.env.log_reward(obs) if self.table is None else self.table.log_reward[self.env.index(obs)]
+        return worth
+
+    def number(self, obs: Tensor, ended: Tensor) -> Tensor:
+        """[M] below 2N, as `Table.child`."""
+        assert self.table is not None
+        number: Tensor = self.env.index(obs) + len(self.table) * ended
+        return number
+
+
+class TableSampler(Act):
+    """An Act that looks up what the policy does: the net sees every state once, however many episodes are played."""
+
+    tape = None
+
+    def __init__(self, static: Static, model: Model, theta: Tensor, n: int, explore: Exploration, head: Tensor | None) -> None:
+        assert static.table is not None
+        table, A = static.table, model.actions
+        with torch.no_grad():
+            out = model.outputs(theta, table.obs.expand(len(theta), *table.obs.shape))[..., : model.heads * A]
+            logits = out.reshape(*out.shape[:2], model.heads, A)
+            self._cdf = cumulative(logits, table.legal[:, None], explore).flatten(0, 2)
+        self._index, self._heads, self._head = static.env.index, model.heads, 0 if head is None else head
+        self._numpy = static.env.backend == "numpy"
+        self._offset = torch.arange(len(theta) * n, device=theta.device) // n * len(table)
+
+    def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
+        cdf = self._cdf[(self._index(torch.as_tensor(obs)) + self._offset) * self._heads + self._head]
+        action = (cdf < torch.as_tensor(rng.uniform(1)) * cdf[:, -1:]).sum(-1)
+        return action.numpy() if self._numpy else action

@@ -1,0 +1,1 @@
+"""The network over block trees and how a policy evaluates actions."""
