@@ -19,20 +19,20 @@ from envs.dag.backward import edges_in, legal_at, walk_back
 from envs.dag.enumeration import Enumeration
 from envs.random import Rng
 from gflownet.flows.states import distinct, key_of
-from gflownet.problem import Method, Problem
+from gflownet.problem import DagProblem, Method
 
 ROWS = 1 << 17  # states of all seeds together that a net sees at once
 OBJECTS = 512  # whose ancestors are listed at once
 
 
 @torch.no_grad()
-def exact_law(method: Method, state: Any, problem: Problem, dag: Enumeration) -> Tensor:
+def exact_law(method: Method, state: Any, problem: DagProblem, dag: Enumeration) -> Tensor:
     """[S, K] float64. Raises ValueError for a method without a policy."""
     return dag.law_of(_log_pf(method, state, problem, dag.obs, dag.action_mask)).mean(0)
 
 
 @torch.no_grad()
-def exact_log_p(method: Method, state: Any, problem: Problem, obs: Tensor) -> Tensor:
+def exact_log_p(method: Method, state: Any, problem: DagProblem, obs: Tensor) -> Tensor:
     """[S, M] float64, log p(x) of objects [M, *obs] by dynamic programming over all ways to them.
 
     For environments whose objects have few ancestors (`few_ancestors`). Raises ValueError for a method without a policy.
@@ -45,7 +45,7 @@ def exact_log_p(method: Method, state: Any, problem: Problem, obs: Tensor) -> Te
     return torch.cat(parts, 1).log()
 
 
-def _edge_log_pf(method: Method, state: Any, problem: Problem, past: Ancestry) -> Tensor:
+def _edge_log_pf(method: Method, state: Any, problem: DagProblem, past: Ancestry) -> Tensor:
     """[heads, S, E], a part of the states at a time."""
     order = past.parent.argsort(stable=True)
     rows = max(1, ROWS // (len(problem.seeds) * 16))
@@ -64,7 +64,7 @@ def _edge_log_pf(method: Method, state: Any, problem: Problem, past: Ancestry) -
 
 
 @torch.no_grad()
-def log_p(method: Method, state: Any, problem: Problem, obs: Tensor, m: int, rng: Rng) -> Tensor:
+def log_p(method: Method, state: Any, problem: DagProblem, obs: Tensor, m: int, rng: Rng) -> Tensor:
     """[S, M] float64, the estimate of log p(x) from m backward paths of each of the objects obs [M, *obs].
 
     rng  one key for each object; all seeds see the same paths
@@ -90,7 +90,7 @@ def log_p(method: Method, state: Any, problem: Problem, obs: Tensor, m: int, rng
     return (log_pf - log_pb).view(len(log_pf), -1, m).logsumexp(2) - math.log(m)
 
 
-def _log_pf(method: Method, state: Any, problem: Problem, obs: Tensor, legal: Tensor) -> Tensor:
+def _log_pf(method: Method, state: Any, problem: DagProblem, obs: Tensor, legal: Tensor) -> Tensor:
     """[heads, S, M, A], a part of the states at a time."""
     rows, parts = max(1, ROWS // len(problem.seeds)), []
     for lo in range(0, len(obs), rows):

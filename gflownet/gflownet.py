@@ -26,7 +26,7 @@ from gflownet.flows.flows import BACKWARD, Flows
 from gflownet.model import Model
 from gflownet.objectives import Objective
 from gflownet.optimiser import Adam
-from gflownet.problem import INIT, ITERATION, Metrics, Outcome, Problem, skipped_batch
+from gflownet.problem import INIT, ITERATION, DagProblem, Metrics, Outcome, skipped_batch
 from gflownet.sampling.local_search import LocalSearch, local_search
 from gflownet.sampling.replay import REPLAY, Replay
 from gflownet.sampling.sampler import Exploration, sampler
@@ -37,7 +37,7 @@ from gflownet.trees.outputs import log_policy
 SAMPLE, HEAD, SEARCH, DRAW, BOOTSTRAP = range(5)  # streams of an iteration
 
 
-class State(NamedTuple):
+class GFlowNetState(NamedTuple):
     """theta [S, D]; target [S, D] (or [S, 0] where nothing bootstraps); log_z [S], the objective's last estimate."""
 
     theta: Tensor
@@ -113,20 +113,22 @@ class GFlowNet:
     def _search(self) -> LocalSearch:
         return LocalSearch(self.search_rounds, self.search_depth, self.search_accept)
 
-    def model(self, problem: Problem) -> Model:
+    def model(self, problem: DagProblem) -> Model:
         flow, back = "state_flow" in self.objective.uses, self.backward in ("learned", "tlm")
         return Model.of(problem.env, self.heads, flow, back, self.hidden, self.tabular)
 
-    def init(self, problem: Problem) -> State:
+    def init(self, problem: DagProblem) -> GFlowNetState:
         theta = self.model(problem).init(problem.rng(INIT), self.log_z_start)
         target = theta.clone() if "target" in self.objective.uses else theta[:, :0]
         held = self.capacity if self.replay != "none" else 0
-        return State(theta, Adam.begin(theta), target, torch.zeros_like(theta[:, 0]), Replay.begin(problem, held))
+        return GFlowNetState(theta, Adam.begin(theta), target, torch.zeros_like(theta[:, 0]), Replay.begin(problem, held))
 
-    def step(self, state: State, problem: Problem, t: int) -> tuple[State, Outcome]:
+    def step(self, state: GFlowNetState, problem: DagProblem, t: int) -> tuple[GFlowNetState, Outcome]:
         return self.iteration(state, problem, t)
 
-    def iteration(self, state: State, problem: Problem, t: int | Tensor, static: Static | None = None) -> tuple[State, Outcome]:
+    def iteration(
+        self, state: GFlowNetState, problem: DagProblem, t: int | Tensor, static: Static | None = None
+    ) -> tuple[GFlowNetState, Outcome]:
         """`step`; with `static` and t a tensor on the device it is a fixed sequence of operations, and nothing is read back.
 
         Tensors of the state are then changed in place, but for log_z and the replay buffer, which must be "none".
@@ -160,10 +162,10 @@ class GFlowNet:
         fault = (
             {} if static or problem.device != "cpu" or bool(fine.all()) else skipped_batch(tau, log_reward, loss.detach(), fine)
         )
-        return State(theta, state.adam, state.target, log_z, replay), Outcome(objects, rewards, metrics, fault)
+        return GFlowNetState(theta, state.adam, state.target, log_z, replay), Outcome(objects, rewards, metrics, fault)
 
     def _build(
-        self, model: Model, theta: Tensor, problem: Problem, t: int | Tensor, rng: Rng, static: Static | None
+        self, model: Model, theta: Tensor, problem: DagProblem, t: int | Tensor, rng: Rng, static: Static | None
     ) -> tuple[Trajectories, Tensor, Tensor, Tensor, Tape | None]:
         """(trajectories to learn from, their log-rewards, all objects built [S, m, *obs], their log-rewards [S, m], tape)."""
         n, head = problem.batch_size, None
@@ -188,7 +190,7 @@ class GFlowNet:
             rewards = torch.cat([rewards, *(problem.by_seed(x) for x in all_worth)], 1)
         return tau, log_reward, objects, rewards, tape
 
-    def _epsilon(self, problem: Problem, t: int | Tensor) -> float | Tensor:
+    def _epsilon(self, problem: DagProblem, t: int | Tensor) -> float | Tensor:
         if not self.epsilon or self.epsilon_until == 1:
             return self.epsilon
         left = 1 - _real(t) / (self.epsilon_until * problem.iterations)
@@ -209,19 +211,21 @@ class GFlowNet:
             loss = loss - flows.mean(flows.log_pb_learned.sum(0) / flows.mask.sum(0))
         return loss
 
-    def log_pf(self, state: State, problem: Problem, obs: Tensor, legal: Tensor) -> Tensor:
+    def log_pf(self, state: GFlowNetState, problem: DagProblem, obs: Tensor, legal: Tensor) -> Tensor:
         with torch.no_grad():
             return self.model(problem).log_pf(state.theta, obs.expand(len(state.theta), *obs.shape), legal)
 
-    def log_pf_of(self, state: State, problem: Problem, obs: Tensor, legal: Tensor, row: Tensor, action: Tensor) -> Tensor:
+    def log_pf_of(
+        self, state: GFlowNetState, problem: DagProblem, obs: Tensor, legal: Tensor, row: Tensor, action: Tensor
+    ) -> Tensor:
         """[heads, S, E] of single moves: action [E] at state row [E] of obs [M, *obs], where legal [M, A] is."""
         return log_policy(self.model(problem), state.theta, obs, row, action, legal)
 
-    def actor(self, state: State, problem: Problem, n: int) -> Act | None:
+    def actor(self, state: GFlowNetState, problem: DagProblem, n: int) -> Act | None:
         """The policies without exploration as an Act for S·n episodes; None where several heads take turns."""
         return sampler(problem.env, self.model(problem), state.theta, n) if self.heads == 1 else None
 
-    def log_z(self, state: State) -> Tensor:
+    def log_z(self, state: GFlowNetState) -> Tensor:
         return state.log_z
 
 

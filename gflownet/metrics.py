@@ -67,7 +67,7 @@ def noise_floor(law: Tensor, n: int) -> float:
 # -- what was visited
 
 
-class Window(NamedTuple):
+class SlidingWindow(NamedTuple):
     """Counts of the last `size` objects of each seed: the paper's "last 200,000 visited".
 
     ids       [S, size] int32 the ring of object numbers, -1 where there was none yet
@@ -80,11 +80,11 @@ class Window(NamedTuple):
     position: int
 
     @staticmethod
-    def begin(seeds: int, size: int, objects: int, device: torch.device | str = "cpu") -> Window:
+    def begin(seeds: int, size: int, objects: int, device: torch.device | str = "cpu") -> SlidingWindow:
         ids = torch.full((seeds, size), -1, dtype=torch.int32, device=device)
-        return Window(ids, torch.zeros(seeds, objects, dtype=torch.int64, device=device), 0)
+        return SlidingWindow(ids, torch.zeros(seeds, objects, dtype=torch.int64, device=device), 0)
 
-    def add(self, ids: Tensor) -> Window:
+    def add(self, ids: Tensor) -> SlidingWindow:
         """Objects ids [S, m], in order, take the oldest places; in place, in O(m)."""
         size, m = self.ids.shape[1], ids.shape[1]
         ids = ids[:, -size:].long() if m > size else ids.long()

@@ -20,7 +20,7 @@ from torch import Tensor
 from envs.core import DagEnv
 from envs.molecules.block_trees import BlockTrees
 from envs.random import Rng
-from gflownet.networks import MLP, Net, Tabular
+from gflownet.networks import Network, StackedMLP, Tabular
 from gflownet.trees.network import BlockTreeNet
 
 Column = Literal["policy", "flow", "backward"]
@@ -33,7 +33,7 @@ class Model:
     heads: how many forward policies share the net (Thompson sampling); state_flow, backward: columns that are there.
     """
 
-    net: Net
+    net: Network
     actions: int
     heads: int = 1
     state_flow: bool = False
@@ -80,9 +80,9 @@ def log_softmax(logits: Tensor, legal: Tensor) -> Tensor:
     return torch.log_softmax(torch.where(legal, logits, -torch.inf), -1)
 
 
-def net_for(env: DagEnv, columns: Sequence[Column], hidden: tuple[int, ...], tabular: bool = False) -> Net:
+def net_for(env: DagEnv, columns: Sequence[Column], hidden: tuple[int, ...], tabular: bool = False) -> Network:
     """The usual net for an environment's observations: a table of its states, a transformer over trees of blocks (a layer of
-    that width for each of `hidden`), or an MLP on one-hot coordinates.
+    that width for each of `hidden`), or an StackedMLP on one-hot coordinates.
 
     columns  what it gives, in order: "policy" and "backward" A numbers, "flow" one
     Raises ValueError for a space that no net fits, or a table of states that are not numbered or too many.
@@ -92,9 +92,11 @@ def net_for(env: DagEnv, columns: Sequence[Column], hidden: tuple[int, ...], tab
     if tabular:
         states, index = getattr(env, "n_states", None), getattr(env, "index", None)
         if states is None or index is None:
-            raise ValueError("a table needs states with numbers: give the environment n_states and index(obs), or take an MLP")
+            raise ValueError(
+                "a table needs states with numbers: give the environment n_states and index(obs), or take a network"
+            )
         if states > 10_000_000:
-            raise ValueError(f"a table of {states:,} states is too large, expected at most 10,000,000: take an MLP")
+            raise ValueError(f"a table of {states:,} states is too large, expected at most 10,000,000: take a network")
         return Tabular(states, outputs, index)
     if isinstance(env, BlockTrees):
         if len(set(hidden)) != 1:
@@ -102,9 +104,9 @@ def net_for(env: DagEnv, columns: Sequence[Column], hidden: tuple[int, ...], tab
         return BlockTreeNet(env.blocks, env.max_blocks, tuple(columns), hidden[0], len(hidden))
     if isinstance(space, gymnasium.spaces.MultiDiscrete):
         levels = tuple(int(k) for k in space.nvec.flatten())
-        return MLP(len(levels), hidden, outputs, levels)
+        return StackedMLP(len(levels), hidden, outputs, levels)
     if isinstance(space, gymnasium.spaces.Discrete):
-        return MLP(1, hidden, outputs, (int(space.n),))
+        return StackedMLP(1, hidden, outputs, (int(space.n),))
     if isinstance(space, gymnasium.spaces.Box | gymnasium.spaces.MultiBinary):
-        return MLP(int(np.prod(space.shape)), hidden, outputs)
+        return StackedMLP(int(np.prod(space.shape)), hidden, outputs)
     raise ValueError(f"no net for observation space {space}: expected MultiDiscrete, MultiBinary, Discrete or Box")

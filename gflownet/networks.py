@@ -1,6 +1,6 @@
 """Nets as functions of flat parameters, S seeds side by side: params [S, P], observations [S, M, *obs] -> [S, M, O].
 
-    MLP      x = one-hot of each coordinate (or the numbers themselves) -> LeakyReLU layers -> O numbers
+    StackedMLP      x = one-hot of each coordinate (or the numbers themselves) -> LeakyReLU layers -> O numbers
     Tabular  one row of O numbers for each state of an environment that numbers them
 
 A net of one's own is a frozen dataclass with `size`, `outputs`, `init` and `forward`, or a torch Module wrapped in `Stacked`.
@@ -29,7 +29,7 @@ MANY = 64  # rows from which on torch's products, on several threads, are the fa
 
 
 @runtime_checkable
-class Net(Protocol):
+class Network(Protocol):
     @property
     def size(self) -> int:
         """P, the number of parameters of a seed."""
@@ -48,7 +48,7 @@ class Net(Protocol):
 
 
 @dataclass(frozen=True)
-class MLP:
+class StackedMLP:
     """Fully connected with LeakyReLU; weights and biases uniform on ±1/√fan_in at the start, torch's default.
 
     inputs  numbers in an observation      levels  how many values each of them takes, to be one-hot (none: taken as they are)
@@ -121,7 +121,7 @@ class MLP:
 class NumpyLayers:
     """obs [S, M, *obs] -> [S, M, O]; `[seed]` is one seed's net, [M, *obs] -> [M, O]."""
 
-    def __init__(self, net: MLP, layers: list[tuple[Any, Any]], eyes: list[Any] | None = None) -> None:
+    def __init__(self, net: StackedMLP, layers: list[tuple[Any, Any]], eyes: list[Any] | None = None) -> None:
         self._net, self._layers, self._same = net, layers, len(set(net.levels)) == 1
         dtype, levels = layers[0][0].dtype, net.levels[:1] if self._same else net.levels
         self._eyes = [np.eye(n, dtype=dtype) for n in levels] if eyes is None else eyes

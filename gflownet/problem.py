@@ -18,7 +18,7 @@ Metrics = dict[str, Tensor | float]
 
 
 @dataclass(frozen=True)
-class Problem:
+class DagProblem:
     """What does not change during a run. Everything random follows from `seeds` and the number of the iteration.
 
     batch_size  objects of each seed that a method builds in an iteration
@@ -97,11 +97,11 @@ class Method(Protocol):
     actor(state, problem, n)                             the policies as an Act for S·n episodes, or None
     """
 
-    def init(self, problem: Problem) -> Any: ...
+    def init(self, problem: DagProblem) -> Any: ...
 
-    def step(self, state: Any, problem: Problem, t: int) -> tuple[Any, Outcome]: ...
+    def step(self, state: Any, problem: DagProblem, t: int) -> tuple[Any, Outcome]: ...
 
-    def log_pf(self, state: Any, problem: Problem, obs: Tensor, legal: Tensor) -> Tensor | None: ...
+    def log_pf(self, state: Any, problem: DagProblem, obs: Tensor, legal: Tensor) -> Tensor | None: ...
 
     def log_z(self, state: Any) -> Tensor | None: ...
 

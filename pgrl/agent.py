@@ -99,7 +99,7 @@ class Transport(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Entry:
+class AgentEntry:
     """A name in the register: how to make the agent from its knobs, the knobs the name stands for, and the exponent of the
     sample complexity: gap ~ (environment steps)^-slope in the worst case."""
 
@@ -108,7 +108,7 @@ class Entry:
     slope: float | None = None
 
 
-def register() -> dict[str, Entry]:
+def register() -> dict[str, AgentEntry]:
     """Every agent by name."""
     from pgrl.agents.harpg import HARPG
     from pgrl.agents.n_harpg import NHARPG
@@ -118,11 +118,11 @@ def register() -> dict[str, Entry]:
     from pgrl.agents.reinforce import REINFORCE
 
     return {
-        "reinforce": Entry(REINFORCE, {}, 1 / 3),
-        "n-pg": Entry(NPG, {}),
-        "n-mpg": Entry(NMPG, {}, 1 / 3),
-        "n-pg-igt": Entry(NPGIGT, {}, 2 / 5),
-        "harpg": Entry(HARPG, {}, 1 / 2),
-        "n-harpg": Entry(NHARPG, {}, 1 / 2),
-        "sharp": Entry(NHARPG, {"step_power": 2 / 3, "eta_power": 2 / 3}),
+        "reinforce": AgentEntry(REINFORCE, {}, 1 / 3),
+        "n-pg": AgentEntry(NPG, {}),
+        "n-mpg": AgentEntry(NMPG, {}, 1 / 3),
+        "n-pg-igt": AgentEntry(NPGIGT, {}, 2 / 5),
+        "harpg": AgentEntry(HARPG, {}, 1 / 2),
+        "n-harpg": AgentEntry(NHARPG, {}, 1 / 2),
+        "sharp": AgentEntry(NHARPG, {"step_power": 2 / 3, "eta_power": 2 / 3}),
     }

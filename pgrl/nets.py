@@ -19,7 +19,7 @@ from envs.random import Rng
 
 
 @dataclass(frozen=True)
-class Table:
+class TabularNet:
     """One row of outputs for each of `states` states; zero at the start, so a softmax begins uniform.
 
     reduced  the last output of each row is held at 0

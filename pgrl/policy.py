@@ -1,7 +1,7 @@
 """A policy is a distribution over actions as a function of one flat parameter vector.
 
     Policy(net, head)     theta [S, D] = [parameters of the net | parameters of the head]
-      net   Table, MLP    what is seen -> the numbers a head needs; linear is an MLP without hidden layers
+      net   TabularNet, MLP    what is seen -> the numbers a head needs; linear is an MLP without hidden layers
       head  Categorical, MultiCategorical, Gaussian
 
 S independent parameter vectors are evaluated together by batched matrix products; a vector owns n consecutive episodes.
@@ -22,10 +22,10 @@ from envs.core import Array, Trajectories
 from envs.random import Rng
 from envs.rollout import Act
 from pgrl.heads import Categorical, Gaussian, MultiCategorical
-from pgrl.nets import MLP, Table
+from pgrl.nets import MLP, TabularNet
 
 
-class Net(Protocol):
+class PolicyNet(Protocol):
     @property
     def size(self) -> int: ...
 
@@ -54,7 +54,7 @@ class Head(Protocol):
 class Policy:
     """theta is [S, D] with D = `size`; `dtype` is that of theta, and of everything computed."""
 
-    net: Net
+    net: PolicyNet
     head: Head
     dtype: torch.dtype = torch.float32
 
@@ -101,7 +101,7 @@ class Policy:
 
     @property
     def _tabular(self) -> bool:
-        return isinstance(self.net, Table) and isinstance(self.head, Categorical)
+        return isinstance(self.net, TabularNet) and isinstance(self.head, Categorical)
 
     def actor(self, theta: Tensor, n: int, backend: str = "torch", masked: bool = False) -> Act:
         """Acts for S·n episodes: the n episodes of each seed in a row. theta [S, D]; masked: states have an action_mask."""
@@ -229,7 +229,7 @@ def policy_for(
         raise ValueError(f"no policy for action space {actions}: expected Discrete, MultiDiscrete (one axis) or Box")
     if isinstance(space, gymnasium.spaces.Discrete):
         if not hidden:
-            return Policy(Table(int(space.n), head.outputs, reduced), head, dtype)
+            return Policy(TabularNet(int(space.n), head.outputs, reduced), head, dtype)
         return Policy(MLP(int(space.n), hidden, head.outputs, activation, one_hot=True, bias=bias), head, dtype)
     if isinstance(space, gymnasium.spaces.Box):
         return Policy(MLP(int(np.prod(space.shape)), hidden, head.outputs, activation, bias=bias), head, dtype)

@@ -31,9 +31,9 @@ from experiments.bench.peers.measure import WINDOW, per_second
 from experiments.pg.config import cpus
 from experiments.run.provenance import processor
 from gflownet.evaluation import exact_law
-from gflownet.gflownet import GFlowNet, State
-from gflownet.metrics import Window, l1_sum
-from gflownet.problem import ITERATION, Problem
+from gflownet.gflownet import GFlowNet, GFlowNetState
+from gflownet.metrics import SlidingWindow, l1_sum
+from gflownet.problem import ITERATION, DagProblem
 from gflownet.registry import register
 from gflownet.sampling.sampler import sampler
 
@@ -47,7 +47,7 @@ UNITS = {"speed": "iterations_per_s", "sample": "trajectories_per_s"}
 
 def ours(mode: str, objective: str, batch: int, weights: Path, seconds: float) -> Row:
     """Our figure as the peers' scripts print theirs."""
-    method, problem = _method(objective), Problem(HyperGrid(*SHAPE, R0), (0,), batch, 1_000_000)
+    method, problem = _method(objective), DagProblem(HyperGrid(*SHAPE, R0), (0,), batch, 1_000_000)
     state, t = _begin(method, problem, weights), 0
 
     def train(n: int) -> float:
@@ -81,7 +81,7 @@ def _method(objective: str, final_rate: float = 1.0) -> GFlowNet:
     return GFlowNet(register()[objective].make(), learning_rate=1e-3, log_z_rate=0.1, final_rate=final_rate, log_z_start=5.3)
 
 
-def _begin(method: GFlowNet, problem: Problem, weights: Path) -> State:
+def _begin(method: GFlowNet, problem: DagProblem, weights: Path) -> GFlowNetState:
     """The policy of the file; a state flow of the objective's own begins afresh."""
     state, net = method.init(problem), method.model(problem).net
     with np.load(weights) as file:
@@ -93,7 +93,7 @@ def _begin(method: GFlowNet, problem: Problem, weights: Path) -> State:
 
 def trained_policy(file: Path) -> None:
     """Trajectory balance to a sum-L1 of about 0.1, as the npz that the peers read."""
-    problem = Problem(HyperGrid(*SHAPE, R0), (0,), 16, 4000)
+    problem = DagProblem(HyperGrid(*SHAPE, R0), (0,), 16, 4000)
     method = _method("tb", 0.05)
     state, net = method.init(problem), method.model(problem).net
     for t in range(problem.iterations):
@@ -108,9 +108,9 @@ def wall(seconds: float, objective: str, rate: float) -> list[Row]:
 
     torch.set_num_threads(cpus())
     env = HyperGrid(*SHAPE, R0)
-    truth, problem = enumerate_dag(env), Problem(env, (0,), 16, 20_000)
+    truth, problem = enumerate_dag(env), DagProblem(env, (0,), 16, 20_000)
     method = GFlowNet(register()[objective].make(), learning_rate=rate, log_z_rate=0.1)
-    state, window, clock, rows = method.init(problem), Window.begin(1, WINDOW, len(truth.objects), "cpu"), 0.0, []
+    state, window, clock, rows = method.init(problem), SlidingWindow.begin(1, WINDOW, len(truth.objects), "cpu"), 0.0, []
     waiting = {"window": list(THRESHOLDS), "exact": list(THRESHOLDS)}
     t = 0
     while clock < seconds and any(waiting.values()):

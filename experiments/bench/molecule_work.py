@@ -21,7 +21,7 @@ from experiments.molecules.config import MoleculeKnobs, molecules
 from experiments.recipes.gfn.registry import recipe_for
 from gflownet.gflownet import GFlowNet
 from gflownet.model import Model
-from gflownet.problem import ITERATION, Problem
+from gflownet.problem import ITERATION, DagProblem
 from gflownet.registry import register
 from gflownet.rewards.seh import SHAPES
 from gflownet.sampling.sampler import sampler
@@ -37,7 +37,7 @@ PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1}  # where t
 class PeersSize(GFlowNet):
     """With a net of the peer's size: four heads, and hidden units of four times the width."""
 
-    def model(self, problem: Problem) -> Model:
+    def model(self, problem: DagProblem) -> Model:
         model = super().model(problem)
         assert isinstance(model.net, BlockTreeNet)
         return replace(model, net=replace(model.net, heads=4, ratio=4))
@@ -70,11 +70,11 @@ def world(device: str = "cpu") -> tuple[Any, str]:
         return molecules(replace(knobs, seh_weights=path), device), "our own fragments, sEH proxy A with *random weights*"
 
 
-def problem_of(env: Any, batch: int) -> Problem:
-    return Problem(env, (0,), batch, 1_000_000, str(env.device))
+def problem_of(env: Any, batch: int) -> DagProblem:
+    return DagProblem(env, (0,), batch, 1_000_000, str(env.device))
 
 
-def training(method: GFlowNet, problem: Problem, compiled: bool = False) -> Run:
+def training(method: GFlowNet, problem: DagProblem, compiled: bool = False) -> Run:
     state, t = method.init(problem), 0
     step = captured(method, problem, state) if compiled else method.step
 
@@ -90,7 +90,7 @@ def training(method: GFlowNet, problem: Problem, compiled: bool = False) -> Run:
     return run
 
 
-def drawing(method: GFlowNet, problem: Problem, scored: bool = False) -> Run:
+def drawing(method: GFlowNet, problem: DagProblem, scored: bool = False) -> Run:
     """With the policy as it is at the start, whose molecules are as large as they may be."""
     model, theta, t = method.model(problem), method.init(problem).theta, 0
 
@@ -106,7 +106,7 @@ def drawing(method: GFlowNet, problem: Problem, scored: bool = False) -> Run:
     return run
 
 
-def drawing_graph(method: GFlowNet, problem: Problem) -> Run:
+def drawing_graph(method: GFlowNet, problem: DagProblem) -> Run:
     """The same as a CUDA graph."""
     model, theta = method.model(problem), method.init(problem).theta
     t = torch.zeros((), dtype=torch.int64, device=problem.device)

@@ -48,10 +48,10 @@ from experiments.run.provenance import processor
 from gflownet.flows.flows import Flows
 from gflownet.gflownet import GFlowNet
 from gflownet.optimiser import Adam
-from gflownet.problem import ITERATION, Problem
+from gflownet.problem import ITERATION, DagProblem
 from gflownet.rewards.seh import SehProxy
 from gflownet.sampling.sampler import sampler
-from gflownet.static.capture import Iteration
+from gflownet.static.capture import CapturedIteration
 from gflownet.trees.actions import Points
 from gflownet.trees.outputs import ask
 
@@ -109,7 +109,7 @@ def rates(env: Any, seconds: float) -> Iterator[str]:
     yield f"| trained, FM | 3 × 64 | {BATCH} | {cells(row, None, QUOTED['fm'])}"
 
 
-def shares(method: GFlowNet, problem: Problem, seconds: float) -> tuple[dict[str, float], float]:
+def shares(method: GFlowNet, problem: DagProblem, seconds: float) -> tuple[dict[str, float], float]:
     """Milliseconds of an iteration by what they went into; how much slower the profiler made it."""
     run = training(method, problem)
     run(2)
@@ -223,14 +223,14 @@ def gpu_rows(seconds: float) -> Iterator[str]:
     for net, method, batch in ((net, method, batch) for net, method in NETS.items() for batch in ON_GPU):
         problem = problem_of(env, batch)
 
-        def tb(method: GFlowNet = method, problem: Problem = problem) -> tuple[Run, Callable[[], Any]]:
-            return training(method, problem, compiled=True), Iteration(method, problem, method.init(problem))
+        def tb(method: GFlowNet = method, problem: DagProblem = problem) -> tuple[Run, Callable[[], Any]]:
+            return training(method, problem, compiled=True), CapturedIteration(method, problem, method.init(problem))
 
-        def drawn(method: GFlowNet = method, problem: Problem = problem) -> tuple[Run, Callable[[], Any]]:
+        def drawn(method: GFlowNet = method, problem: DagProblem = problem) -> tuple[Run, Callable[[], Any]]:
             plain = drawing(method, problem)
             return drawing_graph(method, problem), lambda: plain(1)
 
-        def fm(problem: Problem = problem) -> tuple[Run, None]:
+        def fm(problem: DagProblem = problem) -> tuple[Run, None]:
             return training(small("fm"), problem), None
 
         work: list[tuple[str, Callable[[], Any], float]] = [("trained, TB, --compile", tb, 50e3), ("sampled", drawn, 300e3)]

@@ -42,7 +42,7 @@ def train(arguments: list[str]) -> None:
     """gflownet train ENV --objective NAME: the recipe's settings first, then what the command line says."""
     from experiments.gfn.build import find_world
     from experiments.gfn.commands import start
-    from experiments.gfn.config import Train, as_config, choose_device, defaults
+    from experiments.gfn.config import GFNSettings, as_config, choose_device, defaults
 
     help_wanted = bool({"-h", "--help"} & set(arguments))
     if not arguments or arguments[0].startswith("-"):
@@ -54,9 +54,9 @@ def train(arguments: list[str]) -> None:
     name = value_of(rest, "--objective") or ("fm" if help_wanted else "")
     if not name:
         raise UserError(f"got no objective: gflownet train {env} --objective NAME, with NAME from `gflownet list`")
-    settings, choice, recipe = defaults(name, env, value_of(rest, "--preset") or Train.preset)
+    settings, choice, recipe = defaults(name, env, value_of(rest, "--preset") or GFNSettings.preset)
     about = f"Train {name} on {env}.\n\nRecipe: {recipe.note or 'none'}"
-    own = [("train", PLAIN[Train], dataclasses.field(default=settings))]
+    own = [("train", PLAIN[GFNSettings], dataclasses.field(default=settings))]
     parsed, choice = _asked(f"gflownet train {env}", about, choice, own, rest)
     config = as_config(choice, parsed.train, choose_device(choice, parsed.train))
     start(config, parsed.out, ["gflownet", "train", *arguments], parsed.quiet)
@@ -117,9 +117,9 @@ def _asked(program: str, about: str, choice: Choice, own: list[Any], arguments: 
 
 def _flags(parts: dict[str, tuple[Any, dict[str, Any]]]) -> list[tuple[str, Any, Any]]:
     """Fields of the command, each a dataclass of knobs; their flags carry a prefix where two have knobs of one name."""
-    from experiments.gfn.config import Train
+    from experiments.gfn.config import GFNSettings
 
-    taken = {f.name for f in dataclasses.fields(Train)} | {"out", "quiet", "objective"}
+    taken = {f.name for f in dataclasses.fields(GFNSettings)} | {"out", "quiet", "objective"}
     fields = []
     for part, (kind, values) in parts.items():
         own = {f.name for f in dataclasses.fields(kind)} - ({"objective"} if part == "method" else set())

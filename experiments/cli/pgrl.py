@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(arguments: list[str]) -> None:
     """pgrl train ALGO --env ENV: the recipe's settings first, then what the command line says."""
     from experiments.pg.commands import start
-    from experiments.pg.config import Train, as_config, choose_device, defaults, find_agent
+    from experiments.pg.config import PGSettings, as_config, choose_device, defaults, find_agent
 
     if not arguments or arguments[0].startswith("-"):
         if {"-h", "--help"} & set(arguments):
@@ -38,7 +38,9 @@ def train(arguments: list[str]) -> None:
         else:
             raise UserError("got no algorithm: pgrl train ALGO --env ENV, with ALGO from `pgrl list` or file.py:agent")
     algo, rest = arguments[0], arguments[1:]
-    settings, knobs, recipe = defaults(algo, value_of(rest, "--env") or Train.env, value_of(rest, "--preset") or Train.preset)
+    settings, knobs, recipe = defaults(
+        algo, value_of(rest, "--env") or PGSettings.env, value_of(rest, "--preset") or PGSettings.preset
+    )
     entry = find_agent(algo)
     agent_type: Any = entry.make
     if unset := [f.name for f in dataclasses.fields(agent_type) if required(f) and f.name not in knobs]:
@@ -50,7 +52,7 @@ def train(arguments: list[str]) -> None:
     command = dataclasses.make_dataclass(
         "Command",
         [
-            ("train", OmitArgPrefixes[Train], dataclasses.field(default=settings)),
+            ("train", OmitArgPrefixes[PGSettings], dataclasses.field(default=settings)),
             (
                 "agent",
                 OmitArgPrefixes[agent_type],  # type: ignore[misc]

@@ -26,7 +26,7 @@ from experiments.cli.progress import progress
 from experiments.cli.signals import heeded
 from experiments.cli.threads import fit
 from experiments.gfn.build import find_world, make_world, refuse_bad_reward
-from experiments.gfn.config import Choice, Train, as_config, defaults, from_config, make_method
+from experiments.gfn.config import Choice, GFNSettings, as_config, defaults, from_config, make_method
 from experiments.gfn.faults import faults_as_sentences
 from experiments.run.log import read_metrics
 from experiments.run.run import Run, run_name
@@ -89,7 +89,7 @@ def settings_for(method: str, env: str, preset: str) -> tuple[Settings, Choice, 
 
 def config_of(choice: Choice, settings: Settings) -> dict[str, Any]:
     """What config.json holds."""
-    described = as_config(choice, Train(), "cpu")
+    described = as_config(choice, GFNSettings(), "cpu")
     names = [f.name for f in fields(Choice)]
     return {**{name: described[name] for name in (*names, "title")}, **asdict(settings), "device": "cpu"}
 

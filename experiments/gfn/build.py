@@ -95,7 +95,7 @@ class NoKnobs:
 
 
 @dataclass(frozen=True)
-class World:
+class EnvironmentEntry:
     """knobs: a dataclass; make(knobs, device); title(knobs): for figures, without spaces at the ends.
 
     resolved: knobs -> knobs that a config can hold, without files whose contents may change.
@@ -108,10 +108,10 @@ class World:
     resolved: Callable[[Any], Any] = lambda knobs: knobs
 
 
-def find_world(name: str) -> World:
+def find_world(name: str) -> EnvironmentEntry:
     """UserError with close matches when there is none."""
     if name.partition(":")[0].endswith(".py"):
-        return World(NoKnobs, lambda knobs, device: _outside(name, device), lambda knobs: _stem(name), "")
+        return EnvironmentEntry(NoKnobs, lambda knobs, device: _outside(name, device), lambda knobs: _stem(name), "")
     if name not in WORLDS:
         raise UserError(f"no environment is called {name!r}; close: {close_to(name, WORLDS, ', '.join(WORLDS))}, file.py:make")
     return WORLDS[name]
@@ -255,18 +255,20 @@ def _stem(name: str) -> str:
 
 
 WORLDS = {
-    "hypergrid": World(
+    "hypergrid": EnvironmentEntry(
         HyperGridKnobs,
         _hypergrid,
         _grid_title,
         "n coordinates that go up one by one; every cell can be kept",
         lambda k: replace(k, reward=absolute(k.reward)),
     ),
-    "bits": World(
+    "bits": EnvironmentEntry(
         BitsKnobs, _bits, lambda k: f"{k.length} bits in words of {k.word}, {k.order}", "strings of bits with hidden modes"
     ),
-    "sets": World(SetsKnobs, _sets, lambda k: f"sets of {k.size} out of {k.items}", "sets of a fixed size, any order"),
-    "molecules": World(
+    "sets": EnvironmentEntry(
+        SetsKnobs, _sets, lambda k: f"sets of {k.size} out of {k.items}", "sets of a fixed size, any order"
+    ),
+    "molecules": EnvironmentEntry(
         molecule_world.MoleculeKnobs,
         molecule_world.molecules,
         molecule_world.title,

@@ -21,15 +21,15 @@ from experiments.cli.errors import UserError
 from experiments.cli.progress import progress
 from experiments.cli.threads import fit
 from experiments.gfn.build import WORLDS, truth
-from experiments.gfn.config import Train, as_config, defaults, from_config, make_method, make_problem
+from experiments.gfn.config import GFNSettings, as_config, defaults, from_config, make_method, make_problem
 from experiments.gfn.faults import faults_as_sentences
 from experiments.gfn.metrics import against, fresh, has_policy, of_the_policy
-from experiments.gfn.train import DESCRIPTIONS, Training
+from experiments.gfn.train import DESCRIPTIONS, GFNTraining
 from experiments.gfn.train import train as run_loop
 from experiments.run import checkpoint as checkpoints
 from experiments.run.run import Run, run_name
 from gflownet.metrics import empirical, noise_floor
-from gflownet.problem import Method, Problem
+from gflownet.problem import DagProblem, Method
 from gflownet.registry import register
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ ROOM = 1 << 25  # numbers of a policy over the objects that are sampled at once
 class Made(NamedTuple):
     """What a config describes. truth: all states with the exact law, or None; molecules: what tells of them, or None."""
 
-    settings: Train
+    settings: GFNSettings
     method: Method
-    problem: Problem
+    problem: DagProblem
     truth: Enumeration | None
-    training: Training
+    training: GFNTraining
     molecules: Molecules | None = None
 
     @property
@@ -63,11 +63,11 @@ def made(config: dict[str, Any]) -> Made:
     problem = make_problem(choice, settings, method, config["device"])
     exact = truth(choice.env, problem.env, settings.metrics)
     molecules = _molecules(problem, choice.world, settings.gallery)
-    training = Training.begin(method, problem, exact, settings.window, settings.gallery if molecules else 0)
+    training = GFNTraining.begin(method, problem, exact, settings.window, settings.gallery if molecules else 0)
     return Made(settings, method, problem, exact, training, molecules)
 
 
-def _molecules(problem: Problem, world: dict[str, Any], gallery: int) -> Molecules | None:
+def _molecules(problem: DagProblem, world: dict[str, Any], gallery: int) -> Molecules | None:
     """Where objects have SMILES."""
     if not hasattr(getattr(problem.env, "reward", None), "smiles"):
         return None
@@ -163,7 +163,7 @@ def _cell(x: Any) -> str:
     return f"{float(x):.6g}" if isinstance(x, float) or (isinstance(x, Tensor) and x.is_floating_point()) else str(int(x))
 
 
-def samples_of(method: Method, state: Any, problem: Problem, t: int, samples: int) -> tuple[Tensor, Tensor]:
+def samples_of(method: Method, state: Any, problem: DagProblem, t: int, samples: int) -> tuple[Tensor, Tensor]:
     """`samples` objects of each seed [S, n, *obs] with log-rewards: of the policies, or of chains that go on."""
     parts: list[tuple[Tensor, Tensor]] = []
     if has_policy(method, state, problem):

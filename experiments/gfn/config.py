@@ -1,4 +1,4 @@
-"""The settings of a GFlowNet run: what the command line takes, what config.json holds, and how both become a Problem."""
+"""The settings of a GFlowNet run: what the command line takes, what config.json holds, and how both become a problem."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from experiments.cli.errors import UserError
 from experiments.cli.verbs import close_to
 from experiments.gfn.build import find_world, make_world
 from experiments.pg.build import absolute, load_object
-from experiments.recipes.gfn.recipe import Recipe
+from experiments.recipes.gfn.recipe import GFNRecipe
 from experiments.recipes.gfn.registry import recipe_for
 from gflownet.gflownet import GFlowNet
-from gflownet.problem import Method, Problem
-from gflownet.registry import Entry, register
+from gflownet.problem import DagProblem, Method
+from gflownet.registry import MethodEntry, register
 from gflownet.static.capture import Step, captured
 
 
 @dataclass(frozen=True)
-class Train:
+class GFNSettings:
     """Settings shared by all methods. Defaults are those of the environment's recipe."""
 
     seeds: int = 1
@@ -69,7 +69,7 @@ class Knobs(GFlowNet):
 
 @dataclass(frozen=True)
 class Choice:
-    """A method and a world with all their knobs: with `Train`, everything that decides the numbers.
+    """A method and a world with all their knobs: with `GFNSettings`, everything that decides the numbers.
 
     method, env  names, or file.py:name      objective  knobs of the objective, none for a baseline
     """
@@ -81,7 +81,7 @@ class Choice:
     world: dict[str, Any]
 
 
-def find_method(name: str) -> Entry:
+def find_method(name: str) -> MethodEntry:
     """The register's entry, or one for file.py:objective (or a whole method), a dataclass of knobs or an instance of one."""
     if name.partition(":")[0].endswith(".py"):
         found: Any = load_object(name)
@@ -92,7 +92,7 @@ def find_method(name: str) -> Entry:
             )
         preset = {} if isinstance(found, type) else {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
         make: Any = found if isinstance(found, type) else type(found)
-        return Entry(make, (make.__doc__ or "").split("\n")[0], not whole, preset)
+        return MethodEntry(make, (make.__doc__ or "").split("\n")[0], not whole, preset)
     known = register()
     if name not in known:
         close = close_to(name, known, ", ".join(known))
@@ -100,12 +100,12 @@ def find_method(name: str) -> Entry:
     return known[name]
 
 
-def defaults(method: str, env: str, preset: str = "recipe") -> tuple[Train, Choice, Recipe]:
+def defaults(method: str, env: str, preset: str = "recipe") -> tuple[GFNSettings, Choice, GFNRecipe]:
     """What a bare command uses."""
     recipe, entry, world = recipe_for(env, preset), find_method(method), find_world(env)
     tuned = {**(recipe.common if entry.objective else {}), **recipe.knobs.get(method, {})}
-    shared = {name: value for name, value in tuned.items() if name in _names(Train)}
-    train = dataclasses.replace(Train(states=recipe.states, batch_size=recipe.batch_size, preset=preset), **shared)
+    shared = {name: value for name, value in tuned.items() if name in _names(GFNSettings)}
+    train = dataclasses.replace(GFNSettings(states=recipe.states, batch_size=recipe.batch_size, preset=preset), **shared)
     objective = dict(entry.preset) if entry.objective else {}
     knobs = {} if entry.objective else dict(entry.preset)
     for name, value in tuned.items():
@@ -132,7 +132,7 @@ def make_method(choice: Choice) -> Method:
         raise UserError(f"{choice.method}: {error}") from error
 
 
-def make_problem(choice: Choice, train: Train, method: Method, device: str) -> Problem:
+def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str) -> DagProblem:
     """UserError for a setting outside its range."""
     for name in ("seeds", "states", "batch_size", "window", "gallery", "max_faults", "evaluations", "log_rows", "checkpoints"):
         if getattr(train, name) < 1:
@@ -144,7 +144,7 @@ def make_problem(choice: Choice, train: Train, method: Method, device: str) -> P
     except TypeError as error:
         raise UserError(f"{choice.env}: {error}") from error
     built = train.batch_size * (1 + int(getattr(method, "search_rounds", 0)))
-    return Problem(
+    return DagProblem(
         make_world(choice.env, knobs, device),
         tuple(range(train.seed, train.seed + train.seeds)),
         train.batch_size,
@@ -154,7 +154,7 @@ def make_problem(choice: Choice, train: Train, method: Method, device: str) -> P
     )
 
 
-def choose_device(choice: Choice, train: Train) -> str:
+def choose_device(choice: Choice, train: GFNSettings) -> str:
     """`auto`: the CPU, unless CUDA is there and an iteration is measured to be faster on it."""
     if train.device != "auto":
         if train.device.partition(":")[0] not in ("cpu", "cuda"):
@@ -171,7 +171,7 @@ def _only_cpu(env: str) -> bool:
     return ".py" in env and "device" not in inspect.signature(load_object(env)).parameters
 
 
-def _iteration_seconds(choice: Choice, train: Train, device: str) -> float:
+def _iteration_seconds(choice: Choice, train: GFNSettings, device: str) -> float:
     method = make_method(choice)
     problem = make_problem(choice, train, method, device)
     state = method.init(problem)
@@ -183,7 +183,7 @@ def _iteration_seconds(choice: Choice, train: Train, device: str) -> float:
     return time.perf_counter() - started
 
 
-def step_of(train: Train, method: Method, problem: Problem, state: Any, t: int) -> Step:
+def step_of(train: GFNSettings, method: Method, problem: DagProblem, state: Any, t: int) -> Step:
     """`method.step`; on a GPU with --compile captured from this state and iteration on. UserError where it cannot be."""
     if not train.compile or problem.device == "cpu":
         return method.step
@@ -193,7 +193,7 @@ def step_of(train: Train, method: Method, problem: Problem, state: Any, t: int) 
         raise UserError(f"--compile: {error}") from error
 
 
-def as_config(choice: Choice, train: Train, device: str) -> dict[str, Any]:
+def as_config(choice: Choice, train: GFNSettings, device: str) -> dict[str, Any]:
     """What config.json holds: enough to make the same problem and method again, whatever the defaults will be."""
     method, entry = make_method(choice), find_method(choice.method)
     world = find_world(choice.env)
@@ -212,12 +212,12 @@ def as_config(choice: Choice, train: Train, device: str) -> dict[str, Any]:
     }
 
 
-def from_config(config: dict[str, Any]) -> tuple[Choice, Train]:
+def from_config(config: dict[str, Any]) -> tuple[Choice, GFNSettings]:
     """UserError (exit code 3) when a setting is missing or unknown."""
     try:
         parts = {f.name: _tuples(config[f.name]) for f in dataclasses.fields(Choice)}
         rest = {name: value for name, value in config.items() if name not in parts and name != "title"}
-        return Choice(**parts), Train(**rest)
+        return Choice(**parts), GFNSettings(**rest)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"config.json does not fit this version: {error}", exit_code=3) from error
 

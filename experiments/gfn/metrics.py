@@ -22,8 +22,8 @@ from gflownet import metrics as measure
 from gflownet.baselines.uniform import UniformMoves
 from gflownet.evaluation import exact_law, exact_log_p, log_p
 from gflownet.flows.states import distinct, key_of
-from gflownet.metrics import Window
-from gflownet.problem import EVALUATION, Method, Problem
+from gflownet.metrics import SlidingWindow
+from gflownet.problem import EVALUATION, DagProblem, Method
 
 TESTS, PATHS = 128, 4  # objects whose log p is estimated, and backward paths of each
 FRESH, HEADS, BACK, PICK = range(4)  # streams of an evaluation
@@ -60,9 +60,9 @@ Row = dict[str, Any]
 def evaluation(
     method: Method,
     state: Any,
-    problem: Problem,
+    problem: DagProblem,
     truth: Enumeration | None,
-    window: Window | None,
+    window: SlidingWindow | None,
     t: int,
 ) -> Row:
     """tag -> number or [S]."""
@@ -95,7 +95,7 @@ def against(truth: Enumeration, law: Tensor, prefix: str) -> Row:
     }
 
 
-def of_the_policy(method: Method, state: Any, problem: Problem, truth: Enumeration | None, t: int) -> Row:
+def of_the_policy(method: Method, state: Any, problem: DagProblem, truth: Enumeration | None, t: int) -> Row:
     """What is known of the policy as it is: its exact law, or a correlation, and log Z."""
     row: Row = {}
     if (log_z := method.log_z(state)) is not None:
@@ -118,7 +118,7 @@ def of_the_policy(method: Method, state: Any, problem: Problem, truth: Enumerati
     return row
 
 
-def has_policy(method: Method, state: Any, problem: Problem) -> bool:
+def has_policy(method: Method, state: Any, problem: DagProblem) -> bool:
     """Metropolis-Hastings has none."""
     start = problem.env.reset(1, problem.rng(EVALUATION).rows(0, 1).drawn(1, problem.env.backend == "numpy"))
     legal = None if start.action_mask is None else to_tensor(start.action_mask)
@@ -126,7 +126,7 @@ def has_policy(method: Method, state: Any, problem: Problem) -> bool:
     return method.log_pf(state, problem, to_tensor(start.obs), legal) is not None
 
 
-def test_objects(method: Method, state: Any, problem: Problem, t: int) -> Tensor:
+def test_objects(method: Method, state: Any, problem: DagProblem, t: int) -> Tensor:
     """[M, *obs]: some of the environment's test set, always the same, or fresh objects of the policies where it has none.
 
     Molecules: `held_back`.
@@ -153,7 +153,7 @@ def held_back(env: BlockTrees, n: int = TESTS) -> Tensor:
 
 
 @torch.no_grad()
-def fresh(method: Method, state: Any, problem: Problem, n: int, t: int) -> tuple[Tensor, Tensor]:
+def fresh(method: Method, state: Any, problem: DagProblem, n: int, t: int) -> tuple[Tensor, Tensor]:
     """n objects of each seed by the policy as it is, without exploration: [S, n, *obs] and their log-rewards [S, n]."""
     rng = problem.rng(EVALUATION, t)
     u = rng.fold(HEADS).spawn(n).uniform()
@@ -162,7 +162,7 @@ def fresh(method: Method, state: Any, problem: Problem, n: int, t: int) -> tuple
     return problem.by_seed(tau.last), problem.by_seed(problem.env.log_reward(tau.last))
 
 
-def policies(method: Method, state: Any, problem: Problem, u: Tensor, n: int) -> Act:
+def policies(method: Method, state: Any, problem: DagProblem, u: Tensor, n: int) -> Act:
     """The policies of all seeds, without exploration, as an Act for S·n episodes; u [S·n] uniform, decides between heads."""
     own = getattr(method, "actor", None)
     return (own(state, problem, n) if own else None) or Policies(method, state, problem, u, n)
@@ -174,7 +174,7 @@ class Policies(Act):
     u  [S·n] uniform, decides the head
     """
 
-    def __init__(self, method: Method, state: Any, problem: Problem, u: Tensor, n: int) -> None:
+    def __init__(self, method: Method, state: Any, problem: DagProblem, u: Tensor, n: int) -> None:
         self._method, self._state, self._problem, self._u = method, state, problem, u
         self._seed = torch.arange(len(u), device=u.device) // n
         self._key, self._n_keys = key_of(problem.env)

@@ -21,27 +21,27 @@ from envs.dag.enumeration import Enumeration
 from experiments.cli.errors import UserError
 from experiments.cli.signals import heeded
 from experiments.gfn.build import refuse_bad_reward
-from experiments.gfn.config import Train, step_of
+from experiments.gfn.config import GFNSettings, step_of
 from experiments.gfn.faults import REWARD_FAULT, failing, faults_as_sentences, keep_fault, skipped
 from experiments.gfn.metrics import DESCRIPTIONS, evaluation, modes
 from experiments.run.run import Run
 from experiments.run.schedule import Marks
 from gflownet.flows.states import key_of
-from gflownet.metrics import Window
+from gflownet.metrics import SlidingWindow
 from gflownet.molecules.top_k import Gallery
-from gflownet.problem import EVALUATION, Method, Outcome, Problem, numbers_of, rebuilt, tensors_of
+from gflownet.problem import EVALUATION, DagProblem, Method, Outcome, numbers_of, rebuilt, tensors_of
 from gflownet.static.capture import Step
 
 if TYPE_CHECKING:
     from experiments.molecules.metrics import Molecules
 
-__all__ = ["DESCRIPTIONS", "Training", "train"]
+__all__ = ["DESCRIPTIONS", "GFNTraining", "train"]
 
 PENDING = 1 << 18  # objects of a seed that wait to be noted
 
 
 @dataclass(frozen=True)
-class Training:
+class GFNTraining:
     """Everything that changes during a run, and so everything that a checkpoint holds.
 
     state     the method's            window     the last objects of each seed, where all objects are known
@@ -52,7 +52,7 @@ class Training:
     """
 
     state: Any
-    window: Window | None
+    window: SlidingWindow | None
     found_at: Tensor
     gallery: Gallery | None = None
     states: int = 0
@@ -69,24 +69,24 @@ class Training:
         return {**numbers_of(self.state, "state/"), **window, "states": self.states}
 
     @staticmethod
-    def begin(method: Method, problem: Problem, truth: Enumeration | None, window: int, gallery: int = 0) -> Training:
+    def begin(method: Method, problem: DagProblem, truth: Enumeration | None, window: int, gallery: int = 0) -> GFNTraining:
         """gallery: best objects to remember. UserError where the method cannot work on this environment."""
         try:
             state = method.init(problem)
         except ValueError as error:
             raise UserError(str(error)) from error
         S, modes = len(problem.seeds), int(getattr(problem.env, "n_modes", 0))
-        ring = None if truth is None else Window.begin(S, window, len(truth.objects), problem.device)
+        ring = None if truth is None else SlidingWindow.begin(S, window, len(truth.objects), problem.device)
         found_at = torch.full((S, modes), -1, dtype=torch.int64, device=problem.device)
-        return Training(state, ring, found_at, _empty(problem, gallery) if gallery else None)
+        return GFNTraining(state, ring, found_at, _empty(problem, gallery) if gallery else None)
 
-    def restored(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Training:
+    def restored(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> GFNTraining:
         """This one as the checkpoint has it. Raises UserError when it belongs to another method or problem."""
         wanted = {name: (x.shape, x.dtype) for name, x in self.tensors().items()}
         numbers = {name: x for name, x in meta.items() if name in self.numbers()}
         if wanted != {name: (x.shape, x.dtype) for name, x in tensors.items()} or set(numbers) != set(self.numbers()):
             raise UserError("the checkpoint does not fit this method and problem: was a file changed since?", exit_code=3)
-        return Training(
+        return GFNTraining(
             rebuilt(self.state, tensors, numbers, "state/"),
             None if self.window is None else rebuilt(self.window, tensors, numbers, "window/"),
             tensors["found_at"].to(self.found_at.device),
@@ -95,13 +95,13 @@ class Training:
             meta["iteration"],
         )
 
-    def after(self, state: Any, outcome: Outcome) -> Training:
+    def after(self, state: Any, outcome: Outcome) -> GFNTraining:
         """The iteration counted, its objects pending."""
         pending = (*self.pending, (outcome.objects, outcome.log_reward))
         states = self.states + outcome.log_reward.shape[1]
         return replace(self, state=state, states=states, iteration=self.iteration + 1, pending=pending)
 
-    def settled(self, problem: Problem, truth: Enumeration | None) -> Training:
+    def settled(self, problem: DagProblem, truth: Enumeration | None) -> GFNTraining:
         """What is pending noted. UserError (exit code 5) where a log-reward is not finite."""
         if not self.pending:
             return self
@@ -122,7 +122,7 @@ class Training:
         return replace(self, window=window, found_at=found_at, gallery=gallery, pending=())
 
 
-def _empty(problem: Problem, size: int) -> Gallery:
+def _empty(problem: DagProblem, size: int) -> Gallery:
     rng = problem.rng(EVALUATION).rows(0, 1).drawn(1, problem.env.backend == "numpy")
     return Gallery.begin(len(problem.seeds), size, to_tensor(problem.env.reset(1, rng).obs))
 
@@ -139,14 +139,14 @@ def _first_met(found_at: Tensor, met: Tensor, before: int) -> Tensor:
 
 def train(
     run: Run,
-    problem: Problem,
+    problem: DagProblem,
     method: Method,
     truth: Enumeration | None,
-    settings: Train,
-    training: Training,
+    settings: GFNSettings,
+    training: GFNTraining,
     tick: Callable[[int], None],
     molecules: Molecules | None = None,
-) -> Training:
+) -> GFNTraining:
     """Trains to the end. `tick(objects visited by each seed)` is called after every iteration.
 
     molecules  what evaluations say of them, where there are any
@@ -232,7 +232,7 @@ def _warn_of_equal_rewards(log_reward: Tensor) -> None:
         )
 
 
-def _step(step: Step, state: Any, problem: Problem, t: int) -> tuple[Any, Outcome]:
+def _step(step: Step, state: Any, problem: DagProblem, t: int) -> tuple[Any, Outcome]:
     """One iteration. When it fails nothing is saved: the state is used up."""
     with faults_as_sentences(f"iteration {t}"):
         return step(state, problem, t)

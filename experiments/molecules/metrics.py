@@ -25,7 +25,7 @@ from experiments.molecules.pictures import draw
 from gflownet.molecules.fingerprints import BYTES, Bits, ModeCounter, circles, fingerprints, internal_diversity
 from gflownet.molecules.metrics import TOP, Drawn, Places, top_mean
 from gflownet.molecules.top_k import Gallery
-from gflownet.problem import Method, Problem
+from gflownet.problem import DagProblem, Method
 from gflownet.rewards.chemistry import Floats
 from gflownet.rewards.trees import TreeReward
 
@@ -104,7 +104,7 @@ class Molecules:
         self._reward: TreeReward = env.reward
         self._seen, self._scaffolds = Kept(size), Kept(size)
 
-    def row(self, gallery: Gallery, method: Method, state: Any, problem: Problem, t: int) -> Row:
+    def row(self, gallery: Gallery, method: Method, state: Any, problem: DagProblem, t: int) -> Row:
         """Both: tag -> [S], NaN where there are too few, and a histogram. Methods without a policy have no fresh ones."""
         row = self.of_gallery(gallery)
         if has_policy(method, state, problem):

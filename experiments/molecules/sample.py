@@ -33,7 +33,7 @@ from experiments.gfn.metrics import has_policy, policies
 from experiments.run import checkpoint as checkpoints
 from experiments.run.run import Run
 from gflownet.evaluation import exact_log_p
-from gflownet.problem import Method, Problem, numbers_of, rebuilt, tensors_of
+from gflownet.problem import DagProblem, Method, numbers_of, rebuilt, tensors_of
 
 if TYPE_CHECKING:
     from rdkit import Chem
@@ -150,7 +150,7 @@ class Trained:
 
     method: Method
     state: Any
-    problem: Problem
+    problem: DagProblem
     reward: TreeReward
     builder: Builder
 

@@ -23,7 +23,7 @@ from envs.mdp.exact import Exact, ExactLQR, ExactMDP
 from envs.mdp.lqr import LQR, double_integrator
 from envs.mdp.tabular import FiniteMDP, garnet, gridworld
 from experiments.cli.errors import UserError
-from pgrl.nets import MLP, Table
+from pgrl.nets import MLP, TabularNet
 from pgrl.policy import Policy
 
 OWN = {
@@ -148,7 +148,7 @@ def exact_values(env: Env, policy: Policy, discount: float) -> Exact | None:
     """The exact values of `policy` on `env`, or None where they are not known (or the table of policies is not small)."""
     if discount >= 1:
         return None
-    if isinstance(env, FiniteMDP) and isinstance(policy.net, Table | MLP):
+    if isinstance(env, FiniteMDP) and isinstance(policy.net, TabularNet | MLP):
         states = torch.arange(env.n_states, device=env.start.device)
         return ExactMDP(env, lambda theta: policy.log_probs_at(theta, states), discount)
     if isinstance(env, LQR) and isinstance(policy.net, MLP) and not policy.net.hidden and not policy.net.bias:

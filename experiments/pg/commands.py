@@ -21,7 +21,7 @@ from experiments.cli.errors import UserError
 from experiments.cli.progress import progress
 from experiments.pg.build import OWN
 from experiments.pg.config import from_config, make_agent, make_problem, tabular, worker_count
-from experiments.pg.train import DESCRIPTIONS, Training
+from experiments.pg.train import DESCRIPTIONS, PGTraining
 from experiments.pg.train import train as run_loop
 from experiments.run import checkpoint as checkpoints
 from experiments.run.run import Run, run_name
@@ -33,7 +33,7 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
     """A new run, trained to the end. The run folder."""
     name = run_name(_plain(config["env"]), _plain(config["algo"]), config["seed"], config)
     with _made(config) as (problem, agent), Run.create(out, name, config, argv, DESCRIPTIONS) as run:
-        training = Training.begin(agent, problem)
+        training = PGTraining.begin(agent, problem)
         if not quiet:
             print(f"{config['algo']} on {config['env']} -> {run.folder}", file=sys.stderr)
             print(_settings(config, problem), file=sys.stderr)
@@ -43,7 +43,7 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
 
 def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
     with Run.open(folder, DESCRIPTIONS) as run, _made(run.config) as (problem, agent):
-        training = run.resume(lambda tensors, meta: Training.restored(agent, problem, tensors, meta), checkpoint)
+        training = run.resume(lambda tensors, meta: PGTraining.restored(agent, problem, tensors, meta), checkpoint)
         _to_the_end(run, problem, agent, training, quiet)
 
 
@@ -66,7 +66,7 @@ def _made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
         yield replace(problem, workers=workers), agent
 
 
-def _to_the_end(run: Run, problem: Problem, agent: Agent, training: Training, quiet: bool) -> None:
+def _to_the_end(run: Run, problem: Problem, agent: Agent, training: PGTraining, quiet: bool) -> None:
     settings = from_config(run.config)[1]
     with progress(settings.env_steps, "steps a seed", quiet) as tick:
         run_loop(run, problem, agent, settings, training, tick)
@@ -96,7 +96,7 @@ def evaluate(folder: Path, episodes: int, checkpoint: Path | None) -> None:
     run = Run.open(folder)
     tensors, meta = checkpoints.load(run.named(checkpoint)) if checkpoint else checkpoints.load_latest(run.checkpoints)
     with _made(run.config) as (problem, agent):
-        theta = Training.restored(agent, problem, tensors, meta).state.theta
+        theta = PGTraining.restored(agent, problem, tensors, meta).state.theta
         tau = problem.evaluate(theta, episodes, -1)  # a stream that training never used
     S = len(problem.seeds)
     plain, discounted = (tau.returns(c).reshape(S, -1).double() for c in (1.0, problem.discount))

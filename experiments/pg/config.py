@@ -14,17 +14,17 @@ import torch
 from envs.core import Env
 from experiments.cli.errors import UserError
 from experiments.pg.build import OWN, absolute, load_object, make_env
-from experiments.recipes.pg.recipe import Recipe
+from experiments.recipes.pg.recipe import PGRecipe
 from experiments.recipes.pg.registry import recipe_for
-from pgrl.agent import Agent, Entry, register
+from pgrl.agent import Agent, AgentEntry, register
 from pgrl.baselines import baseline_for
-from pgrl.nets import Table
+from pgrl.nets import TabularNet
 from pgrl.policy import policy_for
 from pgrl.problem import Problem
 
 
 @dataclass(frozen=True)
-class Train:
+class PGSettings:
     """Settings shared by all algorithms. Defaults are those of the environment's recipe."""
 
     env: str = "gridworld"
@@ -73,7 +73,7 @@ class Train:
     """checkpoints over the run; the last three are kept"""
 
 
-def find_agent(algo: str) -> Entry:
+def find_agent(algo: str) -> AgentEntry:
     """The register's entry for a name, or one for `file.py:agent` (a dataclass of knobs, or an instance of one)."""
     if algo.partition(":")[0].endswith(".py"):
         found: Any = load_object(algo)
@@ -83,7 +83,7 @@ def find_agent(algo: str) -> Entry:
             )
         preset = {} if isinstance(found, type) else {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
         make: Any = found if isinstance(found, type) else type(found)
-        return Entry(make, preset)
+        return AgentEntry(make, preset)
     agents = register()
     if algo not in agents:
         close = difflib.get_close_matches(algo, agents, 3, 0.4)
@@ -93,11 +93,11 @@ def find_agent(algo: str) -> Entry:
     return agents[algo]
 
 
-def defaults(algo: str, env: str, preset: str = "recipe") -> tuple[Train, dict[str, float], Recipe]:
+def defaults(algo: str, env: str, preset: str = "recipe") -> tuple[PGSettings, dict[str, float], PGRecipe]:
     """What a bare command uses: settings and knobs of the recipe, schedules as `preset` says."""
     recipe, entry = recipe_for(env), find_agent(algo)
-    names = {f.name for f in dataclasses.fields(Train)} & {f.name for f in dataclasses.fields(Recipe)}
-    settings = Train(env=env, preset=preset, **{name: getattr(recipe, name) for name in names})
+    names = {f.name for f in dataclasses.fields(PGSettings)} & {f.name for f in dataclasses.fields(PGRecipe)}
+    settings = PGSettings(env=env, preset=preset, **{name: getattr(recipe, name) for name in names})
     knobs = {f.name for f in dataclasses.fields(entry.make)}  # type: ignore[arg-type]
     tuned = recipe.knobs.get(algo, {})
     step = {name: value for name, value in tuned.items() if name == "step_size"}
@@ -115,7 +115,7 @@ def make_agent(algo: str, knobs: dict[str, Any]) -> Agent:
         raise UserError(f"{algo}: {error}") from error
 
 
-def make_problem(train: Train, device: str) -> Problem:
+def make_problem(train: PGSettings, device: str) -> Problem:
     """UserError for a setting outside its range."""
     for name in ("seeds", "env_steps", "batch_size", "evaluations", "log_rows", "checkpoints", "eval_episodes"):
         if getattr(train, name) < 1:
@@ -171,7 +171,7 @@ def observation_size(env: Env) -> tuple[int, int]:
     return int(np.prod(space.shape or ())), 0
 
 
-def choose_device(train: Train) -> str:
+def choose_device(train: PGSettings) -> str:
     """`auto`: the CPU, unless CUDA is there and an iteration of the policy gradient is measured to be faster on it."""
 
     def on_tensors() -> bool:
@@ -201,7 +201,7 @@ def _iteration_seconds(problem: Problem) -> float:
     return time.perf_counter() - started
 
 
-def as_config(algo: str, train: Train, knobs: dict[str, Any], device: str) -> dict[str, Any]:
+def as_config(algo: str, train: PGSettings, knobs: dict[str, Any], device: str) -> dict[str, Any]:
     """What config.json holds: enough to make the same problem and agent again."""
     slope, agent = find_agent(algo).slope, make_agent(algo, knobs)
     knobs = {f.name: getattr(agent, f.name) for f in dataclasses.fields(type(agent))}  # type: ignore[arg-type]
@@ -216,17 +216,17 @@ def _absolute(name: str) -> str:
     return f"{head}:{Path(tail).resolve()}" if head == "gridworld" and tail else absolute(name)
 
 
-def from_config(config: dict[str, Any]) -> tuple[str, Train, dict[str, Any]]:
+def from_config(config: dict[str, Any]) -> tuple[str, PGSettings, dict[str, Any]]:
     """UserError (exit code 3) when a setting is missing or unknown."""
     rest = {key: value for key, value in config.items() if key not in ("algo", "knobs", "theory_slope")}
     try:
         rest["hidden"] = tuple(rest["hidden"])
-        return config["algo"], Train(**rest), config["knobs"]
+        return config["algo"], PGSettings(**rest), config["knobs"]
     except (KeyError, TypeError) as error:
         raise UserError(f"config.json does not fit this version: {error}", exit_code=3) from error
 
 
-def worker_count(train: Train, env: Env) -> int:
+def worker_count(train: PGSettings, env: Env) -> int:
     """How many workers a run gets."""
     if train.workers is not None:
         if train.workers < 0:
@@ -242,4 +242,4 @@ def cpus() -> int:
 
 
 def tabular(problem: Problem) -> bool:
-    return isinstance(problem.policy.net, Table)
+    return isinstance(problem.policy.net, TabularNet)

@@ -21,7 +21,7 @@ from envs.mdp.exact import Exact, gradient
 from experiments.cli.errors import UserError
 from experiments.cli.signals import heeded
 from experiments.pg.build import exact_values
-from experiments.pg.config import Train
+from experiments.pg.config import PGSettings
 from experiments.run.run import Run
 from pgrl.agent import Agent, Metrics, norm
 from pgrl.baselines import Fitted
@@ -49,7 +49,7 @@ DESCRIPTIONS = {
 
 
 @dataclass
-class Training:
+class PGTraining:
     """Everything that changes during a run, and so everything that a checkpoint holds.
 
     state      the agent's          fitted      the baseline's          iteration   the next one
@@ -72,15 +72,15 @@ class Training:
         return {name: x for name, x in self.state._asdict().items() if not isinstance(x, Tensor)}
 
     @staticmethod
-    def begin(agent: Agent, problem: Problem) -> Training:
+    def begin(agent: Agent, problem: Problem) -> PGTraining:
         S = len(problem.seeds)
         steps = torch.zeros(S, dtype=torch.int64)
-        return Training(agent.init(problem.theta()), problem.baseline.init(S), steps, steps.clone())
+        return PGTraining(agent.init(problem.theta()), problem.baseline.init(S), steps, steps.clone())
 
     @staticmethod
-    def restored(agent: Agent, problem: Problem, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Training:
+    def restored(agent: Agent, problem: Problem, tensors: dict[str, Tensor], meta: dict[str, Any]) -> PGTraining:
         """Raises UserError when the checkpoint belongs to another agent or problem."""
-        fresh = Training.begin(agent, problem)
+        fresh = PGTraining.begin(agent, problem)
         wanted = {name: (x.shape, x.dtype) for name, x in fresh.tensors().items()}
         if wanted != {name: (x.shape, x.dtype) for name, x in tensors.items()} or set(meta["state"]) != set(fresh.numbers()):
             raise UserError("the checkpoint does not fit this agent and problem: was a file changed since?", exit_code=3)
@@ -89,12 +89,14 @@ class Training:
             **{n: tensors[f"state/{n}"].to(device) for n in fresh.state._fields if f"state/{n}" in tensors}
         )
         fitted = {name: tensors[f"baseline/{name}"].to(device) for name in fresh.fitted}
-        return Training(state._replace(**meta["state"]), fitted, tensors["env_steps"], tensors["eval_steps"], meta["iteration"])
+        return PGTraining(
+            state._replace(**meta["state"]), fitted, tensors["env_steps"], tensors["eval_steps"], meta["iteration"]
+        )
 
 
 def train(
-    run: Run, problem: Problem, agent: Agent, settings: Train, training: Training, tick: Callable[[int], None]
-) -> Training:
+    run: Run, problem: Problem, agent: Agent, settings: PGSettings, training: PGTraining, tick: Callable[[int], None]
+) -> PGTraining:
     """Trains to the end. `tick(environment steps used, mean over seeds)` is called after every iteration.
 
     Raises UserError: exit code 5 when an environment or an update is not finite, 130 or 143 when asked to stop; in each case
@@ -137,7 +139,7 @@ def train(
     return training
 
 
-def step(problem: Problem, agent: Agent, training: Training, budget: int) -> tuple[Training, Metrics, Iteration]:
+def step(problem: Problem, agent: Agent, training: PGTraining, budget: int) -> tuple[PGTraining, Metrics, Iteration]:
     """One iteration of the seeds that have not used up their budget; the others stay as they are."""
     S = len(problem.seeds)
     rows = (training.env_steps < budget).nonzero()[:, 0]
@@ -156,7 +158,7 @@ def step(problem: Problem, agent: Agent, training: Training, budget: int) -> tup
     _refuse_non_finite(new, part)
     learnt = world.fit_baseline()
     env_steps = training.env_steps.index_add(0, rows, world.env_steps().cpu())
-    after = Training(
+    after = PGTraining(
         type(state)(*map(put, state, new)),
         {name: put(x, learnt[name]) for name, x in fitted.items()},
         env_steps,
@@ -191,8 +193,8 @@ def log(
     run: Run,
     problem: Problem,
     exact: Exact | None,
-    settings: Train,
-    training: Training,
+    settings: PGSettings,
+    training: PGTraining,
     metrics: Metrics,
     world: Iteration | None,
     before: Tensor | None,

@@ -29,7 +29,7 @@ from envs.dag.hypergrid import HyperGrid
 from envs.random import Rng
 from gflownet.evaluation import exact_law
 from gflownet.metrics import empirical, l1_sum
-from gflownet.problem import Method, Metrics, Problem
+from gflownet.problem import DagProblem, Method, Metrics
 
 START, GENERATE, DRAW = range(3)  # streams of a seed
 UNLIKELY = 1e-9
@@ -183,7 +183,7 @@ def generator(
     """(law [K] of a generator trained on these rewards [K], metrics of its last iteration)."""
     built = settings.batch_size * (1 + int(getattr(method, "search_rounds", 0)))
     iterations = -(-settings.states // built)
-    problem = Problem(pool.worth(reward), (seed,), settings.batch_size, iterations)
+    problem = DagProblem(pool.worth(reward), (seed,), settings.batch_size, iterations)
     state, visited = method.init(problem), []
     metrics: Metrics = {}
     for t in range(iterations):

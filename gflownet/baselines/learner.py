@@ -11,7 +11,7 @@ from torch import Tensor
 from envs.core import DagEnv, Trajectories
 from gflownet.model import Model
 from gflownet.optimiser import Adam
-from gflownet.problem import INIT, Metrics, Outcome, Problem, skipped_batch
+from gflownet.problem import INIT, DagProblem, Metrics, Outcome, skipped_batch
 
 
 def model_for(env: DagEnv, hidden: tuple[int, ...], tabular: bool, state_value: bool = False) -> Model:
@@ -26,7 +26,7 @@ class Learner(NamedTuple):
     adam: Adam
 
     @staticmethod
-    def begin(model: Model, problem: Problem) -> Learner:
+    def begin(model: Model, problem: DagProblem) -> Learner:
         theta = model.init(problem.rng(INIT))
         return Learner(theta, Adam.begin(theta))
 
@@ -44,7 +44,7 @@ class Learner(NamedTuple):
         with torch.no_grad():
             return model.log_pf(self.theta, obs.expand(len(self.theta), *obs.shape), legal)
 
-    def outcome(self, problem: Problem, tau: Trajectories, log_reward: Tensor, loss: Tensor, fine: Tensor) -> Outcome:
+    def outcome(self, problem: DagProblem, tau: Trajectories, log_reward: Tensor, loss: Tensor, fine: Tensor) -> Outcome:
         """Of an iteration that built the objects of tau [T, S·n] and learned from them; loss [S], fine [S] as of `descend`."""
         assert tau.last is not None
         objects, rewards = problem.by_seed(tau.last), problem.by_seed(log_reward)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from envs.core import to_tensor
 from gflownet.baselines.uniform import UniformMoves
-from gflownet.problem import INIT, ITERATION, Metrics, Outcome, Problem
+from gflownet.problem import INIT, ITERATION, DagProblem, Metrics, Outcome
 
 PROPOSAL, ACCEPTANCE = 0, 1  # streams of an iteration
 
@@ -41,7 +41,7 @@ class Chains(NamedTuple):
 class Metropolis:
     """Needs an environment with propose(obs [M, *obs], rng) -> (x' [M, *obs], log q(x|x') - log q(x'|x) [M])."""
 
-    def init(self, problem: Problem) -> Chains:
+    def init(self, problem: DagProblem) -> Chains:
         """Raises ValueError when the environment offers no moves between objects."""
         if not hasattr(problem.env, "propose"):
             raise ValueError(
@@ -52,7 +52,7 @@ class Metropolis:
         source = to_tensor(problem.env.reset(len(rng), rng).obs)
         return Chains(source, torch.zeros(len(rng), dtype=torch.float64, device=problem.device), 0)
 
-    def step(self, state: Chains, problem: Problem, t: int) -> tuple[Chains, Outcome]:
+    def step(self, state: Chains, problem: DagProblem, t: int) -> tuple[Chains, Outcome]:
         chains, accepted = moved(state, problem, t) if state.recorded else begun(problem, t)
         # chains that stayed are recorded again: the code of 2021 records accepted moves only, and so samples R(x) a(x), with
         # a(x) the mean acceptance from x
@@ -63,21 +63,21 @@ class Metropolis:
         }
         return chains, Outcome(objects, rewards, metrics)
 
-    def log_pf(self, state: Chains, problem: Problem, obs: Tensor, legal: Tensor) -> None:
+    def log_pf(self, state: Chains, problem: DagProblem, obs: Tensor, legal: Tensor) -> None:
         return None
 
     def log_z(self, state: Chains) -> None:
         return None
 
 
-def begun(problem: Problem, t: int) -> tuple[Chains, Tensor]:
+def begun(problem: DagProblem, t: int) -> tuple[Chains, Tensor]:
     """Chains at objects that uniform moves build, all of them [S·n] accepted."""
     tau = problem.play(UniformMoves(), problem.rng(ITERATION, t).fold(PROPOSAL))
     assert tau.last is not None
     return Chains(tau.last, problem.env.log_reward(tau.last), 1), torch.ones_like(tau.terminated)
 
 
-def moved(chains: Chains, problem: Problem, t: int) -> tuple[Chains, Tensor]:
+def moved(chains: Chains, problem: DagProblem, t: int) -> tuple[Chains, Tensor]:
     """One move of each chain, and which of them [S·n] were accepted."""
     env: Any = problem.env
     rng = problem.rng(ITERATION, t)

@@ -21,7 +21,7 @@ from torch import Tensor
 from envs.core import Trajectories
 from gflownet.baselines.learner import Learner, model_for
 from gflownet.model import Model, log_softmax
-from gflownet.problem import ITERATION, Outcome, Problem
+from gflownet.problem import ITERATION, DagProblem, Outcome
 from gflownet.sampling.sampler import sampler
 
 PLAY, MINIBATCH = 0, 1  # streams of an iteration
@@ -103,13 +103,13 @@ class PPO:
                 "expected updates and minibatch >= 1, clip > 0 and 0 <= trace <= 1"
             )
 
-    def model(self, problem: Problem) -> Model:
+    def model(self, problem: DagProblem) -> Model:
         return model_for(problem.env, self.hidden, self.tabular, state_value=True)
 
-    def init(self, problem: Problem) -> Learner:
+    def init(self, problem: DagProblem) -> Learner:
         return Learner.begin(self.model(problem), problem)
 
-    def step(self, state: Learner, problem: Problem, t: int) -> tuple[Learner, Outcome]:
+    def step(self, state: Learner, problem: DagProblem, t: int) -> tuple[Learner, Outcome]:
         model, rng = self.model(problem), problem.rng(ITERATION, t)
         tau = problem.play(sampler(problem.env, model, state.theta, problem.batch_size), rng.fold(PLAY))
         assert tau.last is not None
@@ -150,7 +150,7 @@ class PPO:
         gain = clipped(ratio, batch.advantage, self.clip) + self.entropy * entropy(log_pf, batch.legal)
         return (self.value_weight * (batch.outcome - model.log_flow(out)) ** 2 - gain).mean(1)
 
-    def log_pf(self, state: Learner, problem: Problem, obs: Tensor, legal: Tensor) -> Tensor:
+    def log_pf(self, state: Learner, problem: DagProblem, obs: Tensor, legal: Tensor) -> Tensor:
         return state.log_pf(self.model(problem), obs, legal)
 
     def log_z(self, state: Learner) -> None:

@@ -23,7 +23,7 @@ from gflownet.baselines.learner import Learner, model_for
 from gflownet.flows.flows import Flows
 from gflownet.model import Model
 from gflownet.objectives.vargrad import log_partition
-from gflownet.problem import ITERATION, Outcome, Problem
+from gflownet.problem import ITERATION, DagProblem, Outcome
 from gflownet.sampling.sampler import sampler
 
 
@@ -62,10 +62,10 @@ class SoftPolicyGradient:
                 f"backward is {self.backward!r}, expected uniform or maxent: what is learned needs a loss of its own"
             )
 
-    def model(self, problem: Problem) -> Model:
+    def model(self, problem: DagProblem) -> Model:
         return model_for(problem.env, self.hidden, self.tabular)
 
-    def init(self, problem: Problem) -> SoftState:
+    def init(self, problem: DagProblem) -> SoftState:
         """Raises ValueError for batches of one, which leave nothing when one is left out."""
         if problem.batch_size < 2:
             raise ValueError(
@@ -74,7 +74,7 @@ class SoftPolicyGradient:
         learner = Learner.begin(self.model(problem), problem)
         return SoftState(learner, torch.zeros_like(learner.theta[:, 0]))
 
-    def step(self, state: SoftState, problem: Problem, t: int) -> tuple[SoftState, Outcome]:
+    def step(self, state: SoftState, problem: DagProblem, t: int) -> tuple[SoftState, Outcome]:
         model, env, theta = self.model(problem), problem.env, state.learner.theta
         tau = problem.play(sampler(env, model, theta, problem.batch_size), problem.rng(ITERATION, t))
         assert tau.last is not None
@@ -91,7 +91,7 @@ class SoftPolicyGradient:
         outcome = state.learner.outcome(problem, tau, log_reward, -elbo, fine)
         return SoftState(state.learner, torch.where(fine, elbo, state.elbo)), outcome
 
-    def log_pf(self, state: SoftState, problem: Problem, obs: Tensor, legal: Tensor) -> Tensor:
+    def log_pf(self, state: SoftState, problem: DagProblem, obs: Tensor, legal: Tensor) -> Tensor:
         return state.learner.log_pf(self.model(problem), obs, legal)
 
     def log_z(self, state: SoftState) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from envs.core import Array
 from envs.random import Rng
 from gflownet.model import log_softmax
-from gflownet.problem import ITERATION, Metrics, Outcome, Problem
+from gflownet.problem import ITERATION, DagProblem, Metrics, Outcome
 
 
 class UniformMoves:
@@ -34,10 +34,10 @@ class UniformState(NamedTuple):
 
 @dataclass(frozen=True)
 class Uniform:
-    def init(self, problem: Problem) -> UniformState:
+    def init(self, problem: DagProblem) -> UniformState:
         return UniformState(0)
 
-    def step(self, state: UniformState, problem: Problem, t: int) -> tuple[UniformState, Outcome]:
+    def step(self, state: UniformState, problem: DagProblem, t: int) -> tuple[UniformState, Outcome]:
         tau = problem.play(UniformMoves(), problem.rng(ITERATION, t))
         assert tau.last is not None
         log_reward = problem.env.log_reward(tau.last)
@@ -48,7 +48,7 @@ class Uniform:
         }
         return UniformState(state.iterations + 1), Outcome(objects, rewards, metrics)
 
-    def log_pf(self, state: UniformState, problem: Problem, obs: Tensor, legal: Tensor) -> Tensor:
+    def log_pf(self, state: UniformState, problem: DagProblem, obs: Tensor, legal: Tensor) -> Tensor:
         logits = torch.zeros(legal.shape, dtype=torch.float64, device=legal.device)
         return log_softmax(logits, legal).expand(1, len(problem.seeds), *legal.shape)
 

@@ -22,7 +22,7 @@ from envs.dag.backward import BackwardLogits, walk_back
 from envs.random import Rng
 from gflownet.flows.flows import Flows
 from gflownet.model import Model
-from gflownet.problem import Problem
+from gflownet.problem import DagProblem
 from gflownet.sampling.replay import replayed
 from gflownet.sampling.sampler import sampler
 
@@ -45,7 +45,7 @@ class LocalSearch:
 
 @torch.no_grad()
 def local_search(
-    problem: Problem,
+    problem: DagProblem,
     model: Model,
     theta: Tensor,
     tau: Trajectories,
@@ -110,7 +110,9 @@ def _padded(action: Tensor, horizon: int) -> Tensor:
     return torch.cat([action, action.new_zeros(horizon - len(action), action.shape[1])])
 
 
-def _log_ratio(problem: Problem, model: Model, theta: Tensor, tau: Trajectories, log_reward: Tensor, backward: str) -> Tensor:
+def _log_ratio(
+    problem: DagProblem, model: Model, theta: Tensor, tau: Trajectories, log_reward: Tensor, backward: str
+) -> Tensor:
     """[S·n] log R(x) P_B(τ|x) / P_F(τ); of two paths with a common beginning the beginnings cancel."""
     flows = Flows(problem.env, model, theta, tau, log_reward, backward=backward)
     return (flows.log_reward + flows.log_pb.sum(0) - flows.log_pf.sum(0)).flatten()

@@ -14,7 +14,7 @@ from torch import Tensor
 from envs.core import Array, Trajectories
 from envs.random import Rng
 from envs.rollout import Act
-from gflownet.problem import Problem
+from gflownet.problem import DagProblem
 
 REPLAY = ("none", "fifo", "prioritised")
 TOP = 0.1
@@ -30,7 +30,7 @@ class Recorded(Act):
         return next(self._actions)
 
 
-def replayed(problem: Problem, action: Tensor) -> Trajectories:
+def replayed(problem: DagProblem, action: Tensor) -> Trajectories:
     """The trajectories that make these actions, [T, S·n], from the source."""
     act = Recorded(action, problem.env.backend == "numpy")
     return problem.play(act, problem.rng(0), action.shape[1] // len(problem.seeds))
@@ -44,7 +44,7 @@ class Replay(NamedTuple):
     position: int
 
     @staticmethod
-    def begin(problem: Problem, capacity: int) -> Replay:
+    def begin(problem: DagProblem, capacity: int) -> Replay:
         S, T = len(problem.seeds), problem.env.horizon
         actions = torch.zeros(S, capacity, T, dtype=torch.int32, device=problem.device)
         return Replay(actions, torch.full((S, capacity), -torch.inf, dtype=torch.float64, device=problem.device), 0)
@@ -64,7 +64,7 @@ class Replay(NamedTuple):
         self.log_reward[:, place] = log_reward.reshape(S, n)
         return self._replace(position=self.position + n)
 
-    def draw(self, problem: Problem, n: int, prioritised: bool, rng: Rng) -> tuple[Trajectories, Tensor]:
+    def draw(self, problem: DagProblem, n: int, prioritised: bool, rng: Rng) -> tuple[Trajectories, Tensor]:
         """n trajectories of each seed, with replacement: [T, S·n] and their log_reward [S·n]."""
         u = rng.uniform(n)
         held = self.size

@@ -20,7 +20,7 @@ from envs.core import Array, DagEnv, Diverged
 from envs.random import Rng
 from envs.rollout import Act
 from gflownet.model import Model
-from gflownet.networks import MLP
+from gflownet.networks import StackedMLP
 from gflownet.sampling.tape import Tape
 from gflownet.trees.actions import Points
 from gflownet.trees.outputs import ask, by_points
@@ -51,7 +51,7 @@ def sampler(
     `tape` of it is what the net did, to learn from; None where that is not kept.
     """
     explore = explore or Exploration()
-    if env.backend == "numpy" and isinstance(model.net, MLP):
+    if env.backend == "numpy" and isinstance(model.net, StackedMLP):
         return NumpySampler(env, model, theta, n, explore, head)
     return Sampler(env, model, theta, n, explore, head)
 
@@ -115,7 +115,7 @@ class NumpySampler(Act):
     """The same in numpy, with memory. u·total > cumsum counts the moves passed over."""
 
     def __init__(self, env: DagEnv, model: Model, theta: Tensor, n: int, explore: Exploration, head: Tensor | None) -> None:
-        assert isinstance(model.net, MLP)
+        assert isinstance(model.net, StackedMLP)
         together = model.net.actor(theta[:, : model.net.size])
         self._alone = len(theta) == 1
         self._forward = together[0] if self._alone else together

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from envs.core import Trajectories
-from gflownet.networks import MLP, SLOPE
+from gflownet.networks import SLOPE, StackedMLP
 
 
 class Tape:
@@ -24,8 +24,8 @@ class Tape:
     slot  for environments whose states are remembered: key -> row
     """
 
-    def __init__(self, net: MLP, theta: Tensor, room: int) -> None:
-        self.net, self.slot = net, None  # type: tuple[MLP, Any]
+    def __init__(self, net: StackedMLP, theta: Tensor, room: int) -> None:
+        self.net, self.slot = net, None  # type: tuple[StackedMLP, Any]
         self.rows = 0
         self._dtype = theta.detach().cpu().numpy().dtype
         self._layers = [np.empty((room, width), self._dtype) for width in net.widths]
@@ -60,7 +60,7 @@ class Tape:
 
 class _Taped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, params: Tensor, outputs: Tensor, net: MLP, inputs: list[Tensor]) -> Tensor:
+    def forward(ctx: Any, params: Tensor, outputs: Tensor, net: StackedMLP, inputs: list[Tensor]) -> Tensor:
         ctx.net, ctx.inputs = net, inputs
         ctx.save_for_backward(params)
         return outputs.view_as(outputs)

@@ -18,20 +18,20 @@ import torch
 from torch import Tensor
 
 from gflownet.gflownet import GFlowNet
-from gflownet.problem import Method, Outcome, Problem, numbers_of, rebuilt, tensors_of
+from gflownet.problem import DagProblem, Method, Outcome, numbers_of, rebuilt, tensors_of
 from gflownet.static.table import Static, table_of
 
-Step = Callable[[Any, Problem, int], tuple[Any, Outcome]]
+Step = Callable[[Any, DagProblem, int], tuple[Any, Outcome]]
 
 
-class Iteration:
+class CapturedIteration:
     """An iteration of `method` without arguments: `state` and `t`, int64 on the device, are buffers, changed in place.
 
     static  default: with the table of the environment's states, where it has one
     Raises ValueError for a method that cannot be captured.
     """
 
-    def __init__(self, method: Method, problem: Problem, state: Any, static: Static | None = None) -> None:
+    def __init__(self, method: Method, problem: DagProblem, state: Any, static: Static | None = None) -> None:
         if not isinstance(method, GFlowNet):
             raise ValueError(f"{type(method).__name__} cannot be captured, only GFlowNets can: leave out --compile")
         for name, plain in (("replay", "none"), ("search_rounds", 0)):
@@ -60,14 +60,14 @@ class Iteration:
         return outcome
 
 
-def captured(method: Method, problem: Problem, state: Any, t: int = 0) -> Step:
+def captured(method: Method, problem: DagProblem, state: Any, t: int = 0) -> Step:
     """`method.step` from this state and iteration on, as a graph. `problem.device` is a CUDA device.
 
     The state that it returns lies in the graph's own buffers, which the next call overwrites: copy what is to be kept.
     Raises ValueError for what cannot be captured: other methods than GFlowNets, replay, local search, flow matching without a
     table of states, an environment or objective that reads numbers back (the reward of finished objects may, with a table).
     """
-    iteration = Iteration(method, problem, state)
+    iteration = CapturedIteration(method, problem, state)
     method.step(_copy(state), problem, t)
     aside, stream = (torch.cuda.Stream(problem.device) for _ in range(2))  # type: ignore[no-untyped-call]
     graph, mode = torch.cuda.CUDAGraph(), torch.cuda.get_sync_debug_mode()
@@ -88,7 +88,7 @@ def captured(method: Method, problem: Problem, state: Any, t: int = 0) -> Step:
         torch.cuda.set_sync_debug_mode(mode)
     now = -1  # the number in iteration.t, where that is known
 
-    def step(state: Any, problem: Problem, t: int) -> tuple[Any, Outcome]:
+    def step(state: Any, problem: DagProblem, t: int) -> tuple[Any, Outcome]:
         nonlocal now
         if state is not iteration.state or t != now:
             iteration.load(state, t)

@@ -28,7 +28,7 @@ FEW = 1 << 13  # states that a net sees all of, even where a batch has fewer pla
 
 
 @dataclass(frozen=True)
-class Table:
+class StateTable:
     """N unfinished states by their numbers, N finished ones beyond them. Numbers that no state has show the source.
 
     obs     [N, *obs]       legal   [N, A] bool, all True where no state goes on
@@ -48,11 +48,11 @@ class Table:
     def __len__(self) -> int:
         return len(self.obs)
 
-    def to(self, device: str) -> Table:
-        return Table(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+    def to(self, device: str) -> StateTable:
+        return StateTable(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def table_of(env: DagEnv) -> Table | None:
+def table_of(env: DagEnv) -> StateTable | None:
     """None where states have no numbers, or more than LIMIT."""
     space: Any = env
     N, A = getattr(env, "n_states", None), int(space.action_space.n)
@@ -68,7 +68,7 @@ def table_of(env: DagEnv) -> Table | None:
     counts = torch.bincount(child * A + dag.action, minlength=2 * N * A).view(2 * N, A)
     worth = torch.zeros(N, dtype=torch.float64, device=obs.device)
     worth[number[dag.objects]] = dag.log_reward
-    return Table(obs, legal, child, number[dag.parent], dag.action, counts, worth)
+    return StateTable(obs, legal, child, number[dag.parent], dag.action, counts, worth)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Static:
     """That shapes are static, and the table where there is one."""
 
     env: Any
-    table: Table | None = None
+    table: StateTable | None = None
 
     def looks_up(self, places: int) -> bool:
         """Is the net to see all states, rather than those of so many places in trajectories of one seed?"""
@@ -108,7 +108,7 @@ class Static:
         return worth
 
     def number(self, obs: Tensor, ended: Tensor) -> Tensor:
-        """[M] below 2N, as `Table.child`."""
+        """[M] below 2N, as `StateTable.child`."""
         assert self.table is not None
         number: Tensor = self.env.index(obs) + len(self.table) * ended
         return number

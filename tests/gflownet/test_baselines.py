@@ -22,13 +22,13 @@ from gflownet.evaluation import exact_law
 from gflownet.flows.flows import Flows
 from gflownet.metrics import l1_sum, noise_floor, total_variation
 from gflownet.objectives.vargrad import VarGrad
-from gflownet.problem import Method, Problem, tensors_of
+from gflownet.problem import DagProblem, Method, tensors_of
 from tests.dags import crossing
 
 F64 = torch.float64
 
 
-def run(method: Any, problem: Problem, iterations: int) -> tuple[Any, list[Any]]:
+def run(method: Any, problem: DagProblem, iterations: int) -> tuple[Any, list[Any]]:
     state, outcomes = method.init(problem), []
     for t in range(iterations):
         state, outcome = method.step(state, problem, t)
@@ -47,7 +47,7 @@ METHODS = [
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 class TestEveryMethod:
     def test_is_a_method_that_counts_what_it_visits(self, method: Method) -> None:
-        problem = Problem(HyperGrid(2, 8), seeds=(3, 4), batch_size=8)
+        problem = DagProblem(HyperGrid(2, 8), seeds=(3, 4), batch_size=8)
         state, outcomes = run(method, problem, 3)
         assert isinstance(method, Method)
         for outcome in outcomes:
@@ -60,7 +60,7 @@ class TestEveryMethod:
         assert log_z is None or log_z.shape == (2,)
 
     def test_the_same_seeds_give_the_same_bytes(self, method: Method) -> None:
-        problem = Problem(HyperGrid(2, 8), seeds=(3, 4), batch_size=8)
+        problem = DagProblem(HyperGrid(2, 8), seeds=(3, 4), batch_size=8)
         (a, one), (b, two) = run(method, problem, 4), run(method, problem, 4)
         for first, second in zip(one, two, strict=True):
             assert torch.equal(first.objects, second.objects)
@@ -69,7 +69,7 @@ class TestEveryMethod:
         assert all(torch.equal(x, second_state[name]) for name, x in first_state.items())
 
     def test_a_seed_alone_does_what_it_does_in_company(self, method: Method) -> None:
-        problem = Problem(HyperGrid(2, 8), seeds=(3, 4, 5), batch_size=8, dtype=F64)
+        problem = DagProblem(HyperGrid(2, 8), seeds=(3, 4, 5), batch_size=8, dtype=F64)
         state, together = run(method, problem, 4)
         lone, alone = run(method, replace(problem, seeds=(4,)), 4)
         for one, three in zip(alone, together, strict=True):
@@ -83,11 +83,11 @@ class TestEveryMethod:
         if isinstance(method, Metropolis):
             return
         method = replace(method, hidden=(8,)) if hasattr(method, "hidden") else method  # type: ignore[type-var]
-        _, outcomes = run(method, Problem(crossing(), seeds=(0, 1), batch_size=5), 2)
+        _, outcomes = run(method, DagProblem(crossing(), seeds=(0, 1), batch_size=5), 2)
         assert set(outcomes[-1].objects.flatten().tolist()) <= {4, 5}
 
 
-def law_or_none(method: Method, state: Any, problem: Problem) -> Tensor | None:
+def law_or_none(method: Method, state: Any, problem: DagProblem) -> Tensor | None:
     return None if isinstance(method, Metropolis) else exact_law(method, state, problem, enumerate_dag(problem.env))
 
 
@@ -95,7 +95,7 @@ def law_or_none(method: Method, state: Any, problem: Problem) -> Tensor | None:
 
 
 def test_uniform_moves_have_the_law_of_their_policy() -> None:
-    problem = Problem(HyperGrid(2, 4), seeds=(0,), batch_size=20_000)
+    problem = DagProblem(HyperGrid(2, 4), seeds=(0,), batch_size=20_000)
     dag = enumerate_dag(problem.env)
     state, (outcome,) = run(Uniform(), problem, 1)
     law = exact_law(Uniform(), state, problem, dag)[0]
@@ -164,8 +164,8 @@ def test_chains_reach_the_law() -> None:
     env, n, iterations = HyperGrid(2, 8), 1000, 1200
     dag = enumerate_dag(env)
     P, accepted = kernel(env, dag, WORLDS["stop"][1])
-    start = exact_law(Uniform(), None, Problem(env, seeds=(0,)), dag)[0]
-    _, outcomes = run(Metropolis(), Problem(env, seeds=(0, 1), batch_size=n), iterations)
+    start = exact_law(Uniform(), None, DagProblem(env, seeds=(0,)), dag)[0]
+    _, outcomes = run(Metropolis(), DagProblem(env, seeds=(0, 1), batch_size=n), iterations)
     for t in (0, 30, iterations - 1):  # all chains at one time are independent draws
         law = start @ torch.linalg.matrix_power(P, t)
         counts = dag.object_of(outcomes[t].objects.flatten(0, 1)).bincount(minlength=64).double()
@@ -210,13 +210,13 @@ def test_recording_accepted_moves_only_is_biased_as_measured(R0: float, bias: fl
 
 def test_metropolis_says_what_an_environment_lacks() -> None:
     with pytest.raises(ValueError, match=r"TableDag offers no moves between objects.*propose"):
-        Metropolis().init(Problem(crossing(), seeds=(0,)))
+        Metropolis().init(DagProblem(crossing(), seeds=(0,)))
 
 
 # -- PPO
 
 
-def played(method: PPO, problem: Problem, seed: int = 0) -> tuple[Any, Tensor, Steps]:
+def played(method: PPO, problem: DagProblem, seed: int = 0) -> tuple[Any, Tensor, Steps]:
     """A batch of steps under random parameters."""
     model = method.model(problem)
     theta = torch.randn(len(problem.seeds), model.size, generator=torch.Generator().manual_seed(seed), dtype=F64)
@@ -224,7 +224,7 @@ def played(method: PPO, problem: Problem, seed: int = 0) -> tuple[Any, Tensor, S
     return model, theta, method.steps(model, theta, tau, problem.env.log_reward(tau.last))  # type: ignore[arg-type]
 
 
-def sampler_of(problem: Problem, model: Any, theta: Tensor) -> Any:
+def sampler_of(problem: DagProblem, model: Any, theta: Tensor) -> Any:
     from gflownet.sampling.sampler import sampler
 
     return sampler(problem.env, model, theta, problem.batch_size)
@@ -241,7 +241,7 @@ def test_advantages() -> None:
 
 def test_the_clipped_objective_starts_as_the_policy_gradient() -> None:
     method = PPO(tabular=True, entropy=0.0, value_weight=0.0, trace=1.0)
-    problem = Problem(HyperGrid(2, 4), seeds=(0, 1), batch_size=8, dtype=F64)
+    problem = DagProblem(HyperGrid(2, 4), seeds=(0, 1), batch_size=8, dtype=F64)
     model, theta, steps = played(method, problem)
     batch = steps.draw(Rng.of_seeds([0, 1]).uniform(50))
     theta.requires_grad_()
@@ -259,7 +259,7 @@ def test_there_is_no_gain_beyond_the_clip() -> None:
 
 
 def test_only_steps_that_were_taken_are_learned_from() -> None:
-    problem = Problem(HyperGrid(2, 4), seeds=(0, 1), batch_size=8, dtype=F64)
+    problem = DagProblem(HyperGrid(2, 4), seeds=(0, 1), batch_size=8, dtype=F64)
     _, _, steps = played(PPO(tabular=True), problem)
     assert int(steps.taken.min()) < steps.order.shape[1]
     every = steps.draw(torch.linspace(0, 1, 4001, dtype=F64).expand(2, -1))
@@ -282,7 +282,7 @@ def test_entropy_with_illegal_moves() -> None:
 
 def test_ppo_learns() -> None:
     method = PPO(hidden=(32,), learning_rate=3e-3, entropy=0.01, updates=16, minibatch=64)
-    _, outcomes = run(method, Problem(HyperGrid(2, 8), seeds=(0, 1), batch_size=32), 60)
+    _, outcomes = run(method, DagProblem(HyperGrid(2, 8), seeds=(0, 1), batch_size=32), 60)
     means = torch.stack([o.log_reward.exp().mean(1) for o in outcomes])
     assert bool((means[-5:].mean(0) > 2 * means[:5].mean(0)).all())
 
@@ -315,7 +315,7 @@ def test_the_soft_policy_gradient_is_that_of_the_divergence() -> None:
     env = HyperGrid(2, 3)
     paths = all_paths(env)
     N = paths.shape[1]
-    problem = Problem(env, seeds=(0,), batch_size=N, dtype=F64)
+    problem = DagProblem(env, seeds=(0,), batch_size=N, dtype=F64)
     method = SoftPolicyGradient(tabular=True)
     model = method.model(problem)
     theta = torch.randn(1, model.size, generator=torch.Generator().manual_seed(0), dtype=F64).requires_grad_()
@@ -345,7 +345,7 @@ def test_the_soft_policy_gradient_is_that_of_the_divergence() -> None:
 
 
 def test_the_soft_policy_gradient_is_vargrads() -> None:
-    problem = Problem(HyperGrid(2, 4), seeds=(0, 1), batch_size=6, dtype=F64)
+    problem = DagProblem(HyperGrid(2, 4), seeds=(0, 1), batch_size=6, dtype=F64)
     model = SoftPolicyGradient(tabular=True).model(problem)
     theta = torch.randn(2, model.size, generator=torch.Generator().manual_seed(0), dtype=F64).requires_grad_()
     tau = problem.play(sampler_of(problem, model, theta), problem.rng(1))
@@ -362,12 +362,12 @@ def test_the_soft_policy_gradient_is_vargrads() -> None:
 def test_leave_one_out() -> None:
     assert leave_one_out(torch.tensor([[1.0, 2.0, 6.0]])).tolist() == [[-3.0, -1.5, 4.5]]
     with pytest.raises(ValueError, match="batch_size is 1"):
-        SoftPolicyGradient().init(Problem(HyperGrid(2, 4), seeds=(0,), batch_size=1))
+        SoftPolicyGradient().init(DagProblem(HyperGrid(2, 4), seeds=(0,), batch_size=1))
 
 
 @pytest.mark.parametrize("backward", ["uniform", "maxent"])
 def test_the_soft_policy_gradient_finds_the_law(backward: Any) -> None:
-    problem = Problem(HyperGrid(2, 4), seeds=(0, 1), batch_size=64)
+    problem = DagProblem(HyperGrid(2, 4), seeds=(0, 1), batch_size=64)
     dag = enumerate_dag(problem.env)
     method = SoftPolicyGradient(tabular=True, learning_rate=0.05, backward=backward)
     state, _ = run(method, problem, 250)
@@ -379,7 +379,7 @@ def test_the_soft_policy_gradient_finds_the_law(backward: Any) -> None:
 
 
 def test_a_seed_whose_gradient_is_not_finite_sits_out() -> None:
-    problem, method = Problem(HyperGrid(2, 4), seeds=(0, 1), batch_size=8), PPO(tabular=True, updates=2)
+    problem, method = DagProblem(HyperGrid(2, 4), seeds=(0, 1), batch_size=8), PPO(tabular=True, updates=2)
     state = method.init(problem)
     state.theta[1] = 1e38  # the value's square overflows
     before = state.theta.clone()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from envs.molecules.blocks import Blocks
 from envs.random import Rng
-from gflownet.networks import Net
+from gflownet.networks import Network
 from gflownet.trees.batches import relations
 from gflownet.trees.network import BlockTreeNet
 
@@ -73,7 +73,7 @@ OBS = grown([3, 0, 6, 1, 5, 2, 4, 3, 6, 0, 2, 5])
 
 
 def test_it_is_a_net_of_the_shape_it_says() -> None:
-    assert isinstance(NET, Net)
+    assert isinstance(NET, Network)
     assert A == (K - 1) * BLOCKS.S * BLOCKS.R + 1
     theta = NET.init(Rng.of_seeds([3, 4]))
     assert theta.shape == (2, NET.size)

@@ -18,7 +18,7 @@ from gflownet.flows.edges import edges_of
 from gflownet.flows.flows import Flows
 from gflownet.flows.states import distinct, hashed
 from gflownet.model import Model
-from gflownet.networks import MLP
+from gflownet.networks import StackedMLP
 from gflownet.objectives.flow_matching import FlowMatching
 from gflownet.objectives.forward_looking import ForwardLookingSubTB
 from gflownet.objectives.modified_detailed_balance import ModifiedDetailedBalance
@@ -95,7 +95,7 @@ def test_seeds_in_company_and_alone(world: str, backward: str) -> None:
     env, back = WORLDS[world], backward == "learned"
     A = int(env.action_space.n)
     levels = tuple(env.observation_space.nvec.tolist())
-    model = Model(MLP(len(levels), (16,), A * (1 + back) + 1, levels), A, 1, True, back)
+    model = Model(StackedMLP(len(levels), (16,), A * (1 + back) + 1, levels), A, 1, True, back)
     theta, (tau, log_reward) = draws(3, model.size) / 3, wander(env, seeds=3, n=6)
     for objective in (SUBTB, FlowMatching(), SoftDQN(0.15), VarGrad()):
         losses = list[Tensor]()

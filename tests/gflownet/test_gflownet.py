@@ -16,10 +16,10 @@ from envs.dag.hypergrid import HyperGrid
 from envs.random import Rng
 from gflownet.evaluation import exact_law
 from gflownet.flows.flows import Flows
-from gflownet.gflownet import GFlowNet, State
+from gflownet.gflownet import GFlowNet, GFlowNetState
 from gflownet.metrics import l1_sum, noise_floor
 from gflownet.optimiser import Adam
-from gflownet.problem import Problem, tensors_of
+from gflownet.problem import DagProblem, tensors_of
 from gflownet.sampling.local_search import LocalSearch, local_search
 from gflownet.sampling.replay import Replay
 from tests.exact_flows import DAGS, WORLDS, draws, fitting, model_for, wander
@@ -30,7 +30,7 @@ TB = OBJECTIVES["tb"]
 F64 = torch.float64
 
 
-def run(method: GFlowNet, problem: Problem, iterations: int | None = None) -> State:
+def run(method: GFlowNet, problem: DagProblem, iterations: int | None = None) -> GFlowNetState:
     state = method.init(problem)
     for t in range(iterations or problem.iterations):
         state, _ = method.step(state, problem, t)
@@ -80,7 +80,7 @@ def test_a_seed_without_a_gradient_stays_as_it_is(bad: float) -> None:
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_shown() -> None:
-    problem, method = Problem(WORLDS["stop"], (0, 1), 8), GFlowNet(TB, hidden=(8,), log_z_start=1.0)
+    problem, method = DagProblem(WORLDS["stop"], (0, 1), 8), GFlowNet(TB, hidden=(8,), log_z_start=1.0)
     state = run(method, problem, 2)
     state.theta[1, -1] = torch.nan  # log Z of the second seed
     before = state.theta.clone()
@@ -104,7 +104,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_shown() -> None:
 @pytest.mark.parametrize("world", WORLDS)
 def test_what_is_replayed_is_what_was_played(world: str) -> None:
     env = WORLDS[world]
-    problem, (tau, log_reward) = Problem(env, (0, 1), 24), wander(env)
+    problem, (tau, log_reward) = DagProblem(env, (0, 1), 24), wander(env)
     replay = Replay.begin(problem, 30).add(tau, log_reward)
     drawn, worth = replay.draw(problem, 50, False, problem.rng(1))
     assert torch.equal(worth, env.log_reward(drawn.last))
@@ -126,7 +126,7 @@ def journey(tau: Trajectories, i: int) -> tuple[Any, ...]:
 def test_the_ring_forgets_the_oldest() -> None:
     """Words of a string number the trajectories; a batch of 6 at a time goes into 16 places, in another order for each seed."""
     env = WORLDS["append"]
-    problem, held = Problem(env, (0, 1), 6), Replay.begin(Problem(env, (0, 1), 6), 16)
+    problem, held = DagProblem(env, (0, 1), 6), Replay.begin(DagProblem(env, (0, 1), 6), 16)
     for batch in range(5):
         tau, _ = wander(env, n=6, seed=batch)
         held = held.add(tau, (torch.arange(12) % 6 + 6 * batch + 100 * (torch.arange(12) // 6)).double())
@@ -142,7 +142,7 @@ def test_the_ring_forgets_the_oldest() -> None:
 def test_half_of_a_prioritised_draw_is_from_the_top_tenth() -> None:
     env, n = WORLDS["sets"], 20_000
     tau, _ = wander(env, n=60)
-    problem, order = Problem(env, (0, 1), 60), torch.rand(2, 60, generator=torch.Generator().manual_seed(0)).argsort(1)
+    problem, order = DagProblem(env, (0, 1), 60), torch.rand(2, 60, generator=torch.Generator().manual_seed(0)).argsort(1)
     held = Replay.begin(problem, 200).add(tau, order.flatten().double())
     _, worth = held.draw(problem, n, True, problem.rng(1))
     law = torch.cat([torch.full((54,), 0.5 / 54), torch.full((6,), 0.5 / 6)]).double()
@@ -162,7 +162,7 @@ def search_from_the_law(world: Any, accept: Any, backward: str, search: Any = lo
     """Counts of objects after one round from independent draws of the law, under a policy that is not optimal; and the law."""
     env, dag, n = world, enumerate_dag(world), 12_000
     model = model_for(env, TB, backward)
-    theta, problem = draws(1, model.size, seed=3), Problem(env, (0,), n, dtype=F64)
+    theta, problem = draws(1, model.size, seed=3), DagProblem(env, (0,), n, dtype=F64)
     start = torch.multinomial(dag.law, n, True, generator=torch.Generator().manual_seed(1))
     tau = walk_back(env, dag.obs[dag.objects[start]], Rng.of_seeds([5]).spawn(n))
     worth = env.log_reward(tau.last)
@@ -206,7 +206,7 @@ def test_other_rules_do_not(old: str, new: str) -> None:
 def test_better_is_never_worse() -> None:
     env = WORLDS["stop"]
     model, (tau, log_reward) = model_for(env, TB, "uniform"), wander(env, n=50)
-    problem, theta = Problem(env, (0, 1), 50, dtype=F64), draws(2, model.size)
+    problem, theta = DagProblem(env, (0, 1), 50, dtype=F64), draws(2, model.size)
     found, worth, built, all_worth = local_search(
         problem, model, theta, tau, log_reward, LocalSearch(4, 0.5, "better"), "uniform", problem.rng(1)
     )
@@ -219,7 +219,7 @@ def test_better_is_never_worse() -> None:
 
 
 def test_every_object_built_by_local_search_counts() -> None:
-    problem = Problem(WORLDS["stop"], (0, 1), 8)
+    problem = DagProblem(WORLDS["stop"], (0, 1), 8)
     method = GFlowNet(TB, hidden=(8,), search_rounds=3, replay="fifo", capacity=50)
     state, outcome = method.step(method.init(problem), problem, 0)
     assert outcome.objects.shape == (2, 32, 2)
@@ -244,11 +244,11 @@ def test_a_seed_is_the_same_alone_and_in_company_and_again(name: str, knobs: dic
     """In float64, so that rounding does not tip an action; the same seeds give the same bytes."""
     env, seeds = WORLDS["paper2021"], (4, 9, 2)
     method = GFlowNet(OBJECTIVES[name], hidden=(16,), learning_rate=0.01, **fitting(OBJECTIVES[name], knobs))
-    many = [run(method, Problem(env, seeds, 8, 10, dtype=F64)) for _ in range(2)]
+    many = [run(method, DagProblem(env, seeds, 8, 10, dtype=F64)) for _ in range(2)]
     for key, value in tensors_of(many[0]).items():
         assert torch.equal(value, tensors_of(many[1])[key]), key
     for k, seed in enumerate(seeds):
-        alone = run(method, Problem(env, (seed,), 8, 10, dtype=F64))
+        alone = run(method, DagProblem(env, (seed,), 8, 10, dtype=F64))
         assert torch.allclose(alone.theta[0], many[0].theta[k], rtol=0, atol=1e-9)
         assert torch.equal(alone.replay.actions[0], many[0].replay.actions[k])
     assert not torch.allclose(many[0].theta[0], many[0].theta[1], rtol=0, atol=1e-2)
@@ -257,7 +257,7 @@ def test_a_seed_is_the_same_alone_and_in_company_and_again(name: str, knobs: dic
 @pytest.mark.parametrize("t", [0, 5, 10])
 def test_steps_fall_to_their_final_rate(t: int) -> None:
     """Adam's first step is as long as the rate, whatever the gradient."""
-    problem, method = Problem(WORLDS["stop"], (0,), 8, 11), GFlowNet(TB, learning_rate=0.1, log_z_rate=1.0, final_rate=0.01)
+    problem, method = DagProblem(WORLDS["stop"], (0,), 8, 11), GFlowNet(TB, learning_rate=0.1, log_z_rate=1.0, final_rate=0.01)
     before = method.init(problem)
     start = before.theta.clone()
     moved = (method.step(before, problem, t)[0].theta - start)[0].abs()
@@ -299,7 +299,7 @@ WORLD = {"append": (300, 0.1), "any": (150, 0.2), "sets": (300, 0.1), "detours":
 
 def floors(world: str, name: str, iterations: int, rate: float, **knobs: Any) -> Tensor:
     """[S] Σ|p - R/Z| of the exact law of a trained policy, as a multiple of what 20,000 draws from R/Z are expected to show."""
-    problem, dag = Problem(WORLDS[world], (0, 1), 32, iterations), DAGS[world]
+    problem, dag = DagProblem(WORLDS[world], (0, 1), 32, iterations), DAGS[world]
     knobs = {"tabular": True, "log_z_rate": 0.3, **knobs}
     method = GFlowNet(OBJECTIVES[name], learning_rate=rate, final_rate=0.01, **knobs)
     state = run(method, problem)

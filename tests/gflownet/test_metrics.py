@@ -20,7 +20,7 @@ from gflownet.baselines.soft_pg import SoftPolicyGradient
 from gflownet.baselines.uniform import Uniform
 from gflownet.evaluation import exact_law, log_p
 from gflownet.metrics import (
-    Window,
+    SlidingWindow,
     empirical,
     jensen_shannon,
     kl,
@@ -32,7 +32,7 @@ from gflownet.metrics import (
     spearman,
     total_variation,
 )
-from gflownet.problem import Problem
+from gflownet.problem import DagProblem
 from tests.dags import crossing
 
 F64 = torch.float64
@@ -119,7 +119,7 @@ def test_noise_floor_needs_draws() -> None:
 )
 def test_a_window_counts_the_last(size: int, batches: list[int], seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
-    window, history = Window.begin(2, size, 5), torch.zeros(2, 0, dtype=torch.int64)
+    window, history = SlidingWindow.begin(2, size, 5), torch.zeros(2, 0, dtype=torch.int64)
     for m in batches:
         ids = torch.randint(0, 5, (2, m), generator=draw)
         window, history = window.add(ids), torch.cat([history, ids], 1)
@@ -171,7 +171,7 @@ class Table:
 )
 def test_at_the_exact_flow_every_backward_path_says_the_same(env: Any) -> None:
     dag = enumerate_dag(env)
-    problem = Problem(env, seeds=(0, 1))
+    problem = DagProblem(env, seeds=(0, 1))
     method: Any = Table(dag, dag.flow().log_pf.expand(3, 2, -1, -1))
     objects = dag.obs[dag.objects]
     estimate = log_p(method, None, problem, objects, 2, Rng.of_seeds(range(len(objects))))
@@ -181,7 +181,7 @@ def test_at_the_exact_flow_every_backward_path_says_the_same(env: Any) -> None:
 
 def test_the_estimate_is_unbiased_for_any_policy() -> None:
     env, m = HyperGrid(2, 4), 4000
-    dag, problem = enumerate_dag(env), Problem(env, seeds=(0, 1), dtype=F64)
+    dag, problem = enumerate_dag(env), DagProblem(env, seeds=(0, 1), dtype=F64)
     logits = torch.randn(2, 2, len(dag), 3, generator=torch.Generator().manual_seed(0), dtype=F64)
     method: Any = Table(dag, torch.where(dag.action_mask, logits, -torch.inf).log_softmax(-1))
     law = dag.law_of(method.table).mean(0)  # an episode is played by one of two heads
@@ -195,7 +195,7 @@ def test_the_estimate_is_unbiased_for_any_policy() -> None:
 
 def test_a_tree_has_one_path_to_each_object() -> None:
     env = Bits(4, 1, n_modes=2)
-    dag, problem = enumerate_dag(env), Problem(env, seeds=(0, 1), dtype=F64)
+    dag, problem = enumerate_dag(env), DagProblem(env, seeds=(0, 1), dtype=F64)
     method = SoftPolicyGradient(hidden=(8,))
     state = method.init(problem)
     objects = dag.obs[dag.objects]
@@ -206,7 +206,7 @@ def test_a_tree_has_one_path_to_each_object() -> None:
 
 
 def test_exact_laws_need_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = Problem(HyperGrid(2, 4), seeds=(0,))
+    problem = DagProblem(HyperGrid(2, 4), seeds=(0,))
     dag = enumerate_dag(problem.env)
     with pytest.raises(ValueError, match="Metropolis has no policy"):
         exact_law(Metropolis(), None, problem, dag)

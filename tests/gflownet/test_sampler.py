@@ -16,10 +16,10 @@ from envs.random import Rng
 from envs.rollout import rollout
 from gflownet.flows.flows import Flows
 from gflownet.model import Model
-from gflownet.networks import MLP, Stacked
+from gflownet.networks import Stacked, StackedMLP
 from gflownet.objectives.trajectory_balance import TrajectoryBalance
 from gflownet.optimiser import Adam
-from gflownet.problem import Problem
+from gflownet.problem import DagProblem
 from gflownet.sampling.replay import replayed
 from gflownet.sampling.sampler import Exploration, NumpySampler, Sampler, sampler
 from tests.dags import torch_twin
@@ -32,7 +32,7 @@ EXPLORE = [Exploration(), Exploration(epsilon=0.3), Exploration(temperature=2.5)
 def net_model(env: Any, heads: int = 1) -> Model:
     levels = tuple(env.observation_space.nvec.tolist())
     A = int(env.action_space.n)
-    return Model(MLP(len(levels), (16, 16), A * heads, levels), A, heads)
+    return Model(StackedMLP(len(levels), (16, 16), A * heads, levels), A, heads)
 
 
 def theta_of(model: Model, seeds: int = 2, dtype: torch.dtype = F64) -> Tensor:
@@ -132,7 +132,7 @@ def test_illegal_moves_are_never_drawn(u: float, epsilon: float, monkeypatch: py
     monkeypatch.setattr(gflownet.sampling.sampler, "MEMO_ROWS", 10**9)
     legal = torch.cartesian_prod(*[torch.tensor([False, True])] * 5)[1:]
     env = HyperGrid(4, 3)
-    model, rows = Model(MLP(4, (), 5, (3,) * 4), 5), len(legal)
+    model, rows = Model(StackedMLP(4, (), 5, (3,) * 4), 5), len(legal)
     for scale in (0.0, 1.0, 300.0):
         theta = (scale * draws(1, model.size)).float()
         obs = torch.randint(3, (rows, 4), generator=torch.Generator().manual_seed(0))
@@ -187,7 +187,7 @@ def test_a_module_trains_and_each_seed_is_as_it_is_alone() -> None:
     objective = TrajectoryBalance()
 
     def train(seeds: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        problem = Problem(env, seeds, n, dtype=F64)
+        problem = DagProblem(env, seeds, n, dtype=F64)
         theta, losses = model.init(problem.rng(0)), []
         adam = Adam.begin(theta)
         for t in range(50):
@@ -236,7 +236,7 @@ def test_backward_paths_lead_to_the_objects_and_can_be_walked_again(world: str) 
     slow = Slow(dag, model, torch.zeros(len(dag), model.net.outputs), "uniform")
     edges = set(slow.edges)
     assert all(edge in edges for column in range(len(x)) for edge in slow.walk(tau, column))
-    again = replayed(Problem(env, (0,)), tau.action)
+    again = replayed(DagProblem(env, (0,)), tau.action)
     assert torch.equal(again.mask[: len(tau.mask)], tau.mask)
     assert not again.mask[len(tau.mask) :].any()
     assert torch.equal(again.last, tau.last)

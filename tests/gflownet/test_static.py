@@ -25,8 +25,8 @@ from gflownet.flows.edges import edges_of
 from gflownet.flows.flows import Flows
 from gflownet.gflownet import GFlowNet
 from gflownet.objectives.subtrajectory_balance import SubTrajectoryBalance
-from gflownet.problem import Problem, tensors_of
-from gflownet.static.capture import Iteration, captured
+from gflownet.problem import DagProblem, tensors_of
+from gflownet.static.capture import CapturedIteration, captured
 from gflownet.static.table import Static, table_of
 from tests.dags import torch_twin
 from tests.exact_flows import WORLDS, N, S, draws, fitting, loss_and_gradient, model_for, wander
@@ -111,10 +111,10 @@ KNOBS: list[dict[str, Any]] = [
 @each_objective
 def test_static_iterations_arrive_where_ordinary_ones_do(name: str, knobs: dict[str, Any], way: str) -> None:
     env: Any = torch_twin(HyperGrid(2, 4))
-    problem = Problem(env, (3, 8), 6, 8, dtype=F64)
+    problem = DagProblem(env, (3, 8), 6, 8, dtype=F64)
     method = GFlowNet(OBJECTIVES[name], hidden=(16,), learning_rate=0.01, **fitting(OBJECTIVES[name], knobs))
     state = method.init(problem)
-    iteration = Iteration(method, problem, state, static(env, TABLES["stop"], way))
+    iteration = CapturedIteration(method, problem, state, static(env, TABLES["stop"], way))
     iteration.load(state, 1)
     for t in range(1, 5):
         state, ordinary = method.step(state, problem, t)
@@ -135,7 +135,7 @@ META: dict[str, Any] = {
     "paper2021": HyperGrid(2, 4, convention="paper2021", device="meta"),
     "any": Bits(3, 1, 2, order="any", device="meta"),
 }
-META_PROBLEM = Problem(META["stop"], (3, 8), 6, 8, device="meta")
+META_PROBLEM = DagProblem(META["stop"], (3, 8), 6, 8, device="meta")
 COPIES = ("copy_", "where", "index", "index_put", "index_put_", "_index_put_impl_", "cat", "stack")
 
 
@@ -164,17 +164,17 @@ class NothingIsSent(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def on_meta(world: str, name: str, way: str, **knobs: Any) -> Iteration:
+def on_meta(world: str, name: str, way: str, **knobs: Any) -> CapturedIteration:
     problem, method = (
-        Problem(META[world], (3, 8), 6, 8, device="meta"),
+        DagProblem(META[world], (3, 8), 6, 8, device="meta"),
         GFlowNet(OBJECTIVES[name], hidden=(16,), **fitting(OBJECTIVES[name], knobs)),
     )
     table = TABLES[world]
     assert table is not None
-    return Iteration(method, problem, method.init(problem), static(META[world], table.to("meta"), way))
+    return CapturedIteration(method, problem, method.init(problem), static(META[world], table.to("meta"), way))
 
 
-def run_on_meta(iteration: Iteration) -> None:
+def run_on_meta(iteration: CapturedIteration) -> None:
     with NothingCrosses(), NothingIsSent():
         outcome = iteration()
     assert outcome.objects.shape[:2] == outcome.log_reward.shape == (2, 6)
@@ -212,8 +212,8 @@ def test_nor_with_a_reward_that_reads_numbers_back() -> None:
     assert torch.allclose(table.log_reward.exp(), 1 + table.obs.sum(1).double(), rtol=1e-14)
     env = HyperGrid(2, 4, reward=reward, device="meta")
     for name, refused in (("subtb", False), ("fl-subtb", True)):
-        problem, method = Problem(env, (3, 8), 6, 8, device="meta"), GFlowNet(OBJECTIVES[name], hidden=(16,))
-        iteration = Iteration(method, problem, method.init(problem), Static(env, table.to("meta")))
+        problem, method = DagProblem(env, (3, 8), 6, 8, device="meta"), GFlowNet(OBJECTIVES[name], hidden=(16,))
+        iteration = CapturedIteration(method, problem, method.init(problem), Static(env, table.to("meta")))
         if refused:
             with pytest.raises((RuntimeError, NotImplementedError)):
                 run_on_meta(iteration)
@@ -224,7 +224,7 @@ def test_nor_with_a_reward_that_reads_numbers_back() -> None:
 @pytest.mark.parametrize("residual", ["huber", "shifted-cosh"])
 def test_nor_with_another_residual(residual: Any) -> None:
     problem, method = META_PROBLEM, GFlowNet(SubTrajectoryBalance(residual=residual), hidden=(16,))
-    run_on_meta(Iteration(method, problem, method.init(problem), Static(META["stop"])))
+    run_on_meta(CapturedIteration(method, problem, method.init(problem), Static(META["stop"])))
 
 
 class _Act:
@@ -292,7 +292,7 @@ def test_flow_matching_needs_a_table() -> None:
     ],
 )
 def test_what_cannot_be_captured_is_refused(method: Any, message: str) -> None:
-    problem = Problem(WORLDS["stop"], (0,), 4)
+    problem = DagProblem(WORLDS["stop"], (0,), 4)
     with pytest.raises(ValueError, match=message):
         captured(method, problem, method.init(problem))
 
@@ -319,7 +319,7 @@ def test_on_the_cpu_the_flag_changes_nothing(tmp_path: Path, capsys: pytest.Capt
 )
 def test_the_captured_iteration_is_the_ordinary_one(name: str, knobs: dict[str, Any]) -> None:
     env = HyperGrid(2, 4, device="cuda")
-    problem = Problem(env, (3, 8), 6, 12, device="cuda", dtype=F64)
+    problem = DagProblem(env, (3, 8), 6, 12, device="cuda", dtype=F64)
     method = GFlowNet(OBJECTIVES[name], hidden=(16,), learning_rate=0.01, **fitting(OBJECTIVES[name], knobs))
     ours = theirs = method.init(problem)
     step = captured(method, problem, ours)
@@ -341,7 +341,7 @@ def test_the_captured_iteration_is_the_ordinary_one(name: str, knobs: dict[str, 
 def test_a_reward_that_reads_numbers_back() -> None:
     """Of finished objects it is looked up; a forward-looking objective asks the function itself."""
     env = HyperGrid(2, 4, device="cuda", reward=lambda cells: cells.sum(1) + 1.0)
-    problem, method = Problem(env, (0,), 8, device="cuda"), GFlowNet(OBJECTIVES["tb"], hidden=(8,))
+    problem, method = DagProblem(env, (0,), 8, device="cuda"), GFlowNet(OBJECTIVES["tb"], hidden=(8,))
     _, outcome = captured(method, problem, method.init(problem))(method.init(problem), problem, 0)
     assert torch.equal(outcome.log_reward[0], env.log_reward(outcome.objects[0]))
     method = GFlowNet(OBJECTIVES["fl-db"], hidden=(8,))

@@ -15,9 +15,9 @@ from envs.molecules.fragments import Fragment, blocks_of
 from gflownet.flows.flows import Flows
 from gflownet.gflownet import GFlowNet
 from gflownet.model import Model
-from gflownet.problem import Problem
+from gflownet.problem import DagProblem
 from gflownet.rewards.seh import SHAPES, SehProxy, SehReward
-from gflownet.static.capture import Iteration
+from gflownet.static.capture import CapturedIteration
 from gflownet.static.table import Static
 from tests.exact_flows import fitting, loss_and_gradient
 from tests.gflownet.test_objectives import OBJECTIVES
@@ -44,9 +44,9 @@ META = world("meta")
 @pytest.mark.parametrize("knobs", [{}, {"epsilon": 0.2, "epsilon_until": 0.5, "temperature": 1.5, "heads": 2}], ids=str)
 @pytest.mark.parametrize("name", TREE_OBJECTIVES)
 def test_an_iteration_on_trees_waits_for_no_number(name: str, knobs: dict[str, Any]) -> None:
-    problem = Problem(META, (3, 8), 6, 8, device="meta")
+    problem = DagProblem(META, (3, 8), 6, 8, device="meta")
     method = GFlowNet(OBJECTIVES[name], hidden=(16, 16), **fitting(OBJECTIVES[name], knobs))
-    iteration = Iteration(method, problem, method.init(problem), Static(META))
+    iteration = CapturedIteration(method, problem, method.init(problem), Static(META))
     with NothingCrosses(), NothingIsSent():
         outcome = iteration()
     assert outcome.objects.shape == (2, 6, 4, 4)
@@ -59,7 +59,7 @@ def test_loss_and_gradient_in_static_shapes_and_by_points_are_the_same(name: str
     env, objective = world("cpu"), OBJECTIVES[name]
     flow = "state_flow" in objective.uses
     for seeds in (1, 2):
-        problem = Problem(env, tuple(range(seeds)), 12, dtype=torch.float64)
+        problem = DagProblem(env, tuple(range(seeds)), 12, dtype=torch.float64)
         model = Model.of(env, 2, flow, False, (16, 16), False)
         theta = model.init(problem.rng(0))
         method = GFlowNet(objective, hidden=(16, 16), heads=2)
@@ -76,7 +76,7 @@ def test_loss_and_gradient_in_static_shapes_and_by_points_are_the_same(name: str
         assert float(found[0][1].abs().max()) > 1e-4
 
 
-def method_actor(method: GFlowNet, state: Any, problem: Problem) -> Any:
+def method_actor(method: GFlowNet, state: Any, problem: DagProblem) -> Any:
     from gflownet.sampling.sampler import sampler
 
     return sampler(problem.env, method.model(problem), state.theta, problem.batch_size)

@@ -16,7 +16,7 @@ from envs.random import GOLDEN, Rng, mix
 from gflownet.evaluation import exact_law, exact_log_p
 from gflownet.gflownet import GFlowNet
 from gflownet.metrics import l1_sum, noise_floor
-from gflownet.problem import Problem
+from gflownet.problem import DagProblem
 from tests.exact_flows import Numbered, small_trees
 from tests.gflownet.test_gflownet import NAMES, OBJECTIVES, run
 
@@ -31,14 +31,14 @@ EXPLORE: dict[str, dict[str, Any]] = {"on-policy": {}, "replay": {"replay": "pri
 
 def floors(env: Any, name: str, dag: Enumeration | None = None, iterations: int = 200, **knobs: Any) -> Tensor:
     """[S] as in test_gflownet, against the law of `dag`."""
-    problem, dag = Problem(env, (0, 1), 32, iterations), dag or enumerate_dag(env)
+    problem, dag = DagProblem(env, (0, 1), 32, iterations), dag or enumerate_dag(env)
     shared: dict[str, Any] = {"learning_rate": 0.3, "final_rate": 0.05, "tabular": True, "log_z_rate": 0.3}
     method = GFlowNet(OBJECTIVES[name], **shared | knobs)
     state = run(method, problem)
     return l1_sum(law(method, state, problem, dag), dag.law) / noise_floor(dag.law, 20_000)
 
 
-def law(method: Any, state: Any, problem: Problem, dag: Enumeration) -> Tensor:
+def law(method: Any, state: Any, problem: DagProblem, dag: Enumeration) -> Tensor:
     """[S, K] of the problem's environment, whose moves may be others than those of `dag`."""
     own = enumerate_dag(problem.env)
     return exact_law(method, state, problem, own)[:, own.object_of(dag.obs[dag.objects])]
@@ -61,7 +61,7 @@ def test_on_other_vocabularies(name: str, space: str) -> None:
 
 def test_log_p_by_all_orders_is_that_of_the_whole_space() -> None:
     env = small_trees()
-    problem, dag = Problem(env, (0, 1), 8, 3), enumerate_dag(env)
+    problem, dag = DagProblem(env, (0, 1), 8, 3), enumerate_dag(env)
     method = GFlowNet(OBJECTIVES["tb"], hidden=(16,))
     state = run(method, problem)
     log_p = exact_log_p(method, state, problem, dag.obs[dag.objects])

@@ -9,7 +9,7 @@ from envs.core import Trajectories
 from envs.mdp.tabular import garnet
 from envs.random import Rng
 from pgrl.heads import Categorical, Gaussian, MultiCategorical
-from pgrl.nets import MLP, Table
+from pgrl.nets import MLP, TabularNet
 from pgrl.policy import Policy, policy_for
 
 F64 = torch.float64
@@ -33,8 +33,8 @@ def rng_of(rows: int, dtype: torch.dtype, numpy: bool = False) -> Rng:
 
 
 POLICIES = {
-    "table": Policy(Table(5, 3), Categorical(3), F64),
-    "reduced": Policy(Table(5, 3, reduced=True), Categorical(3), F64),
+    "table": Policy(TabularNet(5, 3), Categorical(3), F64),
+    "reduced": Policy(TabularNet(5, 3, reduced=True), Categorical(3), F64),
     "one-hot": Policy(MLP(5, (4,), 3, one_hot=True), Categorical(3), F64),
     "mlp": Policy(MLP(2, (6, 5), 3, "softplus"), Categorical(3), F64),
 }

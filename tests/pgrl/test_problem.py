@@ -5,7 +5,7 @@ import torch
 
 from envs.mdp.exact import gradient
 from envs.mdp.tabular import gridworld
-from experiments.pg.train import Training, step
+from experiments.pg.train import PGTraining, step
 from pgrl.agents.n_harpg import NHARPG
 from pgrl.agents.n_pg import NPG
 from pgrl.baselines import baseline_for
@@ -88,7 +88,7 @@ def test_a_seed_stops_at_its_own_budget() -> None:
         problem(6, baseline=baseline_for("value", discount=0.95, horizon=20, observation_size=1, n_states=22)),
         NPG(0.3),
     )
-    training, t, finished = Training.begin(agent, world), 0, {}
+    training, t, finished = PGTraining.begin(agent, world), 0, {}
     while bool((training.env_steps < 150).any()):
         training, metrics, _ = step(world, agent, training, 150)
         for k in range(6):
@@ -100,7 +100,7 @@ def test_a_seed_stops_at_its_own_budget() -> None:
         t += 1
     assert len({when for _, when in finished.values()}) > 1
     assert bool((training.env_steps < 150 + 20).all())
-    alone = Training.begin(agent, lone := problem(1, baseline=world.baseline))
+    alone = PGTraining.begin(agent, lone := problem(1, baseline=world.baseline))
     for _ in range(finished[0][1] + 1):
         alone, _, _ = step(lone, agent, alone, 150)
     assert torch.allclose(alone.state.theta[0], finished[0][0], atol=1e-9)

@@ -1,20 +1,20 @@
 """Molecules from fragments: our own vocabulary with a chemist's reward; the sEH domain of Bengio et al. (NeurIPS 2021)."""
 
-from experiments.recipes.gfn.recipe import Recipe
+from experiments.recipes.gfn.recipe import GFNRecipe
 
 NET = {"hidden": (64, 64, 64)}
 SEH = {"reward": "seh", "beta": 10.0, "r_min": 0.0125, "mode_threshold": 0.875}  # (max(0.1, p)/8)^10; a mode has p > 7
 FM = {"terminal_weight": 10.0, "objective.epsilon": 2.5e-5}
 PPO = {"batch_size": 256, "updates": 32, "minibatch": 16, "learning_rate": 1e-4, "entropy": 1e-6}
 RECIPES = {
-    "recipe": Recipe(
+    "recipe": GFNRecipe(
         states=100_000,
         batch_size=64,
         common={**NET, "learning_rate": 2e-3, "epsilon": 0.02, "replay": "prioritised"},
         knobs={"fm": FM, "ppo": {**NET, **PPO}, "soft-pg": {**NET, "learning_rate": 1e-3}},
         note="TB: prioritised replay and 0.002 the best of six settings after 24,000 molecules of the sEH domain, one seed",
     ),
-    "paper": Recipe(
+    "paper": GFNRecipe(
         states=1_000_000,
         batch_size=4,
         world=SEH,

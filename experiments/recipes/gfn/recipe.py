@@ -14,7 +14,7 @@ Knobs = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class GFNRecipe:
     """Settings for one environment; `note` says where they come from."""
 
     states: int

@@ -1,11 +1,11 @@
 """Worlds with exact values: float64, one trajectory an iteration as in the theory."""
 
-from experiments.recipes.pg.recipe import Recipe
+from experiments.recipes.pg.recipe import PGRecipe
 
 MOMENTUM = ("n-mpg", "n-pg-igt", "n-harpg")
 STEADY = {"eta": 0.3, "eta_power": 0.0}
 RECIPES = {
-    "gridworld": Recipe(
+    "gridworld": PGRecipe(
         discount=0.95,
         horizon=50,
         env_steps=60_000,
@@ -23,7 +23,7 @@ RECIPES = {
         },
         note="all knobs by random search (64 draws, then 8 × ten seeds 0-9) on the exact gap after 60,000 steps",
     ),
-    "garnet": Recipe(
+    "garnet": PGRecipe(
         discount=0.9,
         horizon=50,
         env_steps=60_000,
@@ -39,7 +39,7 @@ RECIPES = {
         },
         note="a few trials",
     ),
-    "lqr": Recipe(
+    "lqr": PGRecipe(
         discount=0.95,
         horizon=50,
         env_steps=60_000,

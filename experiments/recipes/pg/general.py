@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from experiments.recipes.pg.recipe import Recipe
+from experiments.recipes.pg.recipe import PGRecipe
 
-GENERAL = Recipe(
+GENERAL = PGRecipe(
     discount=0.99,
     env_steps=200_000,
     batch_size=4,

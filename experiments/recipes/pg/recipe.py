@@ -12,7 +12,7 @@ Knobs = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PGRecipe:
     """Settings for one environment; `note` says where they come from."""
 
     discount: float

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from experiments.recipes.pg import exact, general, mujoco
-from experiments.recipes.pg.recipe import Recipe
+from experiments.recipes.pg.recipe import PGRecipe
 
 
-def recipe_for(env: str) -> Recipe:
+def recipe_for(env: str) -> PGRecipe:
     """The recipe of an environment, or the general one."""
     name = env.partition(":")[0]
     if name in exact.RECIPES:
