@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench bench-gflownet bench-molecules clean
+.PHONY: demo test lint bench bench-gflownet bench-molecules docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -37,5 +37,12 @@ bench-gflownet: .venv/ready .venv-peers/ready
 bench-molecules: .venv/ready
 	$(BIN)/python -m experiments.bench.molecules
 
+.venv/docs-ready: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+docs: .venv/docs-ready
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build
+
 clean:
-	rm -rf .venv .venv-peers runs
+	rm -rf .venv .venv-peers runs docs/_build docs/reference

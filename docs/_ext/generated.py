@@ -1,0 +1,86 @@
+"""What the site takes from the code: help of every verb, TensorBoard tags, the API, pseudo-code of module docstrings.
+
+{docstring} pgrl.agents.harpg      a directive: the module's docstring, as it stands
+reference/command-line.md          written before each build, as are the next two; git ignores them
+reference/tensorboard.md
+reference/api/*.md
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from content import FLOORS, command_line, module_docstring, modules, tensorboard
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+
+SECTIONS = ("Args:", "Returns:", "Raises:", "Source:", "Yields:", "Attributes:", "Note:", "Example:", "Examples:")
+
+
+class DocString(Directive):
+    """The docstring of a module as a literal block: most of ours are pseudo-code."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        text = module_docstring(self.arguments[0])
+        return [nodes.literal_block(text, text, language="text")]
+
+
+def write(path: Path, text: str) -> None:
+    """Leave an unchanged file alone, so that a second build is short."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def generate(app: Sphinx) -> None:
+    reference = Path(app.srcdir) / "reference"
+    write(reference / "command-line.md", command_line())
+    write(reference / "tensorboard.md", tensorboard())
+    for floor in FLOORS:
+        body = [f"# {floor}"]
+        for name in modules(floor):
+            body.append(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```")
+        write(reference / "api" / f"{floor}.md", "\n\n".join(body) + "\n")
+    pages = "\n".join(f"api/{floor}" for floor in FLOORS)
+    text = "# Python API\n\nFrom the docstrings, one page a package.\n\n```{toctree}\n:maxdepth: 1\n\n" + pages + "\n```\n"
+    write(reference / "index-api.md", text)
+
+
+def as_rst(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text: formulas and indented blocks become literal, signs of reStructuredText are escaped."""
+    if what == "module":
+        lines[:] = ["::", "", *("    " + line for line in lines), ""] if lines else []
+        return
+    result: list[str] = []
+    section = literal = False
+    for line in lines:
+        indented = line.startswith(" ")
+        table = bool(re.match(r"\S+ {2,}\S", line))  # name   meaning
+        if line and not indented and not table:
+            section = line.strip() in SECTIONS
+            result += [""] if literal or section else []
+            literal = False
+        elif line and not section and not literal:
+            result += ["", "::", ""]
+            literal = True
+        result.append("    " * literal + line if literal else escaped(line))
+    lines[:] = [*result, ""]
+
+
+def escaped(line: str) -> str:
+    """Escape *, | and a trailing _ outside of back quotes."""
+    parts = line.split("`")
+    parts[::2] = [re.sub(r"([*|\\]|_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("docstring", DocString)
+    app.connect("builder-inited", generate)
+    app.connect("autodoc-process-docstring", as_rst, priority=400)
+    return {"parallel_read_safe": True}
