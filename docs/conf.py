@@ -20,6 +20,7 @@ html_css_files = ["site.css"]
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 default_role = "code"
+highlight_language = "text"
 autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": True}
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"

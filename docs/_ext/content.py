@@ -39,10 +39,10 @@ def module_docstring(name: str) -> str:
 
 
 def help_of(tool: str, arguments: list[str]) -> str:
-    """What `tool arguments` prints, without colours, 100 columns wide."""
+    """What `tool arguments` prints, without colours, 92 columns wide."""
     main: Callable[[list[str]], None] = importlib.import_module(f"experiments.cli.{tool}").main
     out = io.StringIO()
-    plain = mock.patch.dict(os.environ, COLUMNS="100", NO_COLOR="1", TERM="dumb")
+    plain = mock.patch.dict(os.environ, COLUMNS="92", NO_COLOR="1", TERM="dumb")
     with plain, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), contextlib.suppress(SystemExit):
         main(arguments)
     text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())

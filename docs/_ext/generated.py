@@ -20,6 +20,9 @@ from sphinx.application import Sphinx
 SECTIONS = ("Args:", "Returns:", "Raises:", "Source:", "Yields:", "Attributes:", "Note:", "Example:", "Examples:")
 
 
+LITERAL = re.compile(r"^ |^\S+ {2,}\S| = |<-", re.MULTILINE)  # indented, in columns, or a formula
+
+
 class DocString(Directive):
     """The docstring of a module as a literal block: most of ours are pseudo-code."""
 
@@ -27,7 +30,7 @@ class DocString(Directive):
 
     def run(self) -> list[nodes.Node]:
         text = module_docstring(self.arguments[0])
-        return [nodes.literal_block(text, text, language="text")]
+        return [nodes.literal_block(text, text, language="text", classes=["pseudo-code"])]
 
 
 def write(path: Path, text: str) -> None:
@@ -52,24 +55,25 @@ def generate(app: Sphinx) -> None:
 
 
 def as_rst(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are plain text: formulas and indented blocks become literal, signs of reStructuredText are escaped."""
-    if what == "module":
-        lines[:] = ["::", "", *("    " + line for line in lines), ""] if lines else []
-        return
+    """Docstrings are plain text: paragraphs that hold formulas or columns become literal, the rest is escaped."""
     result: list[str] = []
-    section = literal = False
-    for line in lines:
-        indented = line.startswith(" ")
-        table = bool(re.match(r"\S+ {2,}\S", line))  # name   meaning
-        if line and not indented and not table:
-            section = line.strip() in SECTIONS
-            result += [""] if literal or section else []
-            literal = False
-        elif line and not section and not literal:
-            result += ["", "::", ""]
-            literal = True
-        result.append("    " * literal + line if literal else escaped(line))
-    lines[:] = [*result, ""]
+    section = False
+    for text in re.split(r"\n\s*\n", "\n".join(lines)):
+        paragraph = text.splitlines()
+        if not paragraph:
+            continue
+        if not paragraph[0].startswith(" "):
+            section = False
+        section = section or any(line.strip() in SECTIONS for line in paragraph if not line.startswith(" "))
+        if section:
+            for line in paragraph:
+                result += ["", escaped(line)] if line.strip() in SECTIONS else [escaped(line)]
+        elif LITERAL.search(text) and (result or len(paragraph) > 2):
+            result += ["::", "", *("    " + line for line in paragraph)]
+        else:
+            result += map(escaped, paragraph)
+        result.append("")
+    lines[:] = result
 
 
 def escaped(line: str) -> str:
