@@ -12,8 +12,8 @@ policy's products are cut through the middle of a seed's episodes).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from torch import Tensor
 
 from envs.core import Array, Env, EnvironmentFault, State, Trajectories, any_last, to_tensor
 from envs.random import Rng
-
-if TYPE_CHECKING:
-    from envs.workers import Workers
 
 ENV, POLICY, RESET = 0, 1, 2  # streams of an episode
 AHEAD = 64  # time steps of noise drawn at once
@@ -44,12 +41,26 @@ class Act(Protocol):
         raise NotImplementedError(why)
 
 
+Job = tuple[Act, Rng, int]  # what one process samples: the policy, the keys of its episodes, the horizon
+
+
+class EpisodeWorkers(Protocol):
+    """Processes that sample episodes beside this one, e.g. `envs.workers.Workers`."""
+
+    @property
+    def count(self) -> int: ...
+
+    def play(self, jobs: Sequence[Job], ours: Callable[[], Trajectories]) -> list[Callable[[], Trajectories]]:
+        """Start `jobs`, run `ours` here; for each, ours first, a function that waits for its result."""
+        ...
+
+
 def rollout(
     env: Env,
     act: Act,
     rng: Rng,
     horizon: int | None = None,
-    workers: Workers | None = None,
+    workers: EpisodeWorkers | None = None,
     start: State | None = None,
     checks: bool = True,
 ) -> Trajectories:

@@ -20,9 +20,8 @@ import torch
 from envs.child_process import follow_parent
 from envs.core import Env, Trajectories
 from envs.random import Rng
-from envs.rollout import Act, journey
+from envs.rollout import Act, Job, journey
 
-Job = tuple[Act, Rng, int]  # as for `journey`
 RESTARTS = 3  # of one rollout: more, and the environment itself is at fault
 
 

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,11 +21,16 @@ from torch import Tensor
 from envs.core import Array
 from envs.random import Rng
 
-if TYPE_CHECKING:
-    from gflownet.sampling.tape import Tape
-
 SLOPE = 0.01  # of LeakyReLU, torch's default and the paper's
 MANY = 64  # rows from which on torch's products, on several threads, are the faster ones
+
+
+class LayerStore(Protocol):
+    """Where a forward pass may write its layers, so that the backward pass can start from them."""
+
+    def room(self, rows: int) -> list[Any]:
+        """Arrays to be written once: inputs, hidden layers and outputs of the next `rows` rows."""
+        ...
 
 
 @runtime_checkable
@@ -129,7 +134,7 @@ class NumpyLayers:
     def __getitem__(self, seed: int) -> NumpyLayers:
         return NumpyLayers(self._net, [(w[seed], b[seed]) for w, b in self._layers], self._eyes)
 
-    def __call__(self, obs: Array, tape: Tape | None = None) -> Array:
+    def __call__(self, obs: Array, tape: LayerStore | None = None) -> Array:
         lead = obs.shape[: self._layers[0][0].ndim - 1]
         rooms = [None] * (len(self._layers) + 1) if tape is None else tape.room(len(obs))
         x = self._features(obs.reshape(*lead, self._net.inputs), lead, rooms[0])

@@ -1,18 +1,16 @@
-"""What an agent is, what it is given, and the register of those we have.
+"""What an agent is, and what it is given.
 
-An agent is a frozen dataclass of knobs with two pure methods:
+An agent is a frozen dataclass of hyperparameters with two pure methods:
 
     init(theta) -> state                          theta [S, D]
     step(state, world) -> (state, metrics)        one iteration
 
 `state` is a NamedTuple of tensors [S, ...] and integers, with at least `theta`, the iterate, and `d`, the direction of the
-last step. `world` is all that an agent may ask of its surroundings; it counts every episode that is asked for.
+last step. `world` is all that an agent may call; it counts every episode that is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -96,33 +94,3 @@ class Transport(NamedTuple):
     theta_prev: Tensor
     d: Tensor
     t: int
-
-
-@dataclass(frozen=True)
-class AgentEntry:
-    """A name in the register: how to make the agent from its knobs, the knobs the name stands for, and the exponent of the
-    sample complexity: gap ~ (environment steps)^-slope in the worst case."""
-
-    make: Callable[..., Agent]
-    preset: dict[str, float]
-    slope: float | None = None
-
-
-def register() -> dict[str, AgentEntry]:
-    """Every agent by name."""
-    from pgrl.agents.harpg import HARPG
-    from pgrl.agents.n_harpg import NHARPG
-    from pgrl.agents.n_mpg import NMPG
-    from pgrl.agents.n_pg import NPG
-    from pgrl.agents.n_pg_igt import NPGIGT
-    from pgrl.agents.reinforce import REINFORCE
-
-    return {
-        "reinforce": AgentEntry(REINFORCE, {}, 1 / 3),
-        "n-pg": AgentEntry(NPG, {}),
-        "n-mpg": AgentEntry(NMPG, {}, 1 / 3),
-        "n-pg-igt": AgentEntry(NPGIGT, {}, 2 / 5),
-        "harpg": AgentEntry(HARPG, {}, 1 / 2),
-        "n-harpg": AgentEntry(NHARPG, {}, 1 / 2),
-        "sharp": AgentEntry(NHARPG, {"step_power": 2 / 3, "eta_power": 2 / 3}),
-    }

@@ -30,8 +30,18 @@ TYPES = (Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE, Chem.
 CHECKED, NODES = 200, 6  # random trees in the check, and their blocks
 
 
-def derive(fragments: Sequence[Fragment]) -> AtomTables:
-    """The tables of a vocabulary. Raises ValueError where RDKit refuses a block or the tables cannot describe one."""
+def atom_tables(fragments: Sequence[Fragment]) -> AtomTables:
+    """Compute the tables of a vocabulary with RDKit and compare them with RDKit on random trees.
+
+    Args:
+        fragments: the C building blocks.
+
+    Returns:
+        The tables, on the CPU.
+
+    Raises:
+        ValueError: RDKit refuses a block, or tables cannot describe it.
+    """
     with rdBase.BlockLogs():
         derivation = _Derivation(fragments)
         tables = derivation.tables()

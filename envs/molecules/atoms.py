@@ -6,22 +6,17 @@ whether one of the partners conjugates with it. A nitrogen beside a carbonyl is 
     feature[block, atom, partners, conjugated]   conjugated = any over partners q of changes[kind of the site, kind of q's site]
     kind[block, site, partners]                  what the site looks like from outside
 
-`envs.molecules.atom_tables` works the tables out with RDKit, once for a vocabulary. Bonds inside a block never change,
+`atom_tables` computes the tables with RDKit, once for a vocabulary. Bonds inside a block never change,
 bonds between blocks are single. Shapes are static: K places for nodes with A places for atoms each; `AtomGraph.compact`
 leaves out the empty places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from envs.molecules.fragments import Fragment
 
 SINGLE, DOUBLE, TRIPLE, AROMATIC, BARE, NO_BOND = range(6)  # BARE: an edge without features, an atom alone to itself
 ELEMENTS = 56  # atomic numbers that the features know
@@ -54,13 +49,6 @@ class AtomTables:
     source: Tensor
     target: Tensor
     bond: Tensor
-
-    @staticmethod
-    def of(fragments: Sequence[Fragment]) -> AtomTables:
-        """Worked out with RDKit. Raises ValueError where tables cannot describe a fragment, ImportError without RDKit."""
-        from envs.molecules.atom_tables import derive
-
-        return derive(fragments)
 
     def to(self, device: torch.device | str) -> AtomTables:
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})

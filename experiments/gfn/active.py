@@ -54,7 +54,7 @@ HEADS = ("round", "known", "top-k return", "gain", "modes", "distance", "asked")
 
 
 @dataclass(frozen=True)
-class Made:
+class ActiveRun:
     """What a config describes, and what is known so far [S, m]."""
 
     settings: Settings
@@ -67,7 +67,7 @@ class Made:
     def round(self) -> int:
         return (self.known.shape[1] - self.settings.initial) // self.settings.queries
 
-    def restored(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Made:
+    def restored(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> ActiveRun:
         """This one as the checkpoint has it. Raises UserError when it belongs to another run."""
         known, settings = tensors.get("known"), self.settings
         asked = settings.queries * int(meta.get("iteration", 0))
@@ -75,7 +75,7 @@ class Made:
             raise UserError("the checkpoint does not fit these settings: was a file changed since?", exit_code=3)
         if not torch.equal(known[:, : settings.initial], self.known):
             raise UserError("the checkpoint began with other cells: was a file changed since?", exit_code=3)
-        return Made(settings, self.pool, self.proxy, self.method, known)
+        return ActiveRun(settings, self.pool, self.proxy, self.method, known)
 
 
 def settings_for(method: str, env: str, preset: str) -> tuple[Settings, Choice, str]:
@@ -99,7 +99,7 @@ def is_active(folder: Path) -> bool:
     return {"rounds", "queries"} <= set(Run.open(folder).config)
 
 
-def made(config: dict[str, Any]) -> Made:
+def made(config: dict[str, Any]) -> ActiveRun:
     """Everything as it is before the first round. UserError where something does not fit."""
     choice, _ = from_config({f.name: config.get(f.name) for f in fields(Choice)})
     try:
@@ -121,7 +121,7 @@ def made(config: dict[str, Any]) -> Made:
         )
     proxy: Proxy = GaussianProcess() if settings.proxy == "gp" else Oracle(pool.reward)
     known = torch.stack([begin(pool, settings, settings.seed + s) for s in range(settings.seeds)])
-    return Made(settings, pool, proxy, make_method(choice), known)
+    return ActiveRun(settings, pool, proxy, make_method(choice), known)
 
 
 def pool_of(choice: Choice) -> Pool:
@@ -155,7 +155,7 @@ def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> Path:
         return _to_the_end(run, run.resume(made(run.config).restored, checkpoint), quiet)
 
 
-def _to_the_end(run: Run, begun: Made, quiet: bool) -> Path:
+def _to_the_end(run: Run, begun: ActiveRun, quiet: bool) -> Path:
     settings = begun.settings
     fit(settings.batch_size)
     with progress(settings.states * settings.rounds, "objects a seed", quiet) as tick:
@@ -168,7 +168,7 @@ def _to_the_end(run: Run, begun: Made, quiet: bool) -> Path:
     return run.folder
 
 
-def play(run: Run, begun: Made, tick: Callable[[int], None], quiet: bool) -> None:
+def play(run: Run, begun: ActiveRun, tick: Callable[[int], None], quiet: bool) -> None:
     """All rounds that are left. Raises UserError, 130 or 143 when asked to stop (after the round, and a checkpoint)."""
     settings, known = begun.settings, begun.known
     if run.empty:
@@ -188,7 +188,7 @@ def play(run: Run, begun: Made, tick: Callable[[int], None], quiet: bool) -> Non
                 raise UserError(f"stopped; continue with: gflownet resume {run.folder}", 128 + asked[0])
 
 
-def _round(begun: Made, known: Tensor, s: int, i: int, tick: Callable[[int], None]) -> Round:
+def _round(begun: ActiveRun, known: Tensor, s: int, i: int, tick: Callable[[int], None]) -> Round:
     settings = begun.settings
 
     def seen(visited: int) -> None:
@@ -198,7 +198,7 @@ def _round(begun: Made, known: Tensor, s: int, i: int, tick: Callable[[int], Non
         return one_round(begun.pool, begun.proxy, begun.method, settings, settings.seed + s, i, known, seen)
 
 
-def _row(begun: Made, known: Tensor, i: int, done: list[Round]) -> dict[str, Any]:
+def _row(begun: ActiveRun, known: Tensor, i: int, done: list[Round]) -> dict[str, Any]:
     """Round i; before the first, `done` is empty."""
     settings = begun.settings
 

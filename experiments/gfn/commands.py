@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ROOM = 1 << 25  # numbers of a policy over the objects that are sampled at once
 
 
-class Made(NamedTuple):
+class GFNRun(NamedTuple):
     """What a config describes. truth: all states with the exact law, or None; molecules: what tells of them, or None."""
 
     settings: GFNSettings
@@ -54,7 +54,7 @@ class Made(NamedTuple):
         return DESCRIPTIONS if self.molecules is None else {**DESCRIPTIONS, **self.molecules.descriptions}
 
 
-def made(config: dict[str, Any]) -> Made:
+def made(config: dict[str, Any]) -> GFNRun:
     """Everything as it is before the first iteration. UserError where something does not fit."""
     choice, settings = from_config(config)
     if str(config["device"]).startswith("cuda") and not torch.cuda.is_available():
@@ -64,7 +64,7 @@ def made(config: dict[str, Any]) -> Made:
     exact = truth(choice.env, problem.env, settings.metrics)
     molecules = _molecules(problem, choice.world, settings.gallery)
     training = GFNTraining.begin(method, problem, exact, settings.window, settings.gallery if molecules else 0)
-    return Made(settings, method, problem, exact, training, molecules)
+    return GFNRun(settings, method, problem, exact, training, molecules)
 
 
 def _molecules(problem: DagProblem, world: dict[str, Any], gallery: int) -> Molecules | None:
@@ -94,7 +94,7 @@ def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
         _to_the_end(run, begun._replace(training=run.resume(begun.training.restored, checkpoint)), quiet)
 
 
-def _to_the_end(run: Run, begun: Made, quiet: bool) -> None:
+def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:
     settings, method, problem, exact, training, molecules = begun
     fit(problem.batch_size * len(problem.seeds), trees=isinstance(problem.env, BlockTrees))
     if settings.compile and problem.device == "cpu":
@@ -110,14 +110,14 @@ def _plain(name: str) -> str:
     return "-".join(Path(part).stem if "." in part else part for part in name.split(":"))
 
 
-def _summary(config: dict[str, Any], begun: Made) -> str:
+def _summary(config: dict[str, Any], begun: GFNRun) -> str:
     knobs = ", ".join(f"{name} {value}" for name, value in {**config["objective"], **config["knobs"]}.items())
     known = "its exact law is not used" if begun.truth is None else f"{len(begun.truth.objects):,} objects, law known"
     shared = ", ".join(f"{name} {config[name]}" for name in ("batch_size", "dtype", "device"))
     return f"  {config['seeds']} seeds × {config['states']:,} objects; {known}\n  {knobs or 'no knobs'}\n  {shared}"
 
 
-def opened(folder: Path, checkpoint: Path | None = None) -> tuple[Run, Made]:
+def opened(folder: Path, checkpoint: Path | None = None) -> tuple[Run, GFNRun]:
     """A run as its newest checkpoint has it, or another."""
     run = Run.open(folder)
     begun = made(run.config)
@@ -138,7 +138,7 @@ def evaluate(folder: Path, samples: int, checkpoint: Path | None) -> None:
         out.writerow([seed, *(_cell(x[i] if isinstance(x, Tensor) else x) for x in columns.values())])
 
 
-def _known(begun: Made, samples: int) -> dict[str, Any]:
+def _known(begun: GFNRun, samples: int) -> dict[str, Any]:
     """The columns of `evaluate`."""
     _, method, problem, exact, training, molecules = begun
     state = training.state

@@ -140,7 +140,7 @@ def _reward(knobs: MoleculeKnobs, fragments: tuple[Fragment, ...], env: Any, dev
 
 
 def _seh(knobs: MoleculeKnobs, fragments: tuple[Fragment, ...], device: str) -> Any:
-    from envs.molecules.atoms import AtomTables
+    from envs.molecules.atom_tables import atom_tables
     from gflownet.rewards.seh import SehProxy, load_weights
 
     if not knobs.seh_weights:
@@ -153,7 +153,7 @@ def _seh(knobs: MoleculeKnobs, fragments: tuple[Fragment, ...], device: str) -> 
         raise UserError(f"--seh-weights {knobs.seh_weights}: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"--seh-weights: {error}") from error
-    proxy = SehProxy(weights, AtomTables.of(fragments), knobs.seh_variant, device=device)
+    proxy = SehProxy(weights, atom_tables(fragments), knobs.seh_variant, device=device)
     return lambda obs: proxy(obs) / 8
 
 

@@ -61,7 +61,7 @@ DESCRIPTIONS = {
 }
 
 
-class Seen(NamedTuple):
+class Described(NamedTuple):
     """What RDKit says of a tree. smiles: canonical, "" where it is no valid molecule; bits [256] its fingerprint."""
 
     smiles: str
@@ -177,12 +177,12 @@ class Molecules:
         row: Row = dict(zip(("mol/valid", "mol/unique", "mol/fresh_diversity"), columns, strict=True))
         return {**row, "mol/reward": reward.mean(1), "hist/reward": histogram(reward)}
 
-    def _look(self, obs: Tensor, key: Tensor) -> list[Seen]:
+    def _look(self, obs: Tensor, key: Tensor) -> list[Described]:
         rows = obs.long()
         return self._seen(key.tolist(), lambda places: seen(self._reward.molecules(rows[places])))
 
 
-def seen(molecules: Sequence[Chem.Mol]) -> list[Seen]:
+def seen(molecules: Sequence[Chem.Mol]) -> list[Described]:
     """SMILES are read again, so that they are those of `gflownet.molecules.metrics.collect`."""
     found = []
     with rdBase.BlockLogs():
@@ -190,7 +190,7 @@ def seen(molecules: Sequence[Chem.Mol]) -> list[Seen]:
             mol = Chem.MolFromSmiles(Chem.MolToSmiles(built))
             valid = mol is not None and mol.GetNumAtoms()
             bits = fingerprints([mol], LIKE)[0] if valid else np.zeros(BYTES, np.uint8)
-            found.append(Seen(Chem.MolToSmiles(mol) if valid else "", bits))
+            found.append(Described(Chem.MolToSmiles(mol) if valid else "", bits))
     return found
 
 
@@ -208,7 +208,7 @@ def histogram(x: Tensor) -> dict[str, Any]:
     return {"edges": edges.tolist(), "counts": counts}
 
 
-def _collected(found: Sequence[Seen], reward: Floats) -> tuple[Drawn, Bits]:
+def _collected(found: Sequence[Described], reward: Floats) -> tuple[Drawn, Bits]:
     """The unique molecules in this order, each with its highest reward and its fingerprint."""
     place: dict[str, int] = {}
     best: list[float] = []

@@ -123,7 +123,7 @@ def samples(
 
 def batches(source: Trained, wanted: Wanted) -> Iterator[list[Sample]]:
     """The same, with molecules, as they are found; a list may be empty."""
-    S, limit, seen = len(source.problem.seeds), wanted.limit, Seen()
+    S, limit, seen = len(source.problem.seeds), wanted.limit, SeenSmiles()
     found = attempts = invalid = 0
     since = 0  # attempts up to the last that brought something
     while found < wanted.n:
@@ -246,7 +246,7 @@ def _restored(blank: Any, tensors: dict[str, Tensor], meta: dict[str, Any]) -> A
     return rebuilt(blank, tensors, meta, "state/")
 
 
-class Seen:
+class SeenSmiles:
     """A set of texts, as 64-bit hashes: 8 bytes each, twice that while they are sorted in.
 
     Two texts share a hash with probability n²/2^65; the second is then taken for the first.

@@ -25,8 +25,9 @@ from experiments.pg.train import DESCRIPTIONS, PGTraining
 from experiments.pg.train import train as run_loop
 from experiments.run import checkpoint as checkpoints
 from experiments.run.run import Run, run_name
-from pgrl.agent import Agent, register
+from pgrl.agent import Agent
 from pgrl.problem import Problem
+from pgrl.registry import register
 
 
 def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:

@@ -16,11 +16,12 @@ from experiments.cli.errors import UserError
 from experiments.pg.build import OWN, absolute, load_object, make_env
 from experiments.recipes.pg.recipe import PGRecipe
 from experiments.recipes.pg.registry import recipe_for
-from pgrl.agent import Agent, AgentEntry, register
+from pgrl.agent import Agent
 from pgrl.baselines import baseline_for
 from pgrl.nets import TabularNet
 from pgrl.policy import policy_for
 from pgrl.problem import Problem
+from pgrl.registry import AgentEntry, register
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.cli.errors import MissingPackage, UserError
-from experiments.plots.figure import draw
-from experiments.plots.statistics import bootstrap_interval, iqm, loglog_slope
+from experiments.plots.figure import Curve, draw
+from experiments.plots.statistics import bootstrap_interval, iqm
 from experiments.run.run import Run, read_metrics
 
 Array = NDArray[np.float64]
@@ -51,43 +51,6 @@ class Series:
     x: Array
     y: Array
     floor: Array | None = None
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One method on the common grid: x [K], y [S, K] finite; `mixed` names the settings that differ among its pooled runs.
-
-    floor  [K] the least that sampling allows, where it was logged
-    """
-
-    algo: str
-    x: Array
-    y: Array
-    theory: float | None
-    mixed: tuple[str, ...]
-    floor: Array | None = None
-
-    def interval(self) -> tuple[Array, Array, Array]:
-        """(iqm, low, high), each [K]."""
-        low, high = bootstrap_interval(self.y)
-        return iqm(self.y), low, high
-
-    def exponent(self) -> tuple[float, float, float] | None:
-        """(p, low, high) of y ∝ x^p over the last decade of x, resampled over seeds; None when there is too little to fit."""
-        last = (self.x >= self.x[-1] / 10) & (self.x > 0)
-        if last.sum() < 3:
-            return None
-        x = self.x[last]
-
-        def fit(y: Array, axis: int = 0) -> Array:
-            means = iqm(y, axis).reshape(-1, len(x))
-            return np.array([loglog_slope(x, m)[0] if np.all(m > 0) else np.nan for m in means]).reshape(-1)
-
-        slope = float(fit(self.y[:, last])[0])
-        if not np.isfinite(slope):
-            return None
-        low, high = bootstrap_interval(self.y[:, last], fit, resamples=400) if len(self.y) > 1 else (slope, slope)
-        return slope, float(low), float(high)
 
 
 def curves(runs: Sequence[Path], out: Path, metric: str | None = None, x: str = "env_steps", log: bool | None = None) -> Path:

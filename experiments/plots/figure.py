@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from experiments.plots.curves import Curve
+from experiments.plots.statistics import bootstrap_interval, iqm, loglog_slope
 
 Array = NDArray[np.float64]
 
@@ -33,6 +33,43 @@ Y_LABELS = {
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, less its yellow
 MARKERS = "osD^vPX"
 FLOOR = "as many exact samples (noise floor)"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method on the common grid: x [K], y [S, K] finite; `mixed` names the settings that differ among its pooled runs.
+
+    floor  [K] the least that sampling allows, where it was logged
+    """
+
+    algo: str
+    x: Array
+    y: Array
+    theory: float | None
+    mixed: tuple[str, ...]
+    floor: Array | None = None
+
+    def interval(self) -> tuple[Array, Array, Array]:
+        """(iqm, low, high), each [K]."""
+        low, high = bootstrap_interval(self.y)
+        return iqm(self.y), low, high
+
+    def exponent(self) -> tuple[float, float, float] | None:
+        """(p, low, high) of y ∝ x^p over the last decade of x, resampled over seeds; None when there is too little to fit."""
+        last = (self.x >= self.x[-1] / 10) & (self.x > 0)
+        if last.sum() < 3:
+            return None
+        x = self.x[last]
+
+        def fit(y: Array, axis: int = 0) -> Array:
+            means = iqm(y, axis).reshape(-1, len(x))
+            return np.array([loglog_slope(x, m)[0] if np.all(m > 0) else np.nan for m in means]).reshape(-1)
+
+        slope = float(fit(self.y[:, last])[0])
+        if not np.isfinite(slope):
+            return None
+        low, high = bootstrap_interval(self.y[:, last], fit, resamples=400) if len(self.y) > 1 else (slope, slope)
+        return slope, float(low), float(high)
 
 
 def draw(found: list[Curve], out: Path, metric: str, x: str, env: str, log: bool) -> None:

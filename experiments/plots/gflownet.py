@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from tyro.conf import Positional
 
 from experiments.cli.errors import MissingPackage, guarded
-from experiments.plots.curves import FIGURES, Curve, CurvesError, gather
-from experiments.plots.figure import COLOURS, FLOOR
+from experiments.plots.curves import FIGURES, CurvesError, gather
+from experiments.plots.figure import COLOURS, FLOOR, Curve
 from experiments.run.run import Run
 
 Array = NDArray[np.float64]

@@ -13,8 +13,8 @@ import torch
 pytest.importorskip("rdkit")
 from rdkit import Chem
 
-from envs.molecules.atom_tables import random_trees
-from envs.molecules.atoms import BARE, NO_BOND, AtomGraph, AtomTables, assemble
+from envs.molecules.atom_tables import atom_tables, random_trees
+from envs.molecules.atoms import BARE, NO_BOND, AtomGraph, assemble
 from envs.molecules.bridge import to_mols
 from envs.molecules.fragments import Fragment, default_fragments, load_fragments
 
@@ -73,7 +73,7 @@ def expected(mol: Chem.Mol) -> tuple[np.ndarray[Any, Any], set[tuple[int, int, i
 @pytest.mark.parametrize("name", ["odd", "default", "2021"])
 def test_no_atom_and_no_bond_differs_from_rdkit(name: str) -> None:
     fragments = vocabulary(name)
-    tables = AtomTables.of(fragments)
+    tables = atom_tables(fragments)
     obs = random_trees(fragments, 2000 if name == "odd" else 5000, 8, random.Random(7))
     assert (obs[..., 0] > 0).sum() > 3 * len(obs)
     graph = assemble(tables, obs, stem_mask=False)
@@ -93,7 +93,7 @@ def test_no_atom_and_no_bond_differs_from_rdkit(name: str) -> None:
 
 def test_a_neighbour_that_conjugates_flattens_a_nitrogen() -> None:
     fragments = [Fragment("ammonia", "N", ((0, 3),)), Fragment("formyl", "C=O", ((0, 1),)), Fragment("methane", "C", ((0, 1),))]
-    tables = AtomTables.of(fragments)
+    tables = atom_tables(fragments)
     for partners, column in (([2], 12), ([1], 11), ([2, 2], 12), ([2, 1], 11), ([1, 2, 2], 11)):
         obs = torch.zeros(1, 4, 4, dtype=torch.int64)
         obs[0, : 1 + len(partners), 0] = torch.tensor([1, *(c + 1 for c in partners)])
@@ -104,7 +104,7 @@ def test_a_neighbour_that_conjugates_flattens_a_nitrogen() -> None:
 
 def test_open_atoms_are_marked_and_else_the_first() -> None:
     fragments = [Fragment("ethane", "CC", ((1, 2),)), Fragment("water", "CO", ((1, 1),))]
-    tables = AtomTables.of(fragments)
+    tables = atom_tables(fragments)
 
     def marks(*nodes: tuple[int, int, int, int], **how: Any) -> list[int]:
         obs = torch.zeros(1, 3, 4, dtype=torch.int64)
@@ -123,7 +123,7 @@ def test_open_atoms_are_marked_and_else_the_first() -> None:
 
 
 def test_padding_holds_the_same_graph() -> None:
-    tables = AtomTables.of(ODD)
+    tables = atom_tables(ODD)
     obs = random_trees(ODD, 300, 5, random.Random(3))
     padded, ragged = (assemble(tables, obs, stem_mask=True, padded=p) for p in (True, False))
     assert len(padded.real) == obs.shape[0] * 5 * tables.feature.shape[1] > len(ragged.real)
@@ -138,7 +138,7 @@ def test_padding_holds_the_same_graph() -> None:
 
 
 def test_the_order_of_the_nodes_is_immaterial() -> None:
-    tables = AtomTables.of(ODD)
+    tables = atom_tables(ODD)
     obs = random_trees(ODD, 200, 6, random.Random(5))
     order = torch.tensor([0, 4, 2, 5, 1, 3])  # where the nodes of the new observation stood
     place = order.argsort()
@@ -155,7 +155,7 @@ def test_the_order_of_the_nodes_is_immaterial() -> None:
 
 
 def test_no_trees_are_no_atoms() -> None:
-    graph = assemble(AtomTables.of(ODD), torch.zeros(0, 4, 4, dtype=torch.int64), stem_mask=True)
+    graph = assemble(atom_tables(ODD), torch.zeros(0, 4, 4, dtype=torch.int64), stem_mask=True)
     assert len(graph.feature) == len(graph.bond) == graph.size == 0
 
 
@@ -169,7 +169,7 @@ def test_no_trees_are_no_atoms() -> None:
 )
 def test_what_tables_cannot_describe_is_refused(fragment: Fragment, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        AtomTables.of([*ODD, fragment])
+        atom_tables([*ODD, fragment])
 
 
 def test_a_wrong_table_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,4 +177,4 @@ def test_a_wrong_table_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(atom_tables, "_outside", lambda atom, size: atom.GetAtomicNum())  # kinds that are too coarse
     with pytest.raises(ValueError, match="leave"):
-        AtomTables.of(ODD)
+        atom_tables(ODD)

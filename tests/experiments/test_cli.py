@@ -13,7 +13,7 @@ import pytest
 from experiments.cli.gflownet import main as gflownet
 from experiments.cli.pgrl import main
 from experiments.run.log import read_metrics
-from pgrl.agent import register
+from pgrl.registry import register
 
 OUTSIDE_AGENT = '''
 """A heavy ball, written outside the project."""

@@ -24,7 +24,7 @@ from rdkit import Chem, rdBase
 
 from experiments.cli.gflownet import main
 from experiments.molecules.pictures import draw
-from experiments.molecules.sample import Seen, Shortfall, Trained, Wanted, batches, samples, trained
+from experiments.molecules.sample import SeenSmiles, Shortfall, Trained, Wanted, batches, samples, trained
 from experiments.run.out_file import whole_file
 
 TINY = [
@@ -189,7 +189,7 @@ def test_molecules_that_rdkit_refuses_are_passed_over_and_counted(few: Path) -> 
 
 def test_a_set_of_hashes_is_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.molecules.sample.PENDING", 16)
-    seen, truth = Seen(), set[str]()
+    seen, truth = SeenSmiles(), set[str]()
     for i in range(1000):
         text = str(i * 7919 % 311)
         assert seen.add(text) == (text not in truth)

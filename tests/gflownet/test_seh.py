@@ -17,7 +17,7 @@ import torch
 
 pytest.importorskip("rdkit")
 
-from envs.molecules.atom_tables import random_trees
+from envs.molecules.atom_tables import atom_tables, random_trees
 from envs.molecules.atoms import AtomTables
 from envs.molecules.bridge import to_mol
 from envs.molecules.fragments import Fragment, load_fragments
@@ -118,7 +118,7 @@ def test_a_batch_is_a_plain_loop_over_atoms(variant: str, transposed: bool, mark
     obs[1] = 0
     obs[1, :2, 0] = 6  # a molecule without an open site
     weights = random_weights()
-    proxy = SehProxy(weights, AtomTables.of(VOCABULARY), variant, torch.float64)
+    proxy = SehProxy(weights, atom_tables(VOCABULARY), variant, torch.float64)
     truth = [plain(weights, row, transposed, marked) for row in obs]
     assert np.std(truth) > 1e-4
     for static in (False, True):
@@ -127,7 +127,7 @@ def test_a_batch_is_a_plain_loop_over_atoms(variant: str, transposed: bool, mark
 
 def test_a_molecule_alone_or_in_company() -> None:
     obs = random_trees(VOCABULARY, 150, 6, random.Random(2))
-    proxy = SehProxy(random_weights(), AtomTables.of(VOCABULARY), "B", torch.float64)
+    proxy = SehProxy(random_weights(), atom_tables(VOCABULARY), "B", torch.float64)
     together = proxy(obs)
     assert torch.allclose(torch.cat([proxy(row[None]) for row in obs]), together, atol=1e-12)
     assert torch.allclose(torch.cat([proxy(row[None], static=True) for row in obs]), together, atol=1e-12)
@@ -136,7 +136,7 @@ def test_a_molecule_alone_or_in_company() -> None:
 
 def test_static_shapes_never_make_the_host_wait() -> None:
     """On the meta device whatever needs a number raises."""
-    proxy = SehProxy(random_weights(), AtomTables.of(VOCABULARY), device="meta")
+    proxy = SehProxy(random_weights(), atom_tables(VOCABULARY), device="meta")
     obs = torch.zeros(7, 6, 4, dtype=torch.int64, device="meta")
     assert proxy(obs).shape == (7,)
     with pytest.raises((RuntimeError, NotImplementedError)):
@@ -145,7 +145,7 @@ def test_static_shapes_never_make_the_host_wait() -> None:
 
 def test_the_reward() -> None:
     obs = random_trees(VOCABULARY, 50, 6, random.Random(2))
-    proxy = SehProxy(random_weights(), AtomTables.of(VOCABULARY))
+    proxy = SehProxy(random_weights(), atom_tables(VOCABULARY))
     reward = SehReward(proxy, beta=3.0, scale=2.0, floor=1e-3)
     p = proxy(obs).double()
     assert reward(obs).dtype == torch.float64
@@ -158,7 +158,7 @@ def test_the_reward() -> None:
 
 def test_an_unknown_variant_is_refused() -> None:
     with pytest.raises(ValueError, match="got variant 'D'"):
-        SehProxy(random_weights(), AtomTables.of(VOCABULARY), "D")
+        SehProxy(random_weights(), atom_tables(VOCABULARY), "D")
 
 
 # -- published predictions
@@ -174,7 +174,7 @@ COLUMNS = {
 
 @pytest.fixture(scope="module")
 def tables() -> AtomTables:
-    return AtomTables.of(load_fragments(SEH / "blocks_PDB_105.json"))
+    return atom_tables(load_fragments(SEH / "blocks_PDB_105.json"))
 
 
 def states(name: str) -> tuple[list[dict[str, str]], torch.Tensor, torch.Tensor]:

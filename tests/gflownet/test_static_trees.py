@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("rdkit")
 
-from envs.molecules.atoms import AtomTables
+from envs.molecules.atom_tables import atom_tables
 from envs.molecules.block_trees import BlockTrees
 from envs.molecules.fragments import Fragment, blocks_of
 from gflownet.flows.flows import Flows
@@ -34,7 +34,7 @@ TREE_OBJECTIVES = [name for name in OBJECTIVES if name not in ("mdb", "fm", "fm-
 def world(device: str) -> BlockTrees:
     generator = torch.Generator().manual_seed(0)
     weights = {name: (torch.randn(shape, generator=generator) / 8).numpy() for name, shape in SHAPES.items()}
-    proxy = SehProxy(weights, AtomTables.of(FRAGMENTS), device=device)
+    proxy = SehProxy(weights, atom_tables(FRAGMENTS), device=device)
     return BlockTrees(blocks_of(FRAGMENTS), SehReward(proxy), max_blocks=4, device=device)
 
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgrl.agent import normalised, register
+from pgrl.agent import normalised
 from pgrl.agents.harpg import HARPG
 from pgrl.agents.n_harpg import NHARPG
 from pgrl.agents.n_mpg import NMPG
 from pgrl.agents.n_pg import NPG
 from pgrl.agents.n_pg_igt import NPGIGT
 from pgrl.agents.reinforce import REINFORCE
+from pgrl.registry import register
 from tests.synthetic import SyntheticWorld
 
 F64 = torch.float64
