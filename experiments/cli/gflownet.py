@@ -9,10 +9,11 @@ gflownet sample RUN --n 1000 --out mols.sdf|.csv|.smi|.jsonl|-         gflownet 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from experiments.gfn.config import Choice
 
 PLAIN: Any = OmitArgPrefixes  # flags without the name of the field that holds them
+OBJECTIVE = Annotated[str, tyro.conf.arg(help="objective or baseline: a name from `gflownet list`, or file.py:objective")]
 USAGE = (
     "usage: gflownet {train,active,resume,eval,sample,fragments,curves,law,check-env,list,doctor} ...   "
     "(gflownet VERB --help says more)"
@@ -53,13 +55,21 @@ def train(arguments: list[str]) -> None:
     find_world(env)
     name = value_of(rest, "--objective") or ("fm" if help_wanted else "")
     if not name:
-        raise UserError(f"got no objective: gflownet train {env} --objective NAME, with NAME from `gflownet list`")
+        raise UserError(no_objective(f"gflownet train {env} --objective NAME, with NAME from `gflownet list`", rest))
     settings, choice, recipe = defaults(name, env, value_of(rest, "--preset") or GFNSettings.preset)
     about = f"Train {name} on {env}.\n\nRecipe: {recipe.note or 'none'}"
     own = [("train", PLAIN[GFNSettings], dataclasses.field(default=settings))]
     parsed, choice = _asked(f"gflownet train {env}", about, choice, own, rest)
     config = as_config(choice, parsed.train, choose_device(choice, parsed.train))
     start(config, parsed.out, ["gflownet", "train", *arguments], parsed.quiet)
+
+
+def no_objective(usage: str, arguments: list[str]) -> str:
+    """The sentence for a command without --objective; a flag that looks like a misspelt one is named."""
+    flags = [a.partition("=")[0] for a in arguments if a.startswith("--")]
+    if close := difflib.get_close_matches("--objective", flags, 1, 0.75):
+        return f"got {close[0]}, which is not a flag: did you mean --objective?"
+    return f"got no objective: {usage}"
 
 
 def active(arguments: list[str]) -> None:
@@ -73,7 +83,7 @@ def active(arguments: list[str]) -> None:
         arguments = ["hypergrid", *arguments]
     name = value_of(arguments, "--objective") or ("fm" if help_wanted else "")
     if not arguments or arguments[0].startswith("-") or not name:
-        raise UserError("got no environment or no objective: gflownet active hypergrid --objective NAME")
+        raise UserError(no_objective("gflownet active hypergrid --objective NAME", arguments))
     env, rest = arguments[0], arguments[1:]
     preset = value_of(rest, "--preset") or "recipe"
     settings, choice, note = settings_for(name, env, preset)
@@ -87,11 +97,12 @@ def active(arguments: list[str]) -> None:
 
 
 def _asked(program: str, about: str, choice: Choice, own: list[Any], arguments: list[str]) -> tuple[Any, Choice]:
-    """(the parsed command, what it chooses), from the flags of a world, a method and its objective beside the verb's `own`."""
+    """(the parsed command, what it chooses): flags of an environment, a method and its objective beside the verb's `own`."""
     from experiments.gfn.build import find_world
-    from experiments.gfn.config import Choice, Knobs, find_method
+    from experiments.gfn.config import Choice, Knobs, find_method, refuse_clashes
 
     entry = find_method(choice.method)
+    refuse_clashes(choice.method, entry, choice.env)
     parts: dict[str, tuple[Any, dict[str, Any]]] = {"world": (find_world(choice.env).knobs, choice.world)}
     parts["method"] = (Knobs if entry.objective else entry.make, choice.knobs)
     if entry.objective:
@@ -99,9 +110,12 @@ def _asked(program: str, about: str, choice: Choice, own: list[Any], arguments: 
     command = dataclasses.make_dataclass(
         "Command",
         [
-            ("objective", str, dataclasses.field(default=choice.method)),
+            ("objective", OBJECTIVE),
             *own,
-            *_flags(parts),
+            *(
+                (part, PLAIN[kind], dataclasses.field(default_factory=partial(kind, **values)))
+                for part, (kind, values) in parts.items()
+            ),
             ("out", Path | None, dataclasses.field(default=None)),
             ("quiet", bool, dataclasses.field(default=False)),
         ],
@@ -113,20 +127,6 @@ def _asked(program: str, about: str, choice: Choice, own: list[Any], arguments: 
     }
     chosen["method"].pop("objective", None)
     return parsed, Choice(choice.method, chosen.get("loss", {}), chosen["method"], choice.env, chosen["world"])
-
-
-def _flags(parts: dict[str, tuple[Any, dict[str, Any]]]) -> list[tuple[str, Any, Any]]:
-    """Fields of the command, each a dataclass of knobs; their flags carry a prefix where two have knobs of one name."""
-    from experiments.gfn.config import GFNSettings
-
-    taken = {f.name for f in dataclasses.fields(GFNSettings)} | {"out", "quiet", "objective"}
-    fields = []
-    for part, (kind, values) in parts.items():
-        own = {f.name for f in dataclasses.fields(kind)} - ({"objective"} if part == "method" else set())
-        flags = kind if own & taken else PLAIN[kind]
-        taken |= own
-        fields.append((part, flags, dataclasses.field(default_factory=partial(kind, **values))))
-    return fields
 
 
 def resume(arguments: list[str]) -> None:

@@ -92,12 +92,35 @@ def find_method(name: str) -> MethodEntry:
             )
         preset = {} if isinstance(found, type) else {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
         make: Any = found if isinstance(found, type) else type(found)
-        return MethodEntry(make, (make.__doc__ or "").split("\n")[0], not whole, preset)
+        entry = MethodEntry(make, (make.__doc__ or "").split("\n")[0], not whole, preset)
+        refuse_clashes(name, entry)
+        return entry
     known = register()
     if name not in known:
         close = close_to(name, known, ", ".join(known))
         raise UserError(f"no objective is called {name!r}; close: {close}. `gflownet list` shows all, or file.py:objective")
     return known[name]
+
+
+def refuse_clashes(name: str, entry: MethodEntry, env: str | None = None) -> None:
+    """Check that each hyperparameter of an objective or method has a name of its own, because each is one flag.
+
+    Args:
+        name: the name under which the entry is known.
+        entry: the objective or method.
+        env: an environment whose hyperparameters are flags of the same command.
+
+    Raises:
+        UserError: a hyperparameter has the name of a shared setting, of the GFlowNet's or of an environment's hyperparameter.
+    """
+    others = {"settings that all methods share": _names(GFNSettings) | {"out", "quiet"}}
+    if entry.objective:
+        others["hyperparameters of every GFlowNet"] = _names(Knobs)
+    if env is not None:
+        others[f"hyperparameters of {env}"] = _names(find_world(env).knobs)
+    for what, taken in others.items():
+        if both := sorted(_names(entry.make) & taken):
+            raise UserError(f"{name} has {', '.join(both)} among its hyperparameters, as the {what} do: rename it in {name}")
 
 
 def defaults(method: str, env: str, preset: str = "recipe") -> tuple[GFNSettings, Choice, GFNRecipe]:
@@ -108,11 +131,9 @@ def defaults(method: str, env: str, preset: str = "recipe") -> tuple[GFNSettings
     train = dataclasses.replace(GFNSettings(states=recipe.states, batch_size=recipe.batch_size, preset=preset), **shared)
     objective = dict(entry.preset) if entry.objective else {}
     knobs = {} if entry.objective else dict(entry.preset)
-    for name, value in tuned.items():
-        if entry.objective and name.removeprefix("objective.") in _names(entry.make) and name not in _names(Knobs):
-            objective[name.removeprefix("objective.")] = value
-        elif name in _names(Knobs if entry.objective else entry.make):
-            knobs[name] = value
+    if entry.objective:
+        objective |= {name: value for name, value in tuned.items() if name in _names(entry.make)}
+    knobs |= {name: value for name, value in tuned.items() if name in _names(Knobs if entry.objective else entry.make)}
     unknown = set(recipe.world) - _names(world.knobs)
     assert not unknown, unknown
     return train, Choice(method, objective, knobs, env, dict(recipe.world)), recipe

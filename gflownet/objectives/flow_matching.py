@@ -22,17 +22,17 @@ from gflownet.flows.flows import Flows
 from gflownet.objectives.residuals import LOSSES, Residual
 
 
-def flow_matching(log_inflow: Tensor, log_outflow: Tensor, epsilon: float) -> Tensor:
+def flow_matching(log_inflow: Tensor, log_outflow: Tensor, smoothing: float) -> Tensor:
     """The residual log(ε + in) - log(ε + out), elementwise."""
-    if epsilon > 0:
-        floor = torch.full_like(log_inflow, math.log(epsilon))
+    if smoothing > 0:
+        floor = torch.full_like(log_inflow, math.log(smoothing))
         log_inflow, log_outflow = torch.logaddexp(log_inflow, floor), torch.logaddexp(log_outflow, floor)
     return log_inflow - log_outflow
 
 
 @dataclass(frozen=True)
 class FlowMatching:
-    epsilon: float = 0.0
+    smoothing: float = 0.0
     """ε of eq. 12: flows well below it are not told apart (the smallest reward, or 0)"""
     terminal_weight: float = 1.0
     """λ_T, the weight of finished objects"""
@@ -43,16 +43,16 @@ class FlowMatching:
     backwards: ClassVar[tuple[str, ...]] = ("uniform",)  # the formula has no P_B
 
     def __post_init__(self) -> None:
-        if not 0 <= self.epsilon < math.inf or not 0 <= self.terminal_weight < math.inf:
+        if not 0 <= self.smoothing < math.inf or not 0 <= self.terminal_weight < math.inf:
             raise ValueError(
-                f"epsilon is {self.epsilon}, terminal_weight {self.terminal_weight}: expected numbers of at least 0"
+                f"smoothing is {self.smoothing}, terminal_weight {self.terminal_weight}: expected numbers of at least 0"
             )
 
     def loss(self, flows: Flows) -> Tensor:
         edges = edges_of(flows)
         real = edges.count > 0
         inflow, outflow = (torch.where(real, x, 0.0) for x in (edges.log_inflow, edges.log_outflow))
-        delta = flow_matching(inflow, outflow, self.epsilon)
+        delta = flow_matching(inflow, outflow, self.smoothing)
         weight = torch.where(edges.terminal, self.terminal_weight, 1.0)
         visits = edges.count.sum(1).clamp_min(1e-30)  # 0 where all trajectories teach other heads
         return (edges.count * weight * LOSSES[self.residual](delta)).sum(1) / visits

@@ -173,8 +173,8 @@ def test_what_tables_cannot_describe_is_refused(fragment: Fragment, complaint: s
 
 
 def test_a_wrong_table_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from envs.molecules import atom_tables
+    from envs.molecules import atom_tables as module
 
-    monkeypatch.setattr(atom_tables, "_outside", lambda atom, size: atom.GetAtomicNum())  # kinds that are too coarse
+    monkeypatch.setattr(module, "_outside", lambda atom, size: atom.GetAtomicNum())  # kinds that are too coarse
     with pytest.raises(ValueError, match="leave"):
         atom_tables(ODD)

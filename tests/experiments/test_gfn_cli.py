@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import signal
 import subprocess
@@ -345,3 +346,50 @@ def test_list_help_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
             with pytest.raises(SystemExit) as stopped:
                 main(["train", env, "--objective", name, "--help"])
             assert stopped.value.code == 0
+
+
+def test_every_hyperparameter_is_one_flag_without_a_prefix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from experiments.cli.gflownet import main
+    from experiments.gfn.build import WORLDS
+    from experiments.gfn.config import refuse_clashes
+    from gflownet.registry import register
+
+    for name, entry in register().items():
+        for env in WORLDS:
+            refuse_clashes(name, entry, env)
+    flags = ["--residual", "huber", "--smoothing", "0.001", "--epsilon", "0.1", "--states", "32", "--quiet"]
+    main(["train", "hypergrid", "--objective", "fm", *flags, "--out", str(tmp_path / "run")])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["objective"]["residual"] == "huber"
+    assert config["objective"]["smoothing"] == 0.001
+    assert config["knobs"]["epsilon"] == 0.1
+
+
+def test_an_objective_with_the_name_of_another_flag_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from experiments.cli.gflownet import main
+
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from dataclasses import dataclass\nfrom gflownet.objectives.trajectory_balance import TrajectoryBalance\n"
+        "@dataclass(frozen=True)\nclass Mine(TrajectoryBalance):\n    epsilon: float = 0.5\n"
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "hypergrid", "--objective", f"{own}:Mine", "--states", "32"])
+    assert stop.value.code == 2
+    assert "has epsilon among its hyperparameters, as the hyperparameters of every GFlowNet do" in capsys.readouterr().err
+
+
+def test_the_objective_is_required_and_a_misspelt_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    from experiments.cli.gflownet import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "hypergrid", "--objetive", "tb"])
+    assert stop.value.code == 2
+    assert "got --objetive, which is not a flag: did you mean --objective?" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "hypergrid", "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "(required)" in shown[shown.index("--objective") :][:300]

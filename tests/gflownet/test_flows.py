@@ -134,7 +134,7 @@ class Unnumbered:
 
 
 @pytest.mark.parametrize(
-    "objective", [SUBTB, FlowMatching(), FlowMatching(epsilon=0.1), SoftDQN(0.15), VarGrad(), ForwardLookingSubTB()], ids=repr
+    "objective", [SUBTB, FlowMatching(), FlowMatching(smoothing=0.1), SoftDQN(0.15), VarGrad(), ForwardLookingSubTB()], ids=repr
 )
 @each_backward
 def test_states_that_were_not_met_do_not_matter(objective: Any, backward: str) -> None:

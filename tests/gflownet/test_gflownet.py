@@ -315,7 +315,7 @@ def test_every_objective_arrives_at_the_law_of_a_grid(name: str, explore: str) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", WORLD)
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("mdb", "fm-epsilon")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("mdb", "fm-smoothing")])
 def test_and_of_strings_sets_and_detours(name: str, world: str) -> None:
     quick = name in ("vargrad", "soft-dqn", "munchausen")
     assert floors(world, name, *((150, 0.2) if quick else WORLD[world])).max() < 2

@@ -27,7 +27,7 @@ from tests.exact_flows import DAGS, WORLDS, N, S, Slow, draws, exact_theta, loss
 RESIDUALS: Any = ("squared", "huber", "shifted-cosh")
 OBJECTIVES: dict[str, Any] = {
     "fm": FlowMatching(),
-    "fm-epsilon": FlowMatching(epsilon=0.05, terminal_weight=3.0),
+    "fm-smoothing": FlowMatching(smoothing=0.05, terminal_weight=3.0),
     "db": DetailedBalance(),
     "mdb": ModifiedDetailedBalance(),
     "tb": TrajectoryBalance(),
@@ -107,7 +107,7 @@ def test_what_an_objective_cannot_do_it_says() -> None:
     for wrong, message in (
         (lambda: SubTrajectoryBalance(0.0), "decay is 0"),
         (lambda: ForwardLookingSubTB(math.inf), "decay is inf"),
-        (lambda: FlowMatching(epsilon=-1.0), "epsilon is -1"),
+        (lambda: FlowMatching(smoothing=-1.0), "smoothing is -1"),
         (lambda: FlowMatching(terminal_weight=math.nan), "terminal_weight nan"),
         (lambda: SoftDQN(munchausen=1.0), "munchausen is 1"),
         (lambda: SoftDQN(clip=1.0), "clip 1"),
@@ -161,7 +161,7 @@ def slow_flow_matching(loss: Any, objective: Any, slow: Slow, s: int) -> float:
     inflow = sum(math.exp(slow.edge_flow(e[0], e[1])) for e in slow.into[s])
     ended = bool(slow.dag.terminated[s])
     outflow = math.exp(slow.log_reward(s)) if ended else math.exp(slow.log_sum(s))
-    delta = math.log(objective.epsilon + inflow) - math.log(objective.epsilon + outflow)
+    delta = math.log(objective.smoothing + inflow) - math.log(objective.smoothing + outflow)
     return (objective.terminal_weight if ended else 1.0) * loss(delta)
 
 
@@ -311,7 +311,7 @@ def one_for_each_action(p: Parents) -> Parents:
 
 @pytest.mark.parametrize("world", ["stop", "paper2021", "any", "sets", "detours"])
 @pytest.mark.parametrize("change", [one_missing, one_spurious])
-@pytest.mark.parametrize("name", ["fm", "fm-epsilon", "db", "tb", "vargrad", "subtb", "fl-db", "soft-dqn"])
+@pytest.mark.parametrize("name", ["fm", "fm-smoothing", "db", "tb", "vargrad", "subtb", "fl-db", "soft-dqn"])
 def test_parents_missing_or_spurious(name: str, change: Any, world: str) -> None:
     if name == "vargrad" and world in ("any", "sets"):
         pytest.skip("a factor common to all trajectories is part of the Z that it does without")
@@ -329,7 +329,7 @@ def test_edges_keyed_by_child_and_action() -> None:
 
 
 @pytest.mark.parametrize("world", ["stop", "paper2021", "detours"])
-@pytest.mark.parametrize("name", ["fm", "fm-epsilon", "db", "tb", "vargrad", "subtb", "fl-db", "fl-subtb", "soft-dqn"])
+@pytest.mark.parametrize("name", ["fm", "fm-smoothing", "db", "tb", "vargrad", "subtb", "fl-db", "fl-subtb", "soft-dqn"])
 def test_rewards_of_another_trajectory(name: str, world: str) -> None:
     assert not is_zero(OBJECTIVES[name], at_exact_flow(world, OBJECTIVES[name], roll=1))
 

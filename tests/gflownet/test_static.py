@@ -34,7 +34,7 @@ from tests.gflownet.test_objectives import OBJECTIVES, feasible
 
 F64 = torch.float64
 TABLES = {name: table_of(env) for name, env in WORLDS.items()}
-NEEDS_TABLE = ("fm", "fm-epsilon")
+NEEDS_TABLE = ("fm", "fm-smoothing")
 each_objective = pytest.mark.parametrize("name", OBJECTIVES)
 each_backward = pytest.mark.parametrize("backward", ["uniform", "maxent", "learned"])
 each_world = pytest.mark.parametrize("world", ["stop", "paper2021", "any", "detours"])

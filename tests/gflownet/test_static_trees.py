@@ -28,7 +28,7 @@ FRAGMENTS = (
     Fragment("amine", "CN", ((0, 2), (1, 1))),
     Fragment("fluoro", "F", ((0, 1),)),
 )
-TREE_OBJECTIVES = [name for name in OBJECTIVES if name not in ("mdb", "fm", "fm-epsilon") and not name.startswith("fl-")]
+TREE_OBJECTIVES = [name for name in OBJECTIVES if name not in ("mdb", "fm", "fm-smoothing") and not name.startswith("fl-")]
 
 
 def world(device: str) -> BlockTrees:

@@ -4,7 +4,7 @@ from experiments.recipes.gfn.recipe import GFNRecipe
 
 NET = {"hidden": (64, 64, 64)}
 SEH = {"reward": "seh", "beta": 10.0, "r_min": 0.0125, "mode_threshold": 0.875}  # (max(0.1, p)/8)^10; a mode has p > 7
-FM = {"terminal_weight": 10.0, "objective.epsilon": 2.5e-5}
+FM = {"terminal_weight": 10.0, "smoothing": 2.5e-5}
 PPO = {"batch_size": 256, "updates": 32, "minibatch": 16, "learning_rate": 1e-4, "entropy": 1e-6}
 RECIPES = {
     "recipe": GFNRecipe(

@@ -1,7 +1,7 @@
 """Tuned settings of the GFlowNet tower by environment: what a bare `gflownet train ENV --objective NAME` uses, and prints.
 
 `knobs` are by objective or baseline: fields of the method, of the objective, or of the shared settings (batch_size, states);
-"objective.NAME" where an objective's knob has the name of another. `common` is for all GFlowNets. The preset "paper" holds the
+`common` is for all GFlowNets. The preset "paper" holds the
 settings of the paper that introduced the environment.
 """
 
