@@ -96,9 +96,11 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
 
 
 def test_every_method_has_a_page() -> None:
-    from gflownet.registry import register
+    from gflownet.registry import register as objectives
+    from pgrl.registry import register as algorithms
 
-    assert {p.stem for p in (ROOT / "docs" / "objectives").glob("*.md")} == {"index", *register()}
+    assert {p.stem for p in (ROOT / "docs" / "objectives").glob("*.md")} == {"index", *objectives()}
+    assert {p.stem for p in (ROOT / "docs" / "algorithms").glob("*.md")} | {"sharp"} == {"index", *algorithms()}  # a preset
 
 
 def test_the_readme_is_short() -> None:
