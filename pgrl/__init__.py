@@ -1,6 +1,125 @@
 """Policy-gradient agents as pure functions: policies, estimators, schedules, agents.
 
+    run = pgrl.train("n-pg-igt", env="gridworld", seeds=10, env_steps=60_000)
+    run.metrics["eval/gap"]
+
 Importing it registers our environments with Gymnasium: `gymnasium.make("pgrl/GridWorld-v0")`.
 """
 
-import envs.registration  # noqa: F401  Gymnasium loads no plugins since 1.0
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+
+def _refuse_shadows() -> None:
+    """Raise ImportError when a folder of the user's hides one of this project's packages."""
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    home = Path(__file__).resolve().parents[1]
+    for name in ("envs", "experiments"):
+        spec = find_spec(name)
+        places = [Path(p).resolve() for p in (spec.submodule_search_locations or [])] if spec else []
+        if spec is not None and home / name not in places:
+            found = places[0] if places else spec.origin
+            raise ImportError(
+                f"{found} shadows the package `{name}` of pgrl: rename that folder, or start Python in another one"
+            )
+
+
+_refuse_shadows()
+
+import envs.registration  # noqa: E402, F401  Gymnasium loads no plugins since 1.0
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from experiments.api import GFlowNetRun, PolicyGradientRun
+
+_EXPORTS = {
+    "Agent": "pgrl.agent",
+    "World": "pgrl.agent",
+    "HARPG": "pgrl.agents.harpg",
+    "NHARPG": "pgrl.agents.n_harpg",
+    "NMPG": "pgrl.agents.n_mpg",
+    "NPG": "pgrl.agents.n_pg",
+    "NPGIGT": "pgrl.agents.n_pg_igt",
+    "REINFORCE": "pgrl.agents.reinforce",
+    "Policy": "pgrl.policy",
+    "policy_for": "pgrl.policy",
+    "Problem": "pgrl.problem",
+    "Estimator": "pgrl.gradients",
+    "importance_weights": "pgrl.gradients",
+    "effective_sample_size": "pgrl.gradients",
+    "weighted_gradient": "pgrl.gradients",
+    "register": "pgrl.registry",
+}
+__all__ = [*_EXPORTS, "load", "make_env", "train"]
+
+
+def train(algo: str, env: str = "gridworld", out: Path | str | None = None, **settings: Any) -> PolicyGradientRun:
+    """Train an agent, as `pgrl train` does: same settings, same recipes, same bytes.
+
+    Args:
+        algo: a name from `pgrl list`, or file.py:agent.
+        env: a name from `pgrl list`, a Gymnasium id, or file.py:make.
+        out: the run folder; None: a temporary folder.
+        settings: flags of `pgrl train ALGO --help` with underscores, e.g. seeds=10, step_size=0.1, quiet=True.
+
+    Returns:
+        The run: metrics, theta, curves(), evaluate().
+
+    Raises:
+        UserError: a setting is unknown or outside its range.
+    """
+    from experiments.api import train_policy_gradient
+
+    return train_policy_gradient(algo, env, out, **settings)
+
+
+def load(folder: Path | str) -> PolicyGradientRun | GFlowNetRun:
+    """Open a run folder.
+
+    Args:
+        folder: made by `train` or by the command line.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: there is no run in the folder.
+    """
+    from experiments.api import load
+
+    return load(folder)
+
+
+def make_env(name: str, horizon: int | None = None, device: str = "cpu") -> Any:
+    """Make an environment by name.
+
+    Args:
+        name: as for `train`.
+        horizon: steps after which an episode is cut; None: the environment's own.
+        device: where tensors live, for environments that are tensor programs.
+
+    Returns:
+        An `envs.core.Env`.
+
+    Raises:
+        UserError: there is no such environment.
+    """
+    from experiments.pg.build import make_env
+
+    return make_env(name, horizon, device)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'pgrl' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -35,11 +35,13 @@ def imported_floors(source: str, everywhere: bool = True) -> set[str]:
 
 
 def imports(tree: ast.AST, everywhere: bool = True) -> list[ast.Import | ast.ImportFrom]:
-    """The import statements of a module, those under TYPE_CHECKING included; `everywhere`: those inside functions too."""
+    """The import statements of a module, all of them, or only those that run when it is loaded."""
     found: list[ast.Import | ast.ImportFrom] = []
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             found.append(node)
+        elif not everywhere and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue  # not loaded at import
         elif everywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             found += imports(node, everywhere)
     return found
@@ -111,6 +113,7 @@ def test_a_class_name_stands_for_one_thing() -> None:
 def test_an_import_that_points_up_is_seen() -> None:
     assert imported_floors("def f():\n    from experiments.run.run import Run") & ABOVE["pgrl"] == {"experiments"}
     assert imported_floors("def f():\n    import experiments", everywhere=False) == set()
+    assert imported_floors("if TYPE_CHECKING:\n    import experiments", everywhere=False) == set()
     assert imported_floors("try:\n    import experiments\nexcept ImportError: pass", everywhere=False) == {"experiments"}
 
 

@@ -42,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(arguments: list[str]) -> None:
     """gflownet train ENV --objective NAME: the recipe's settings first, then what the command line says."""
+    run(arguments)
+
+
+def run(arguments: list[str]) -> Path:
+    """Parse, train to the end, return the run folder."""
     from experiments.gfn.build import find_world
     from experiments.gfn.commands import start
     from experiments.gfn.config import GFNSettings, as_config, choose_device, defaults
@@ -61,7 +66,7 @@ def train(arguments: list[str]) -> None:
     own = [("train", PLAIN[GFNSettings], dataclasses.field(default=settings))]
     parsed, choice = _asked(f"gflownet train {env}", about, choice, own, rest)
     config = as_config(choice, parsed.train, choose_device(choice, parsed.train))
-    start(config, parsed.out, ["gflownet", "train", *arguments], parsed.quiet)
+    return start(config, parsed.out, ["gflownet", "train", *arguments], parsed.quiet)
 
 
 def no_objective(usage: str, arguments: list[str]) -> str:

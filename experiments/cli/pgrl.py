@@ -29,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(arguments: list[str]) -> None:
     """pgrl train ALGO --env ENV: the recipe's settings first, then what the command line says."""
+    run(arguments)
+
+
+def run(arguments: list[str]) -> Path:
+    """Parse, train to the end, return the run folder."""
     from experiments.pg.commands import start
     from experiments.pg.config import PGSettings, as_config, choose_device, defaults, find_agent
 
@@ -65,7 +70,7 @@ def train(arguments: list[str]) -> None:
     parsed = parse(command, f"pgrl train {algo}", f"Train {algo}.\n\nRecipe: {recipe.note or 'none'}", rest)
     chosen = {f.name: getattr(parsed.agent, f.name) for f in dataclasses.fields(parsed.agent)}
     device = choose_device(parsed.train)
-    start(as_config(algo, parsed.train, chosen, device), parsed.out, ["pgrl", "train", *arguments], parsed.quiet)
+    return start(as_config(algo, parsed.train, chosen, device), parsed.out, ["pgrl", "train", *arguments], parsed.quiet)
 
 
 def resume(arguments: list[str]) -> None:
