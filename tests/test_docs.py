@@ -1,7 +1,6 @@
 """The documentation holds: python blocks run, verbs and flags of bash blocks exist, links within the pages lead somewhere."""
 
 import functools
-import importlib
 import re
 import shlex
 import sys
@@ -44,9 +43,6 @@ def test_python_blocks_run(text: str, tmp_path: Path, monkeypatch: pytest.Monkey
         pytest.importorskip("rdkit")
     if ".curves(" in text:
         pytest.importorskip("matplotlib")
-    for tool in re.findall(r"^import (pgrl|gflownet)$", text, re.MULTILINE):
-        if not hasattr(importlib.import_module(tool), "train"):
-            pytest.skip(f"{tool} has no `train` yet")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["notebook"])
     name = "documentation_block"
