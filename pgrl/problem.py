@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -40,9 +41,14 @@ class Problem:
     workers: Workers | None = None
 
     def _rng(self, stream: int) -> Rng:
-        rng = Rng.of_seeds(self.seeds, self.device).fold(stream)
+        return self._streams[stream].rows(0, len(self.seeds))  # a fresh one: a generator counts its draws
+
+    @cached_property
+    def _streams(self) -> dict[int, Rng]:
+        """One generator for each stream; made once, because the seeds travel to the device."""
+        rng = Rng.of_seeds(self.seeds, self.device)
         rng.dtype = self.policy.dtype
-        return rng
+        return {stream: rng.fold(stream) for stream in (INIT, ITERATION, EVALUATION)}
 
     def theta(self) -> Tensor:
         """The first parameters, [S, D]."""

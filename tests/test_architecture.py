@@ -134,3 +134,16 @@ def test_importing_the_library_pulls_in_nothing_heavy(package: str) -> None:
     code = f"import sys, {package}; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+def test_the_wheel_leaves_out_what_only_a_checkout_needs() -> None:
+    import tomllib
+
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert set(wheel["packages"]) == set(ABOVE)
+    left_out = {ROOT / path for path in wheel["exclude"]}
+    assert {"bench", "results", "demo.py"} <= {path.name for path in left_out}
+    for name, path in MODULES.items():  # what is in the wheel must not import what is not
+        if not any(path.is_relative_to(folder) for folder in left_out):
+            used = dependencies(name, path.read_text(), set(MODULES))
+            assert not [x for x in used if any(MODULES[x].is_relative_to(folder) for folder in left_out)]

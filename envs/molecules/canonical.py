@@ -149,10 +149,11 @@ class Canoniser:
         seen = torch.zeros_like(at_own)
         up, down, g_up, g_down = (torch.zeros_like(block) for _ in range(4))
         marked, rows = at_own * self.mark, torch.arange(len(tree), device=tree.device)
+        flat, first = seen.view(-1, seen.shape[2]), rows * tree.shape[1]  # index_add_ is one kernel on a GPU; index_put_ sorts
         for i in range(tree.shape[1] - 1, 0, -1):
             lowest, g_up[:, i] = (seen[:, i] + marked[:, i]).min(1)
             up[:, i] = mix(lowest + salt[:, i]) * there[:, i]
-            seen.index_put_((rows, parent[:, i]), at_theirs[:, i] * up[:, i : i + 1], accumulate=True)
+            flat.index_add_(0, first + parent[:, i], at_theirs[:, i] * up[:, i : i + 1])
         without = at_theirs * (self.mark - up)[..., None]
         for i in range(1, tree.shape[1]):
             lowest, g_down[:, i] = (seen[rows, parent[:, i]] + without[:, i]).min(1)
