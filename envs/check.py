@@ -38,7 +38,7 @@ CONTRACT = {  # name: (the promise, what to do when it is broken)
     "reward type": ("reward is of a floating-point type", "Convert it"),
     "obs type": ("obs has the type of its space", "Convert obs, or declare the space with the type of obs"),
     "finite obs": ("observations are finite", "Find the division or overflow behind it, or end the episode before"),
-    "obs inside": ("observations lie in their space", "Widen the space, or mend the observation"),
+    "obs inside": ("observations lie in their space", "Widen the space, or correct the observation"),
     "finite reward": ("rewards are finite", "Find the division or overflow behind it"),
     "no reward": ("reward is 0 after reset", "Return zeros"),
     "mask": ("an action mask is there always or never", "Return a mask of True where all actions are legal"),

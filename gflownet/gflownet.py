@@ -6,8 +6,8 @@
         one step of Adam on objective.loss(flows of these trajectories)    (for tlm: + the loss of P_B)
         target <- (1 - τ) target + τ θ
 
-With `heads` > 1 each trajectory is built by one of several policies on a common trunk and teaches each of them with probability
-1/2: Thompson sampling (Rector-Brooks et al. 2023, 2306.17693). `tlm` learns P_B by -log P_B of the policy's own trajectories
+With `heads` > 1 each trajectory is sampled from one of several policies on a common trunk and trains each of them with
+probability 1/2: Thompson sampling (Rector-Brooks et al. 2023, 2306.17693). `tlm` learns P_B by -log P_B of the policy's own trajectories
 (Gritsaev et al. 2024, 2410.15474); differs from the paper: one step on the sum of both losses, instead of two in turn.
 """
 
@@ -52,15 +52,15 @@ class GFlowNet:
     """See the module. Fields are the command line's flags."""
 
     objective: Objective
-    """what is minimised"""
+    """objective to minimise"""
     learning_rate: float = 1e-3
-    """step of Adam"""
+    """learning rate of Adam"""
     log_z_rate: float = 0.1
-    """step of Adam for the parameter log Z, where the objective has one"""
+    """learning rate of log Z, where the objective has that parameter"""
     final_rate: float = 1.0
-    """factor that both steps have come down to at the end of the run, geometrically"""
+    """factor to which both learning rates decay by the end of training, geometrically"""
     log_z_start: float = 0.0
-    """log Z at the start"""
+    """initial log Z"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the network's hidden layers"""
     tabular: bool = False
@@ -68,25 +68,25 @@ class GFlowNet:
     backward: Literal["uniform", "learned", "maxent", "tlm"] = "uniform"
     """backward policy: uniform, learned, maxent or tlm"""
     epsilon: float = 0.0
-    """probability of a uniform move while exploring"""
+    """probability of a uniform action while exploring"""
     epsilon_until: float = 1.0
-    """share of the run over which epsilon falls to 0 (1: it stays as it is)"""
+    """fraction of training over which epsilon is annealed to 0; 1: constant"""
     temperature: float = 1.0
     """logits are divided by it while exploring"""
     replay: Literal["none", "fifo", "prioritised"] = "none"
-    """replay buffer: none, fifo or prioritised by reward; half of what is learned from is then drawn from it"""
+    """replay buffer: none, fifo or prioritised by reward; half of each training batch is drawn from it"""
     capacity: int = 10_000
-    """trajectories that the buffer holds"""
+    """trajectories in the replay buffer"""
     search_rounds: int = 0
-    """rounds of local search in each iteration; every object built counts as visited"""
+    """rounds of local search in each iteration; every object constructed counts as visited"""
     search_depth: float = 0.5
-    """share of a path that local search forgets"""
+    """fraction of a trajectory that local search destroys and reconstructs"""
     search_accept: Literal["better", "metropolis"] = "better"
-    """what local search keeps: better, or metropolis"""
+    """acceptance rule of local search: better, or metropolis"""
     heads: int = 1
     """forward policies on a common trunk (Thompson sampling)"""
     target_rate: float = 0.05
-    """τ, how fast the target network follows, where there is one"""
+    """τ, the rate of the target network's moving average, where there is one"""
 
     def __post_init__(self) -> None:
         for name, low, high in (

@@ -51,5 +51,5 @@ def register() -> dict[str, MethodEntry]:
         "mcmc": MethodEntry(Metropolis, "Metropolis-Hastings, rejections counted", objective=False),
         "ppo": MethodEntry(PPO, "proximal policy optimisation of R(x)", objective=False),
         "soft-pg": MethodEntry(SoftPolicyGradient, "entropy-regularised policy gradient", objective=False),
-        "uniform": MethodEntry(Uniform, "uniform random moves", objective=False),
+        "uniform": MethodEntry(Uniform, "uniform random actions", objective=False),
     }

@@ -68,7 +68,7 @@ def search(env: DagEnv, limit: int, key_of: KeyOf) -> Graph:
         if not bool(legal.any()):
             break
         if depth == env.horizon:
-            raise NotADag(f"an episode goes on after {depth} steps, the horizon: mend the environment or its horizon")
+            raise NotADag(f"an episode goes on after {depth} steps, the horizon: correct the environment or its horizon")
         depth += 1
         source, action = legal.nonzero(as_tuple=True)
         pairs = zip(torch.split(source, PAIRS), torch.split(action, PAIRS), strict=True)
@@ -89,7 +89,7 @@ def search(env: DagEnv, limit: int, key_of: KeyOf) -> Graph:
         state = obs[level < 0][0].tolist()
         raise NotADag(f"the state {state} lies on or behind a cycle: every action must lead to a state not seen before")
     if int(level.max()) > env.horizon:
-        raise NotADag(f"a path of {int(level.max())} steps, more than the horizon of {env.horizon}: mend the one or the other")
+        raise NotADag(f"a path of {int(level.max())} steps, more than the horizon of {env.horizon}: correct one of them")
     return Graph(obs, ended, torch.cat(masks), parent, action, child, level)
 
 

@@ -244,7 +244,7 @@ class BlockTrees:
             raise RewardFault(f"the reward returned shape {tuple(worth.shape)}, expected ({len(obs)},): one for each molecule")
         if bool(torch.isnan(worth).any()) if self.device.type == "cpu" else False:
             at = int(torch.isnan(worth).nonzero()[0])
-            raise RewardFault(f"the reward of {self.describe(obs[at : at + 1])[0]} is not a number: mend the reward")
+            raise RewardFault(f"the reward of {self.describe(obs[at : at + 1])[0]} is not a number: correct the reward")
         return worth
 
     def log_reward_partial(self, obs: Tensor) -> Tensor:

@@ -69,12 +69,12 @@ def run(arguments: list[str]) -> Path:
     return start(config, parsed.out, ["gflownet", "train", *arguments], parsed.quiet)
 
 
-def no_objective(usage: str, arguments: list[str]) -> str:
+def no_objective(usage: str, arguments: list[str], what: str = "got no objective") -> str:
     """The sentence for a command without --objective; a flag that looks like a misspelt one is named."""
     flags = [a.partition("=")[0] for a in arguments if a.startswith("--")]
     if close := difflib.get_close_matches("--objective", flags, 1, 0.75):
         return f"got {close[0]}, which is not a flag: did you mean --objective?"
-    return f"got no objective: {usage}"
+    return f"{what}: {usage}"
 
 
 def active(arguments: list[str]) -> None:
@@ -88,7 +88,9 @@ def active(arguments: list[str]) -> None:
         arguments = ["hypergrid", *arguments]
     name = value_of(arguments, "--objective") or ("fm" if help_wanted else "")
     if not arguments or arguments[0].startswith("-") or not name:
-        raise UserError(no_objective("gflownet active hypergrid --objective NAME", arguments))
+        raise UserError(
+            no_objective("gflownet active hypergrid --objective NAME", arguments, "got no environment or no objective")
+        )
     env, rest = arguments[0], arguments[1:]
     preset = value_of(rest, "--preset") or "recipe"
     settings, choice, note = settings_for(name, env, preset)

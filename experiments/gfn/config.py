@@ -33,17 +33,17 @@ class GFNSettings:
     seed: int = 0
     """the first seed; the others follow it"""
     states: int = 1_000_000
-    """finished objects that each seed visits, every one whose reward is asked for counted"""
+    """finished objects that each seed visits; every reward that is evaluated counts"""
     batch_size: int = 16
-    """objects that a seed builds in an iteration"""
+    """objects that a seed constructs in an iteration"""
     preset: str = "recipe"
     """settings to begin with: recipe, or paper (those of the environment's paper)"""
     metrics: Literal["auto", "exact", "sampled"] = "auto"
-    """distance to the exact law: auto where all states can be enumerated, exact (or refuse to start), sampled (never)"""
+    """distance to the target distribution: auto (where all states can be enumerated), exact (or refuse), sampled (never)"""
     window: int = 200_000
-    """last objects of each seed whose frequencies are compared with the law"""
+    """last objects of each seed whose frequencies are compared with the target distribution"""
     gallery: int = 10_000
-    """best distinct molecules of each seed that are remembered, and looked at in evaluations"""
+    """size of the top-K buffer: the best distinct molecules of each seed, which evaluations report on"""
     dtype: Literal["float32", "float64"] = "float32"
     """of parameters and gradients"""
     device: str = "auto"
@@ -62,16 +62,16 @@ class GFNSettings:
 
 @dataclass(frozen=True)
 class Knobs(GFlowNet):
-    """The knobs of a GFlowNet on the command line, where its objective has flags of its own."""
+    """The hyperparameters of a GFlowNet on the command line, where its objective has flags of its own."""
 
     objective: Suppress[Fixed[Any]] = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A method and a world with all their knobs: with `GFNSettings`, everything that decides the numbers.
+    """A method and an environment with all their hyperparameters: with `GFNSettings`, everything that decides the numbers.
 
-    method, env  names, or file.py:name      objective  knobs of the objective, none for a baseline
+    method, env  names, or file.py:name      objective  hyperparameters of the objective, none for a baseline
     """
 
     method: str
@@ -88,7 +88,7 @@ def find_method(name: str) -> MethodEntry:
         whole = all(hasattr(found, part) for part in ("init", "step", "log_pf", "log_z"))
         if not dataclasses.is_dataclass(found) or not (whole or all(hasattr(found, p) for p in ("uses", "loss", "log_z"))):
             raise UserError(
-                f"{name} is not an objective: expected a dataclass of knobs with `uses`, loss(flows) -> [S] and log_z(flows)"
+                f"{name} is not an objective: expected a dataclass with `uses`, loss(flows) -> [S] and log_z(flows)"
             )
         preset = {} if isinstance(found, type) else {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
         make: Any = found if isinstance(found, type) else type(found)

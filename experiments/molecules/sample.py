@@ -89,7 +89,7 @@ class Shortfall(UserError):
         bad = f", {invalid:,} of which RDKit refuses" if invalid else ""
         stale = idle >= IDLE * wanted.batch
         why = f"the last {idle:,} brought nothing new" if stale else "more are not made (--max-attempts)"
-        hint = "leave out --unique, or train with a smaller --beta" if wanted.unique else "or mend the fragments"
+        hint = "leave out --unique, or train with a smaller --beta" if wanted.unique else "or correct the fragments"
         super().__init__(f"found {found:,} {kind} of {wanted.n:,} in {attempts:,} attempts{bad}; {why}: ask for fewer, {hint}")
 
 

@@ -35,9 +35,9 @@ class PGSettings:
     seed: int = 0
     """the first seed; the others follow it"""
     env_steps: int = 100_000
-    """environment steps of each seed, every episode that is sampled counted"""
+    """environment steps of each seed; every sampled episode counts"""
     preset: str = "recipe"
-    """knobs to begin with: recipe, theorem (the exponents of the theorem, η_0 = 1) or constant (no decay, η = 0.3)"""
+    """preset of hyperparameters: recipe, theorem (the exponents of the theorem, η_0 = 1) or constant (no decay, η = 0.3)"""
     discount: float = 0.99
     """discount factor, counted from time 0"""
     horizon: int | None = None
@@ -53,7 +53,7 @@ class PGSettings:
     causal: bool = False
     """causal (DiCE) form of the Hessian estimate: the same mean, less variance"""
     log_std: float = 0.0
-    """log standard deviation of Gaussian policies at the start"""
+    """initial log standard deviation of Gaussian policies"""
     learn_std: bool = True
     """learn the standard deviation"""
     bias: bool = True
@@ -63,7 +63,7 @@ class PGSettings:
     device: str = "auto"
     """auto, cpu or cuda; auto takes the GPU only when a measured iteration is faster there"""
     workers: int | None = None
-    """processes that play episodes beside this one; default: one for each further CPU on MuJoCo, none elsewhere"""
+    """processes that sample episodes beside this one; default: one for each further CPU on MuJoCo, none elsewhere"""
     evaluations: int = 20
     """evaluations over the run, on episodes that are not counted as training"""
     eval_episodes: int = 5
@@ -79,9 +79,7 @@ def find_agent(algo: str) -> AgentEntry:
     if algo.partition(":")[0].endswith(".py"):
         found: Any = load_object(algo)
         if not dataclasses.is_dataclass(found) or not (hasattr(found, "init") and hasattr(found, "step")):
-            raise UserError(
-                f"{algo} is not an agent: expected a dataclass of knobs with methods init(theta) and step(state, world)"
-            )
+            raise UserError(f"{algo} is not an agent: expected a dataclass with methods init(theta) and step(state, world)")
         preset = {} if isinstance(found, type) else {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
         make: Any = found if isinstance(found, type) else type(found)
         return AgentEntry(make, preset)
