@@ -7,8 +7,9 @@
         target <- (1 - τ) target + τ θ
 
 With `heads` > 1 each trajectory is sampled from one of several policies on a common trunk and trains each of them with
-probability 1/2: Thompson sampling (Rector-Brooks et al. 2023, 2306.17693). `tlm` learns P_B by -log P_B of the policy's own trajectories
-(Gritsaev et al. 2024, 2410.15474); differs from the paper: one step on the sum of both losses, instead of two in turn.
+probability 1/2: Thompson sampling (Rector-Brooks et al. 2023, 2306.17693). `tlm` learns P_B by -log P_B of the policy's own
+trajectories (Gritsaev et al. 2024, 2410.15474); differs from the paper: one step on the sum of both losses, instead of two in
+turn.
 """
 
 from __future__ import annotations
