@@ -5,15 +5,14 @@ python -m experiments.plots.active RUN... --out figure.png
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import tyro
 from tyro.conf import Positional
 
-from experiments.cli.errors import MissingPackage, guarded
-from experiments.plots.curves import FIGURES, CurvesError, gather
+from experiments.cli.errors import guarded
+from experiments.plots.curves import CurvesError, gather, ready
 from experiments.plots.figure import COLOURS, MARKERS
 from experiments.plots.gflownet import STYLE
 
@@ -27,10 +26,7 @@ def figure(runs: Positional[tuple[Path, ...]], out: Path) -> Path:
         runs: run folders; runs of one method are pooled
         out: figure, .png or .svg
     """
-    if out.suffix.lower() not in FIGURES:
-        raise CurvesError(f"{out} should end in {' or '.join(FIGURES)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingPackage("matplotlib", "plots", "drawing figures")
+    ready(out)
     found = [gather(runs, metric, "iteration") for metric, _ in PANELS]
     title, seeds = found[0][2][0].env, max(len(curve.y) for curve in found[0][1])
     import matplotlib
@@ -54,7 +50,6 @@ def figure(runs: Positional[tuple[Path, ...]], out: Path) -> Path:
         note = f"{title}\ninterquartile mean over {seeds} seed{'s' * (seeds > 1)}, shaded: 95 % bootstrap interval"
         drawing.suptitle(note, x=0.01, ha="left", fontsize=10)
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
             drawing.savefig(out)
         except OSError as error:
             raise CurvesError(f"could not write {out}: {error.strerror}", exit_code=1) from error

@@ -62,19 +62,32 @@ def curves(runs: Sequence[Path], out: Path, metric: str | None = None, x: str = 
     Raises CurvesError, or MissingPackage without matplotlib.
     """
     out = Path(out)
-    if out.suffix.lower() not in FIGURES:
-        raise CurvesError(f"{out} should end in {' or '.join(FIGURES)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingPackage("matplotlib", "plots", "drawing curves")
+    ready(out)
     metric, found, series = gather(runs, metric, x)
     logarithmic = metric in LOGARITHMIC if log is None else log
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _write_csv(out.with_suffix(".csv"), found, x)
+        write_csv(out.with_suffix(".csv"), found, x)
         draw(found, out, metric, x, series[0].env, logarithmic)
     except OSError as error:
         raise CurvesError(f"could not write {out}: {error.strerror}", exit_code=1) from error
     return out
+
+
+def ready(out: Path) -> None:
+    """Make the folder of a figure.
+
+    Raises:
+        CurvesError: `out` is no .png or .svg, or its folder cannot be made.
+        MissingPackage: without matplotlib.
+    """
+    if out.suffix.lower() not in FIGURES:
+        raise CurvesError(f"{out} should end in {' or '.join(FIGURES)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingPackage("matplotlib", "plots", "drawing figures")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CurvesError(f"could not write {out}: {error.strerror}", exit_code=1) from error
 
 
 def table(runs: Sequence[Path], metric: str | None = None, fractions: Sequence[float] = (0.25, 0.5, 1.0)) -> str:
@@ -185,7 +198,8 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _write_csv(path: Path, found: list[Curve], x: str) -> None:
+def write_csv(path: Path, found: list[Curve], x: str) -> None:
+    """Write one row a method and a point: algo, x, iqm, low, high, seeds."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["algo", x, "iqm", "low", "high", "seeds"])

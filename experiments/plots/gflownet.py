@@ -8,7 +8,6 @@ python -m experiments.plots.gflownet RUN... --out figure.png      draws figure2;
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ import tyro
 from numpy.typing import NDArray
 from tyro.conf import Positional
 
-from experiments.cli.errors import MissingPackage, guarded
-from experiments.plots.curves import FIGURES, CurvesError, gather
+from experiments.cli.errors import guarded
+from experiments.plots.curves import CurvesError, gather, ready
 from experiments.plots.figure import COLOURS, FLOOR, Curve
 from experiments.run.run import Run
 
@@ -35,7 +34,7 @@ def figure2(runs: Positional[tuple[Path, ...]], out: Path) -> Path:
         runs: run folders; runs of one method on one environment are pooled
         out: figure, .png or .svg
     """
-    _ready(out)
+    ready(out)
     worlds: dict[str, list[Path]] = {}
     for run in runs:
         worlds.setdefault(str(Run.open(run).config.get("title", "?")), []).append(run)
@@ -102,7 +101,7 @@ def law(run: Path, out: Path, checkpoint: Path | None = None) -> Path:
     from gflownet.evaluation import exact_law
     from gflownet.metrics import l1_sum
 
-    _ready(out)
+    ready(out)
     opened_run, (_, method, problem, truth, training, _) = opened(run, checkpoint)
     if truth is None or training.window is None or truth.obs.shape[1:] != (2,):
         raise CurvesError(
@@ -146,17 +145,6 @@ def _heat(cells: Any, laws: list[Array], names: list[str], distance: str, title:
         bar.set_label("probability of a cell")
         figure.suptitle(f"{title}\n{distance}", x=0.01, ha="left", fontsize=10, fontweight="bold")
         figure.savefig(out)
-
-
-def _ready(out: Path) -> None:
-    if out.suffix.lower() not in FIGURES:
-        raise CurvesError(f"{out} should end in {' or '.join(FIGURES)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingPackage("matplotlib", "plots", "drawing figures")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CurvesError(f"could not write {out}: {error.strerror}", exit_code=1) from error
 
 
 if __name__ == "__main__":
