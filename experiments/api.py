@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
+import inspect
 import io
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -136,8 +137,10 @@ def train_policy_gradient(
     from experiments.cli.pgrl import run
     from experiments.pg.config import PGSettings, find_agent
 
+    flags = _flags({"env": env, "out": _folder(out, "pgrl", settings), **settings})
+    _, algo = _flags({"algo": algo})
     _refuse_unknown(settings, _names(PGSettings) | _names(find_agent(algo).make))
-    return PolicyGradientRun(run([algo, *_flags({"env": env, "out": _folder(out, "pgrl"), **settings})]))
+    return PolicyGradientRun(run([algo, *flags]))
 
 
 def train_gflownet(env: str, objective: str, out: Path | str | None = None, **settings: Any) -> GFlowNetRun:
@@ -146,10 +149,12 @@ def train_gflownet(env: str, objective: str, out: Path | str | None = None, **se
     from experiments.gfn.build import find_world
     from experiments.gfn.config import GFNSettings, Knobs, find_method
 
+    flags = _flags({"objective": objective, "out": _folder(out, "gflownet", settings), **settings})
+    _, env = _flags({"env": env})
     entry = find_method(objective)
     own = _names(entry.make) | (_names(Knobs) - {"objective"} if entry.objective else set())
     _refuse_unknown(settings, _names(GFNSettings) | own | _names(find_world(env).knobs))
-    return GFlowNetRun(run([env, *_flags({"objective": objective, "out": _folder(out, "gflownet"), **settings})]))
+    return GFlowNetRun(run([env, *flags]))
 
 
 def load(folder: Path | str) -> PolicyGradientRun | GFlowNetRun:
@@ -170,7 +175,9 @@ def load(folder: Path | str) -> PolicyGradientRun | GFlowNetRun:
     return kind(Path(folder))
 
 
-def _folder(out: Path | str | None, program: str) -> Path:
+def _folder(out: Path | str | None, program: str, settings: Mapping[str, Any]) -> Path:
+    if out is None and settings.get("resume"):
+        raise UserError("got resume=True without out: name the run folder to continue")
     return Path(out) if out is not None else Path(tempfile.mkdtemp(prefix=f"{program}-")) / "run"
 
 
@@ -180,7 +187,7 @@ def _names(kind: Any) -> set[str]:
 
 def _refuse_unknown(settings: Iterable[str], known: set[str]) -> None:
     for name in settings:
-        if name not in known | {"quiet"}:
+        if name not in known | {"quiet", "resume"}:
             close = difflib.get_close_matches(name, known, 3, 0.5)
             raise UserError(f"got {name}, which is no setting here; close: {', '.join(close or sorted(known))}")
 
@@ -194,9 +201,18 @@ def _flags(settings: Mapping[str, Any]) -> list[str]:
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, tuple | list):
             flags += [f"--{flag}", *map(str, value)]
+        elif not isinstance(value, str | int | float | Path | None):
+            raise UserError(_not_plain(name, value))
         else:
             flags += [f"--{flag}", str(value)]
     return flags
+
+
+def _not_plain(name: str, value: Any) -> str:
+    """Why a function or an object is refused: a run folder has to say how to make it again."""
+    what = getattr(value, "__name__", type(value).__name__)
+    kind = "the function" if inspect.isroutine(value) else "the class" if isinstance(value, type) else "an object,"
+    return f"got {name} as {kind} {what}, expected text or numbers: put it into a file and give {name}='my_file.py:name'"
 
 
 def _records(command: Callable[[], None]) -> list[dict[str, float]]:

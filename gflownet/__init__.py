@@ -59,7 +59,8 @@ def train(env: str, objective: str, out: Path | str | None = None, **settings: A
     Args:
         env: hypergrid, bits, sets, molecules, or file.py:make.
         objective: an objective or baseline from `gflownet list`, or file.py:objective.
-        out: the run folder; None: a temporary folder.
+        out: the run folder; None: a temporary folder. With resume=True a run of the same settings that is there is continued,
+            bit for bit, or loaded when it is finished.
         settings: flags of `gflownet train ENV --objective NAME --help` with underscores, e.g. states=10_000, reward="qed*sa".
 
     Returns:

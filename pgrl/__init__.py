@@ -63,7 +63,8 @@ def train(algo: str, env: str = "gridworld", out: Path | str | None = None, **se
     Args:
         algo: a name from `pgrl list`, or file.py:agent.
         env: a name from `pgrl list`, a Gymnasium id, or file.py:make.
-        out: the run folder; None: a temporary folder.
+        out: the run folder; None: a temporary folder. With resume=True a run of the same settings that is there is continued,
+            bit for bit, or loaded when it is finished.
         settings: flags of `pgrl train ALGO --help` with underscores, e.g. seeds=10, step_size=0.1, quiet=True.
 
     Returns:

@@ -21,7 +21,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from experiments.cli.errors import UserError
 from experiments.cli.molecules import fragments, sample
 from experiments.cli.threads import quiet
-from experiments.cli.verbs import Verb, parse, run_verb, value_of
+from experiments.cli.verbs import OUT, QUIET, RESUME, Verb, parse, resumable, run_verb, value_of
 
 if TYPE_CHECKING:
     from experiments.gfn.config import Choice
@@ -48,6 +48,7 @@ def train(arguments: list[str]) -> None:
 def run(arguments: list[str]) -> Path:
     """Parse, train to the end, return the run folder."""
     from experiments.gfn.build import find_world
+    from experiments.gfn.commands import resume as go_on
     from experiments.gfn.commands import start
     from experiments.gfn.config import GFNSettings, as_config, choose_device, defaults
 
@@ -63,9 +64,15 @@ def run(arguments: list[str]) -> Path:
         raise UserError(no_objective(f"gflownet train {env} --objective NAME, with NAME from `gflownet list`", rest))
     settings, choice, recipe = defaults(name, env, value_of(rest, "--preset") or GFNSettings.preset)
     about = f"Train {name} on {env}.\n\nRecipe: {recipe.note or 'none'}"
-    own = [("train", PLAIN[GFNSettings], dataclasses.field(default=settings))]
+    own = [
+        ("train", PLAIN[GFNSettings], dataclasses.field(default=settings)),
+        ("resume", RESUME, dataclasses.field(default=False)),
+    ]
     parsed, choice = _asked(f"gflownet train {env}", about, choice, own, rest)
     config = as_config(choice, parsed.train, choose_device(choice, parsed.train))
+    if parsed.resume and resumable(parsed.out, config):
+        go_on(parsed.out, None, parsed.quiet)
+        return Path(parsed.out)
     return start(config, parsed.out, ["gflownet", "train", *arguments], parsed.quiet)
 
 
@@ -123,8 +130,8 @@ def _asked(program: str, about: str, choice: Choice, own: list[Any], arguments: 
                 (part, PLAIN[kind], dataclasses.field(default_factory=partial(kind, **values)))
                 for part, (kind, values) in parts.items()
             ),
-            ("out", Path | None, dataclasses.field(default=None)),
-            ("quiet", bool, dataclasses.field(default=False)),
+            ("out", OUT, dataclasses.field(default=None)),
+            ("quiet", QUIET, dataclasses.field(default=False)),
         ],
     )
     parsed = parse(command, program, about, arguments)

@@ -16,7 +16,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from experiments.cli.errors import UserError
 from experiments.cli.threads import quiet
-from experiments.cli.verbs import Verb, parse, required, run_verb, value_of
+from experiments.cli.verbs import OUT, QUIET, RESUME, Verb, parse, required, resumable, run_verb, value_of
 
 USAGE = "usage: pgrl {train,resume,eval,curves,check,check-env,list,doctor} ...   (pgrl VERB --help says more)"
 
@@ -34,6 +34,7 @@ def train(arguments: list[str]) -> None:
 
 def run(arguments: list[str]) -> Path:
     """Parse, train to the end, return the run folder."""
+    from experiments.pg.commands import resume as go_on
     from experiments.pg.commands import start
     from experiments.pg.config import PGSettings, as_config, choose_device, defaults, find_agent
 
@@ -63,14 +64,18 @@ def run(arguments: list[str]) -> Path:
                 OmitArgPrefixes[agent_type],  # type: ignore[misc]
                 dataclasses.field(default_factory=lambda: agent_type(**placeholder)),
             ),
-            ("out", Path | None, dataclasses.field(default=None)),
-            ("quiet", bool, dataclasses.field(default=False)),
+            ("out", OUT, dataclasses.field(default=None)),
+            ("resume", RESUME, dataclasses.field(default=False)),
+            ("quiet", QUIET, dataclasses.field(default=False)),
         ],
     )
     parsed = parse(command, f"pgrl train {algo}", f"Train {algo}.\n\nRecipe: {recipe.note or 'none'}", rest)
     chosen = {f.name: getattr(parsed.agent, f.name) for f in dataclasses.fields(parsed.agent)}
-    device = choose_device(parsed.train)
-    return start(as_config(algo, parsed.train, chosen, device), parsed.out, ["pgrl", "train", *arguments], parsed.quiet)
+    config = as_config(algo, parsed.train, chosen, choose_device(parsed.train))
+    if parsed.resume and resumable(parsed.out, config):
+        go_on(parsed.out, None, parsed.quiet)
+        return Path(parsed.out)
+    return start(config, parsed.out, ["pgrl", "train", *arguments], parsed.quiet)
 
 
 def resume(arguments: list[str]) -> None:

@@ -6,13 +6,22 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
 from experiments.cli.errors import UserError, guarded
 
 Verb = Callable[[list[str]], None]
+OUT = Annotated[
+    Path | None,
+    tyro.conf.arg(help="run folder, which must not hold a run yet; None: a new folder below runs/"),
+]
+QUIET = Annotated[bool, tyro.conf.arg(help="no progress on stderr")]
+RESUME = Annotated[
+    bool, tyro.conf.arg(help="if --out holds a run with these settings, continue it; a finished one is left as it is")
+]
 
 
 def run_verb(program: str, about: str, verbs: Mapping[str, Verb], argv: Sequence[str] | None) -> None:
@@ -39,6 +48,15 @@ def _dispatch(program: str, about: str, verbs: Mapping[str, Verb], arguments: li
     else:
         usage = about.rstrip().rsplit("\n", 1)[-1]
         raise UserError(f"no verb is called {verb!r}; close: {close_to(verb, verbs)}\n{usage}")
+
+
+def resumable(out: Path | None, config: Mapping[str, Any]) -> bool:
+    """Whether `out` holds a run of these settings to continue; UserError without `out`, or for a run with other settings."""
+    from experiments.run.run import Run
+
+    if out is None:
+        raise UserError("got --resume without --out: name the run folder to continue")
+    return Run.resumable(out, config)
 
 
 def close_to(name: str, known: Mapping[str, Any] | Sequence[str], otherwise: str = "none") -> str:

@@ -38,6 +38,7 @@ __all__ = ["MetricsError", "Run", "RunError", "read_metrics", "run_name"]
 Tensors = dict[str, Tensor]
 Meta = dict[str, Any]
 T = TypeVar("T")
+FREE = {"workers"}  # settings that change no number
 FAILURES = 3  # of one kind in a row stop the run
 OWN_TAGS = {"wall": "time/wall", "iteration": "time/iteration"}  # in TensorBoard, where tags are grouped by their first word
 OWN_DESCRIPTIONS = {
@@ -113,6 +114,36 @@ class Run:
         if not isinstance(config, dict):
             raise RunError(f"{folder / 'config.json'} is damaged: it holds a {type(config).__name__}", exit_code=3)
         return cls(folder, config, descriptions, tensorboard)
+
+    @classmethod
+    def resumable(cls, out: Path, config: Mapping[str, Any]) -> bool:
+        """Whether `out` holds a run of these settings with a checkpoint, which `resume` continues (or finds finished).
+
+        A run that stopped before its first checkpoint has nothing to continue: its folder is emptied and it starts again.
+
+        Raises:
+            RunError: `out` holds a run with other settings, or another process writes it.
+        """
+        if not (out / "config.json").exists():
+            return False
+        run, wanted = cls.open(out), json.loads(dump(config))
+        other = sorted(key for key in {*run.config, *wanted} - FREE if run.config.get(key) != wanted.get(key))
+        if other:
+            key = other[0]
+            raise RunError(
+                f"{out} holds a run with {key} {run.config.get(key)!r}, got {wanted.get(key)!r}: "
+                "choose another --out, or give the settings of that run"
+            )
+        if checkpoints.saved(run.checkpoints):
+            return True
+        run._take_lock()
+        try:
+            for path in out.iterdir():
+                if path.name != "lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        finally:
+            run.close()
+        return False
 
     @property
     def wall(self) -> float:

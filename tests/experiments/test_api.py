@@ -68,6 +68,35 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
         pgrl.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(len, "the function len"), (Path, "the class Path"), (object(), "an object, object"), ({}, "an object, dict")],
+)
+def test_a_function_or_an_object_is_refused_with_the_way_to_give_it(value: object, said: str) -> None:
+    with pytest.raises(UserError, match=rf"got reward as {said}, expected text or numbers: .* reward='my_file\.py:name'"):
+        gflownet.train("hypergrid", objective="tb", reward=value)
+    with pytest.raises(UserError, match=f"got env as {said}"):
+        gflownet.train(value, objective="tb")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"got algo as {said}"):
+        pgrl.train(value)  # type: ignore[arg-type]
+
+
+def test_the_command_line_resumes_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "n-pg", "--env", "gridworld", "--env-steps", "200", "--quiet", "--resume"]
+    pgrl_cli.main([*command, "--out", str(tmp_path / "run")])
+    first = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    pgrl_cli.main([*command, "--out", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == first
+    for wrong, said in (
+        (["--seed", "7", "--out", str(tmp_path / "run")], "holds a run with seed 0, got 7"),
+        ([], "without --out"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            pgrl_cli.main([*command, *wrong])
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("package", [pgrl, gflownet])
 def test_every_exported_name_is_there(package: object) -> None:
     for name in package.__all__:  # type: ignore[attr-defined]

@@ -1,0 +1,87 @@
+"""Every study runs at a thousandth of its size, writes its figure or table, and a second call trains nothing."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pgrl
+from experiments import studies
+from experiments.cli.errors import UserError
+from experiments.studies import scaled
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "seh"
+STUDIES: dict[str, dict[str, Any]] = {
+    "gridworld": {"needs": ("matplotlib",)},
+    "halfcheetah": {"needs": ("matplotlib", "mujoco")},
+    "hypergrid": {"needs": ("matplotlib",)},
+    "objectives": {"needs": ("matplotlib",)},
+    "molecules": {"needs": ("rdkit",)},
+    "seh": {
+        "needs": ("rdkit",),
+        "files": {"blocks": DATA / "blocks_PDB_105.json", "weights": DATA / "proxy_best_params.pkl.gz"},
+    },
+}
+
+
+def metrics(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("metrics.jsonl"))}
+
+
+def test_every_script_is_tested() -> None:
+    scripts = {path.stem for path in Path(studies.__file__).parent.glob("*.py")} - {"__init__"}
+    assert scripts == set(STUDIES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_runs_and_is_resumed(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in STUDIES[name]["needs"]:
+        pytest.importorskip(package)
+    files: dict[str, Path] = STUDIES[name].get("files", {})
+    if not all(path.is_file() for path in files.values()):
+        pytest.skip("the published blocks and weights are not here")
+    study = importlib.import_module(f"experiments.studies.{name}").study
+    made = study(out=tmp_path, scale=0.0005, **files)
+    assert made.stat().st_size > 0
+    first = metrics(tmp_path)
+    assert first
+    study(out=tmp_path, scale=0.0005, **files)
+    assert metrics(tmp_path) == first
+    with pytest.raises(UserError, match=r"holds a run with (env_steps|states) \d+, got \d+"):
+        study(out=tmp_path, scale=0.5, **files)
+
+
+def test_resume_continues_a_stopped_run_bit_for_bit(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"env": "gridworld", "seeds": 2, "env_steps": 2000, "checkpoints": 4, "quiet": True}
+    whole = pgrl.train("n-pg", out=tmp_path / "whole", **settings)
+    stopped = pgrl.train("n-pg", out=tmp_path / "stopped", **settings)
+    for later in sorted((stopped.folder / "checkpoints").iterdir())[1:]:  # as if it had been killed there
+        later.rename(tmp_path / later.name)
+    resumed = pgrl.train("n-pg", out=tmp_path / "stopped", resume=True, **settings)
+    assert bool((resumed.theta == whole.theta).all())
+    assert (resumed.metrics["eval/gap"] == whole.metrics["eval/gap"]).all()
+
+
+def test_resume_starts_again_what_has_no_checkpoint(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"env": "gridworld", "env_steps": 200, "quiet": True}
+    whole = pgrl.train("n-pg", out=tmp_path / "run", **settings)
+    theta = whole.theta
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        checkpoint.rename(tmp_path / checkpoint.name)
+    assert bool((pgrl.train("n-pg", out=tmp_path / "run", resume=True, **settings).theta == theta).all())
+
+
+def test_resume_without_a_folder_is_refused() -> None:
+    with pytest.raises(UserError, match="got resume=True without out"):
+        pgrl.train("n-pg", env_steps=100, resume=True, quiet=True, out=None)
+
+
+def test_scale_is_positive() -> None:
+    assert scaled(1000, 0.5) == 500
+    assert scaled(10, 0.001) == 1
+    with pytest.raises(ValueError, match="got scale 0"):
+        scaled(10, 0)
