@@ -1,84 +1,155 @@
-"""`make bench-gflownet`: iterations per second of GFlowNets on the hypergrid beside torchgfn and gfnx, in one run.
+"""`make bench-gflownet`: GFlowNets on three hypergrids beside torchgfn and gfnx, by wall clock and by CPU time, in one run.
 
-    python -m experiments.bench.gflownet [--peers .venv-peers/bin/python] [--seconds 8] [--out FILE.md]
+    python -m experiments.bench.gflownet [--peers .venv-peers/bin/python] [--seconds 5] [--out FILE.md]
 
-The same network (one-hot input, 2 × 256, LeakyReLU), batch, objective, uniform P_B and trained policy for all, on-policy: the
-policy is trained first, by trajectory balance, and handed to each. A figure is the median over ten windows, the better of one
-thread and all; ours is measured before and after the peers, and the mean stands in the ratio. Without the peers' environment
-only ours is measured.
+Batch, objective, uniform P_B and the sampling policy are the same for all, on-policy: a one-hot MLP of 2 × 256 with LeakyReLU
+is trained by trajectory balance first and handed to each. FM and TB train that network alone in every library. For the state
+flow of DB and SubTB, ours and gfnx add one output to it, and torchgfn trains a second network of the same size. Adam's step is
+too small to change the policy, so that episodes are equally long for all, from the first window to the last.
+
+Every library is timed with one thread and with all. CPU time is that of the run with one thread. A figure is the median over
+windows; ours is measured before and after the peers, and the mean is compared. A peer that is not installed is named as such.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # torch's threads spin, as the peers' do: the machine should be idle
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # torch's threads spin, as the peers' do
 
 import numpy as np
 import torch
 import tyro
 
+from envs.dag.enumeration import enumerate_dag
 from envs.dag.hypergrid import HyperGrid
-from experiments.bench.peers.measure import WINDOW, per_second
+from experiments.bench.peers.measure import THRESHOLDS, log_z, per_second, race
 from experiments.pg.config import cpus
 from experiments.run.provenance import processor
 from gflownet.evaluation import exact_law
 from gflownet.gflownet import GFlowNet, GFlowNetState
-from gflownet.metrics import SlidingWindow, l1_sum
+from gflownet.metrics import l1_sum
 from gflownet.problem import ITERATION, DagProblem
 from gflownet.registry import register
 from gflownet.sampling.sampler import sampler
 
 Row = dict[str, Any]
+PEERS = ("torchgfn", "gfnx")
 OBJECTIVES = ("fm", "tb", "db", "subtb")
-BATCHES = (16, 256, 4096)
-SHAPE, R0 = (4, 8), 0.01
-THRESHOLDS = (0.5, 0.3, 0.2, 0.1)
 UNITS = {"speed": "iterations_per_s", "sample": "trajectories_per_s"}
+GRIDS = {"4-D, H = 8": (4, 8), "8-D, H = 8": (8, 8), "2-D, H = 64": (2, 64)}
+BATCHES = {"4-D, H = 8": (16, 256, 4096), "8-D, H = 8": (16, 256), "2-D, H = 64": (16, 256)}
+R0, STILL = 0.01, 1e-12  # Adam's step while the clock runs
 
 
-def ours(mode: str, objective: str, batch: int, weights: Path, seconds: float) -> Row:
-    """Our figure as the peers' scripts print theirs."""
-    method, problem = _method(objective), DagProblem(HyperGrid(*SHAPE, R0), (0,), batch, 1_000_000)
-    state, t = _begin(method, problem, weights), 0
+@dataclass(frozen=True)
+class Comparison:
+    """One grid on which all libraries begin from the same policy.
 
-    def train(n: int) -> float:
-        nonlocal state, t
-        steps = 0.0
-        for _ in range(n):
-            state, outcome = method.step(state, problem, t)
-            steps, t = steps + float(outcome.metrics["rollout/length"]), t + 1
-        return steps / n
+    grid      dimensions and height         weights   npz of the policy
+    seconds   of measuring, for each figure  peers     Python of the environment that holds the other libraries
+    """
 
-    def sample(n: int) -> float:
-        nonlocal t
-        steps = 0.0
-        for _ in range(n):
-            act = sampler(problem.env, method.model(problem), state.theta, batch)
-            tau = problem.play(act, problem.rng(ITERATION, t))
-            steps, t = steps + tau.steps / batch, t + 1
-        return steps / n
+    grid: tuple[int, int]
+    weights: Path
+    seconds: float
+    peers: Path
+    parameters: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    rows = []
-    for threads in (1, cpus()):
-        torch.set_num_threads(threads)
-        if mode == "speed":
-            rows.append(per_second(train, seconds / 2, "iterations_per_s"))
-        else:
-            rows.append(per_second(sample, seconds / 2, "trajectories_per_s", batch))
-    return max(rows, key=lambda row: row[UNITS[mode]])
+    def ours(self, mode: str, objective: str, batch: int) -> list[Row]:
+        """A row for one thread and a row for all, as the peers' scripts print theirs."""
+        method = method_of(objective, self.grid, STILL, STILL)
+        problem = DagProblem(HyperGrid(*self.grid, R0), (0,), batch, 1_000_000)
+        state, t = _begin(method, problem, self.weights), 0
+        self.parameters["ours", objective] = method.model(problem).net.size
+
+        def train(n: int) -> float:
+            nonlocal state, t
+            steps = 0.0
+            for _ in range(n):
+                state, outcome = method.step(state, problem, t)
+                steps, t = steps + float(outcome.metrics["rollout/length"]), t + 1
+            return steps / n
+
+        def sample(n: int) -> float:
+            nonlocal t
+            steps = 0.0
+            for _ in range(n):
+                act = sampler(problem.env, method.model(problem), state.theta, batch)
+                tau = problem.play(act, problem.rng(ITERATION, t))
+                steps, t = steps + tau.steps / batch, t + 1
+            return steps / n
+
+        rows = []
+        for threads in _threads():
+            torch.set_num_threads(threads)
+            each = {"speed": 1, "sample": batch}[mode]
+            row = per_second(train if mode == "speed" else sample, self.seconds / 2, UNITS[mode], each)
+            rows.append(row | {"threads": threads})
+        return rows
+
+    def theirs(self, name: str, mode: str, objective: str, batch: int) -> list[Row] | str:
+        """The same of a peer, or why there is none."""
+        if name == "gfnx" and objective == "fm":
+            return "no FM"
+        if not version_of(self.peers, name):
+            return "not installed"
+        rows = []
+        for threads in _threads():
+            options = {"mode": mode, "objective": objective, "batch": batch, "threads": threads, "weights": self.weights}
+            options |= {"ndim": self.grid[0], "height": self.grid[1], "r0": R0, "seconds": self.seconds}
+            options |= {"lr": STILL, "lr-z": STILL}
+            found = [row for row in run_peer(self.peers, name, options) if UNITS[mode] in row]
+            if not found:
+                return "failed"
+            self.parameters[name, objective] = found[0]["parameters"]
+            rows += found
+        return rows
+
+    def row(self, mode: str, objective: str, batch: int) -> str:
+        """A line of the table."""
+        unit = UNITS[mode]
+        before = self.ours(mode, objective, batch)
+        theirs = [self.theirs(name, mode, objective, batch) for name in PEERS]
+        after = self.ours(mode, objective, batch)
+        mean = [
+            a | {key: (a[key] + b[key]) / 2 for key in (unit, "cpu_ms", "mean_episode_length")}
+            for a, b in zip(before, after, strict=True)
+        ]
+        cells = [f"{batch:,}", objective, *_figures(mean, unit)]
+        for rows in theirs:
+            if isinstance(rows, str):
+                cells += [rows, "–", "–"]
+                continue
+            wall = max(r[unit] for r in mean) / max(r[unit] for r in rows)
+            cells += [*_figures(rows, unit), f"{wall:.1f}, {rows[0]['cpu_ms'] / mean[0]['cpu_ms']:.1f}"]
+        return f"| {' | '.join(cells)} |"
 
 
-def _method(objective: str, final_rate: float = 1.0) -> GFlowNet:
-    return GFlowNet(register()[objective].make(), learning_rate=1e-3, log_z_rate=0.1, final_rate=final_rate, log_z_start=5.3)
+def _threads() -> list[int]:
+    return sorted({1, cpus()})
+
+
+def _figures(rows: list[Row], unit: str) -> list[str]:
+    """Rates with one thread and with all; CPU time with one, and the mean length of an episode."""
+    rates = " / ".join(f"{row[unit]:,.3g}" if row[unit] < 1000 else f"{row[unit]:,.0f}" for row in rows)
+    return [rates, f"{rows[0]['cpu_ms']:,.3g} ({rows[0]['mean_episode_length']:.0f})"]
+
+
+def method_of(objective: str, grid: tuple[int, int], rate: float, log_z_rate: float, final_rate: float = 1.0) -> GFlowNet:
+    entry, start = register()[objective], log_z(*grid, R0)
+    return GFlowNet(entry.make(), learning_rate=rate, log_z_rate=log_z_rate, final_rate=final_rate, log_z_start=start)
 
 
 def _begin(method: GFlowNet, problem: DagProblem, weights: Path) -> GFlowNetState:
@@ -91,10 +162,10 @@ def _begin(method: GFlowNet, problem: DagProblem, weights: Path) -> GFlowNetStat
     return state
 
 
-def trained_policy(file: Path) -> None:
-    """Trajectory balance to a sum-L1 of about 0.1, as the npz that the peers read."""
-    problem = DagProblem(HyperGrid(*SHAPE, R0), (0,), 16, 4000)
-    method = _method("tb", 0.05)
+def trained_policy(file: Path, grid: tuple[int, int]) -> None:
+    """4,000 iterations of trajectory balance (on 4-D, H = 8 to a sum-L1 of about 0.1), as the npz that the peers read."""
+    problem = DagProblem(HyperGrid(*grid, R0), (0,), 16, 4000)
+    method = method_of("tb", grid, 1e-3, 0.1, 0.05)
     state, net = method.init(problem), method.model(problem).net
     for t in range(problem.iterations):
         state, _ = method.step(state, problem, t)
@@ -102,36 +173,19 @@ def trained_policy(file: Path) -> None:
     np.savez(file, **{f"{x}{k}": y.numpy() for k, layer in enumerate(layers, 1) for x, y in zip("wb", layer, strict=True)})
 
 
-def wall(seconds: float, objective: str, rate: float) -> list[Row]:
-    """Training time to each sum-L1, of the window of the last 200,000 objects and of the policy's exact law; batch 16."""
-    from envs.dag.enumeration import enumerate_dag
-
-    torch.set_num_threads(cpus())
-    env = HyperGrid(*SHAPE, R0)
-    truth, problem = enumerate_dag(env), DagProblem(env, (0,), 16, 20_000)
-    method = GFlowNet(register()[objective].make(), learning_rate=rate, log_z_rate=0.1)
-    state, window, clock, rows = method.init(problem), SlidingWindow.begin(1, WINDOW, len(truth.objects), "cpu"), 0.0, []
-    waiting = {"window": list(THRESHOLDS), "exact": list(THRESHOLDS)}
-    t = 0
-    while clock < seconds and any(waiting.values()):
-        built, begun = [], time.perf_counter()
-        for _ in range(100):
-            state, outcome = method.step(state, problem, t)
-            built.append(outcome.objects[0])
-            t += 1
-        clock += time.perf_counter() - begun
-        window = window.add(truth.object_of(torch.cat(built))[None])
-        law = exact_law(method, state, problem, truth)
-        for metric, value in (("window", window.law), ("exact", law)):
-            distance = float(l1_sum(value, truth.law)[0])
-            while waiting[metric] and distance < waiting[metric][0]:
-                rows.append({"metric": metric, "sum_l1_below": waiting[metric].pop(0), "seconds": clock, "iterations": t})
-    return rows
+def version_of(peers: Path, name: str) -> str:
+    """Of a library in the peers' environment; empty if it is not there."""
+    if not peers.exists():
+        return ""
+    code = f"import {'gfn' if name == 'torchgfn' else name}; from importlib.metadata import version; print(version({name!r}))"
+    done = subprocess.run([peers, "-c", code], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def peer(python: Path, name: str, *arguments: str) -> list[Row]:
-    """What a peer's script prints."""
+def run_peer(python: Path, name: str, options: dict[str, Any]) -> list[Row]:
+    """The rows that a peer's script prints."""
     script = Path(__file__).parent / "peers" / f"{name}_bench.py"
+    arguments = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS")}
     done = subprocess.run([python, script, *arguments], capture_output=True, text=True, env=environment)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -140,87 +194,133 @@ def peer(python: Path, name: str, *arguments: str) -> list[Row]:
     return rows
 
 
+def our_race(objective: str, rate: float, seed: int, seconds: float) -> list[Row]:
+    """From scratch on 4-D, H = 8, batch 16, one thread."""
+    torch.set_num_threads(1)
+    env = HyperGrid(*GRIDS["4-D, H = 8"], R0)
+    truth, problem = enumerate_dag(env), DagProblem(env, (seed,), 16, 1_000_000)
+    method = GFlowNet(register()[objective].make(), learning_rate=rate, log_z_rate=0.1)
+    state, t = method.init(problem), 0
+
+    def train(n: int) -> None:
+        nonlocal state, t
+        for _ in range(n):
+            state, _ = method.step(state, problem, t)
+            t += 1
+
+    return race(train, lambda: float(l1_sum(exact_law(method, state, problem, truth), truth.law)[0]), seconds)
+
+
+def race_rows(peers: Path, seeds: int, seconds: float) -> Iterator[str]:
+    """The race to a distance: median and range over seeds, by three clocks."""
+    entries: dict[str, Callable[[int], list[Row]]] = {
+        "ours, TB": lambda seed: our_race("tb", 1e-3, seed, seconds),
+        "ours, modified DB, step 0.003": lambda seed: our_race("mdb", 3e-3, seed, seconds),
+    }
+    for name in PEERS:
+        if not version_of(peers, name):
+            continue
+        options = {"mode": "race", "seconds": seconds, "threads": 1, "ndim": 4, "height": 8, "r0": R0}
+        entries[f"{name}, TB"] = lambda seed, name=name, options=options: run_peer(peers, name, options | {"seed": seed})  # type: ignore[misc]
+    found: dict[str, list[list[Row]]] = {name: [] for name in entries}
+    for seed in range(seeds):
+        for name, run in entries.items():
+            found[name].append(run(seed))
+            print(f"race, seed {seed}, {name}: {found[name][-1][-1:]}", file=sys.stderr, flush=True)
+    yield f"**The race to a sum-L1 of the policy's exact distribution**, 4-D, H = 8, batch 16, {seeds} seeds, one thread"
+    yield ""
+    yield "Median (range) over the seeds, from scratch, Adam's step 0.001 where not said, compilation apart. "
+    yield f"A run stops after {seconds:.0f} s of CPU time."
+    yield ""
+    yield "| method | clock |" + "".join(f" below {threshold} |" for threshold in THRESHOLDS)
+    yield "|---" * (2 + len(THRESHOLDS)) + "|"
+    for name in found:
+        for clock, label in {"cpu_seconds": "CPU s", "seconds": "wall s", "iterations": "iterations"}.items():
+            cells = [_over_seeds(found[name], threshold, clock) for threshold in THRESHOLDS]
+            yield f"| {name} | {label} | {' | '.join(cells)} |"
+    compiled = [rows[-1]["compile_s"] for rows in found.get("gfnx, TB", []) if rows]
+    if compiled:
+        yield ""
+        yield f"gfnx compiles for {statistics.median(compiled):.1f} s before it begins."
+    for name in PEERS:
+        if f"{name}, TB" not in found:
+            yield from ("", f"{name}: not installed.")
+    yield ""
+
+
+def _over_seeds(runs: list[list[Row]], threshold: float, clock: str) -> str:
+    """Median (least–most) of when the runs reached a threshold; how many of them did where not all."""
+    values = [next((r[clock] for r in rows if r.get("sum_l1_below") == threshold), math.inf) for rows in runs]
+    reached = sum(map(math.isfinite, values))
+
+    def text(x: float) -> str:
+        return "not reached" if math.isinf(x) else f"{x:,.0f}" if clock == "iterations" else f"{x:.1f}"
+
+    if not reached:
+        return text(math.inf)
+    middle = sorted(values)[(len(values) - 1) // 2 : len(values) // 2 + 1]
+    spread = f"{text(statistics.fmean(middle))} ({text(min(values))}–{text(max(values))})"
+    return spread if reached == len(runs) else f"{spread}, {reached} of {len(runs)}"
+
+
+def speed_rows(name: str, peers: Path, seconds: float, batches: tuple[int, ...]) -> Iterator[str]:
+    """The tables of one grid."""
+    with tempfile.TemporaryDirectory() as folder:
+        comparison = Comparison(GRIDS[name], Path(folder) / "trained.npz", seconds, peers)
+        torch.set_num_threads(1)
+        trained_policy(comparison.weights, comparison.grid)
+        yield from (f"## {name}, {HyperGrid(*comparison.grid, R0).height ** comparison.grid[0]:,} cells", "")
+        for mode, title in (("speed", "Training, iterations/s"), ("sample", "Sampling only, trajectories/s")):
+            each = "iteration" if mode == "speed" else "trajectory"
+            yield from (f"**{title}: one thread / all**; CPU ms of one {each}, one thread (mean steps of an episode)", "")
+            head = "".join(f" {peer} | CPU ms | ratio: wall, CPU |" for peer in PEERS)
+            yield f"| batch | objective | ours | CPU ms |{head}"
+            yield "|---" * (4 + 3 * len(PEERS)) + "|"
+            for batch in batches:
+                for objective in OBJECTIVES if mode == "speed" else ("tb",):
+                    yield comparison.row(mode, objective, batch)
+            yield ""
+        sizes = [
+            f"{objective} " + ", ".join(f"{who} {n:,}" for (who, what), n in comparison.parameters.items() if what == objective)
+            for objective in OBJECTIVES
+        ]
+        yield from (f"Trained parameters: {'; '.join(sizes)}.", "")
+
+
 def bench(
     peers: Path = Path(".venv-peers/bin/python"),
-    batches: tuple[int, ...] = BATCHES,
-    seconds: float = 8.0,
-    wall_seconds: float = 120.0,
+    grids: tuple[str, ...] = tuple(GRIDS),
+    batches: tuple[int, ...] = (),
+    seconds: float = 5.0,
+    race_seconds: float = 60.0,
+    race_seeds: int = 8,
     out: Path = Path("experiments/results/gflownet-speed.md"),
 ) -> None:
     """Measure, print, and write a table.
 
     Args:
-        peers: Python of the environment that holds torchgfn and gfnx; without it only ours is measured
-        batches: trajectories in an iteration
+        peers: Python of the environment that holds torchgfn and gfnx
+        grids: which; default: all three
+        batches: trajectories in an iteration; default: 16 and 256, on 4-D, H = 8 also 4,096
         seconds: of measuring, for each figure
-        wall_seconds: of training at most, in the race to a distance; 0: none
-        out: Markdown table
+        race_seconds: of CPU time at most, for each run of the race to a distance; 0: no race
+        race_seeds: of each method in the race
+        out: Markdown table, written line by line
     """
-    names = ("torchgfn", "gfnx") if peers.exists() else ()
-    lines = [f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}, torch {torch.__version__}", ""]
-    with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "trained.npz"
-        trained_policy(weights)
-        for mode, unit in UNITS.items():
-            head = "Training, iterations/s" if mode == "speed" else "Sampling only, trajectories/s"
-            lines += [f"**{head}** (length: mean steps of an episode)", "", "| batch | objective | ours (length) |"]
-            lines[-1] += "".join(f" {name} (length) | ratio |" for name in names)
-            lines += ["|---" * (3 + 2 * len(names)) + "|"]
-            for batch in batches:
-                for objective in OBJECTIVES if mode == "speed" else ("tb",):
-                    lines.append(_row(mode, unit, objective, batch, weights, seconds, peers, names))
-                    print(lines[-1], file=sys.stderr, flush=True)
-            lines.append("")
-    if wall_seconds > 0:
-        lines += _race(peers, names, wall_seconds)
-    text = "\n".join(lines) + "\n"
-    print(text)
+    if unknown := set(grids) - set(GRIDS):
+        raise SystemExit(f"got grids {', '.join(sorted(unknown))}, expected some of: {'; '.join(GRIDS)}")
+    machine = f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}, torch {torch.__version__}"
+    found = ", ".join(f"{name} {version_of(peers, name) or 'not installed'}" for name in PEERS)
+    lines = ["# Speed on the hypergrid, R0 = 0.01", "", f"`make bench-gflownet`. {machine}; {found}.", ""]
+    parts = [speed_rows(name, peers, seconds, batches or BATCHES[name]) for name in grids]
+    if race_seconds > 0:
+        parts.append(race_rows(peers, race_seeds, race_seconds))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(f"# Speed on the hypergrid, 4-D, H = 8, R0 = 0.01\n\n`make bench-gflownet`. {text}")
-
-
-def _row(
-    mode: str, unit: str, objective: str, batch: int, weights: Path, seconds: float, peers: Path, names: tuple[str, ...]
-) -> str:
-    before = ours(mode, objective, batch, weights, seconds / 2)
-    theirs: list[Row | None] = []
-    for name in names:
-        if name == "gfnx" and objective == "fm":
-            theirs.append(None)
-            continue
-        common = ("--mode", mode, "--objective", objective, "--batch", str(batch), "--weights", str(weights))
-        found = peer(peers, name, *common, "--seconds", str(seconds))
-        theirs.append(max((r for r in found if unit in r), key=lambda r: r[unit], default=None))
-    after = ours(mode, objective, batch, weights, seconds / 2)
-    rate = (before[unit] + after[unit]) / 2
-    cells = [f"{batch:,}", objective, f"{rate:,.4g} ({after['mean_episode_length']:.0f})"]
-    for r in theirs:
-        cells += ["–", "–"] if r is None else [f"{r[unit]:,.3g} ({r['mean_episode_length']:.0f})", f"{rate / r[unit]:.1f}"]
-    return f"| {' | '.join(cells)} |"
-
-
-def _race(peers: Path, names: tuple[str, ...], seconds: float) -> list[str]:
-    """Seconds of training to each distance; compilation apart."""
-    columns = {"ours, TB": wall(seconds, "tb", 1e-3), "ours, modified DB, step 0.003": wall(seconds, "mdb", 3e-3)}
-    for name in names:
-        columns[f"{name}, TB"] = peer(
-            peers, name, "--mode", "wall", "--seconds", str(seconds), "--threads", "1" if name == "torchgfn" else "2"
-        )
-    lines = [
-        "**Seconds of training to a sum-L1**, batch 16, from scratch, Adam's step 0.001 where not said, compilation apart",
-        "",
-    ]
-    lines += ["| distance | below |" + "".join(f" {name} |" for name in columns), "|---" * (2 + len(columns)) + "|"]
-    for metric in ("window", "exact"):
-        for threshold in THRESHOLDS:
-            cells = []
-            for rows in columns.values():
-                hit = [r for r in rows if r.get("metric") == metric and r.get("sum_l1_below") == threshold and r.get("seconds")]
-                cells.append(f"{hit[0]['seconds']:.1f}" if hit else f"not in {seconds:.0f}")
-            lines.append(
-                f"| {'last 200,000 objects' if metric == 'window' else 'exact law'} | {threshold} | {' | '.join(cells)} |"
-            )
-    return [*lines, ""]
+    for part in parts:
+        for line in part:
+            lines.append(line)
+            print(line, flush=True)
+            out.write_text("\n".join(lines).rstrip("\n") + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from measure import arguments, check_rewards, emit, header, load, log_z, per_second, save, wall  # type: ignore[import-not-found]
+from measure import arguments, check_rewards, distance_of, emit, header, load, log_z, per_second, race  # type: ignore[import-not-found]
 
 ARGS = arguments("gfnx")
 # XLA makes as many threads as it may use CPUs, and counts them when it is imported.
@@ -27,8 +27,6 @@ import gfnx  # type: ignore[import-not-found]  # noqa: E402
 import jax  # type: ignore[import-not-found]  # noqa: E402
 import jax.numpy as jnp  # type: ignore[import-not-found]  # noqa: E402
 import optax  # type: ignore[import-not-found]  # noqa: E402
-
-EVERY = 100  # iterations whose final cells are kept
 
 
 def make_params(args: argparse.Namespace, env: Any) -> tuple[Any, Any]:
@@ -116,16 +114,17 @@ LOSSES = {"tb": tb_loss, "db": db_loss, "subtb": subtb_loss}
 
 
 def main(args: argparse.Namespace) -> None:
-    row = header("gfnx", version("gfnx"), args) | {"flow_head": "shared"}
+    row = header("gfnx", version("gfnx"), args)
     if args.objective == "fm":
         emit(row | {"error": "gfnx has no flow matching"})
         return
     env = gfnx.HypergridEnvironment(gfnx.GeneralHypergridRewardModule(args.r0, 0.5, 2.0), dim=args.ndim, side=args.height)
     env_params = env.init(jax.random.PRNGKey(1))
-    if listed := args.height**args.ndim <= 1_000_000:
+    if args.height**args.ndim <= 1_000_000:
         every_cell = env.get_all_states(env_params)
         check_rewards(np.asarray(env.reward_module.reward(every_cell, env_params)), args.ndim, args.height, args.r0)
     params, static = make_params(args, env)
+    row["parameters"] = sum(x.size for x in jax.tree.leaves(params["net"]))
     rates = {"net": optax.adam(args.lr), "logZ": optax.adam(args.lr_z)}
     optimizer = optax.multi_transform(rates, {"net": "net", "logZ": "logZ"})
     loss = LOSSES[args.objective]
@@ -140,27 +139,22 @@ def main(args: argparse.Namespace) -> None:
 
         return gfnx.utils.forward_rollout(key, args.batch, policy, net, env, env_params)
 
-    def note(i: Any, carry: Any, info: Any) -> Any:
-        ends = carry["ends"]
-        if listed:
-            index = jax.vmap(env.state_to_index, in_axes=(0, None))
-            ends = ends.at[i % EVERY].set(index(info["final_env_state"], env_params))
-        return carry | {"length": carry["length"] + info["trajectory_length"].mean(), "ends": ends}
-
     def train(i: Any, carry: Any) -> Any:
         key, sampling = jax.random.split(carry["key"])
         data, info = rollout(sampling, carry["params"]["net"])
         grads = jax.grad(lambda p: loss(p, model_of(p["net"]), data, env, env_params))(carry["params"])
         updates, moments = optimizer.update(grads, carry["moments"], carry["params"])
-        return note(i, carry | {"key": key, "params": optax.apply_updates(carry["params"], updates), "moments": moments}, info)
+        length = carry["length"] + info["trajectory_length"].mean()
+        return {"key": key, "params": optax.apply_updates(carry["params"], updates), "moments": moments, "length": length}
 
     def sample(i: Any, carry: Any) -> Any:
         key, sampling = jax.random.split(carry["key"])
-        return note(i, carry | {"key": key}, rollout(sampling, carry["params"]["net"])[1])
+        _, info = rollout(sampling, carry["params"]["net"])
+        return carry | {"key": key, "length": carry["length"] + info["trajectory_length"].mean()}
 
     body = sample if args.mode == "sample" else train
     carry = {"key": jax.random.PRNGKey(args.seed), "params": params, "moments": optimizer.init(params)}
-    carry |= {"length": jnp.zeros(()), "ends": jnp.zeros((EVERY, args.batch), jnp.int32)}
+    carry["length"] = jnp.zeros(())
     begun = perf_counter()
     loop = jax.jit(lambda carry, n: jax.lax.fori_loop(0, n, body, carry), donate_argnums=0).lower(carry, 1).compile()
     row["compile_s"] = perf_counter() - begun
@@ -170,24 +164,18 @@ def main(args: argparse.Namespace) -> None:
         carry = jax.block_until_ready(loop(carry | {"length": jnp.zeros(())}, n))
         return float(carry["length"]) / n
 
-    def run_and_tell(n: int) -> Any:
-        run(n)
-        return np.asarray(carry["ends"][:n]).ravel()
-
     def policy_now() -> Any:
         logits = jax.vmap(model_of(carry["params"]["net"]))(env.get_obs(every_cell, env_params))["forward_logits"]
         return np.asarray(jax.nn.softmax(gfnx.utils.mask_logits(logits, env.get_invalid_mask(every_cell, env_params))))
 
-    if args.mode == "wall":
-        wall(row, run_and_tell, policy_now, args, every=EVERY)
-        if args.save:
-            save(args.save, [(np.asarray(layer.weight).T, np.asarray(layer.bias)) for layer in carry["params"]["net"].layers])
-        return
-    if args.mode == "speed":
-        figures = per_second(run, args.seconds, "iterations_per_s")
+    if args.mode == "race":
+        for reached in race(run, distance_of(policy_now, args), args.seconds):
+            emit(row | reached)
+        emit(row)
+    elif args.mode == "speed":
+        emit(row | per_second(run, args.seconds, "iterations_per_s"))
     else:
-        figures = per_second(run, args.seconds, "trajectories_per_s", each=args.batch)
-    emit(row | figures)
+        emit(row | per_second(run, args.seconds, "trajectories_per_s", each=args.batch))
 
 
 if __name__ == "__main__":

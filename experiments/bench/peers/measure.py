@@ -1,4 +1,4 @@
-"""What the peers' scripts share: arguments, the exact law of the grid, the clock, and rows of JSON. NumPy alone is needed."""
+"""What the peers' scripts share: arguments, the target distribution, two clocks, and rows of JSON. NumPy alone is needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import math
 import os
 import statistics
-from collections import deque
 from collections.abc import Callable
 from functools import reduce
 from time import perf_counter, process_time
@@ -17,23 +16,21 @@ import numpy as np
 
 Row = dict[str, Any]
 Array = np.ndarray[Any, np.dtype[Any]]
-THRESHOLDS = (0.5, 0.3, 0.2, 0.1, 0.05)
-WINDOW = 200_000
+THRESHOLDS = (0.5, 0.3, 0.2, 0.1)
 
 
 def arguments(peer: str) -> argparse.Namespace:
     """The command line of a peer's script."""
     parser = argparse.ArgumentParser(description=f"Time {peer} on the hypergrid; prints a line of JSON for each measurement.")
-    parser.add_argument("--mode", choices=("speed", "sample", "wall"), default="speed")
+    parser.add_argument("--mode", choices=("speed", "sample", "race"), default="speed")
     parser.add_argument("--objective", choices=("fm", "tb", "db", "subtb"), default="tb")
     parser.add_argument("--batch", type=int, default=16, help="trajectories in an iteration")
     parser.add_argument("--ndim", type=int, default=4, help="coordinates of a cell")
     parser.add_argument("--height", type=int, default=8, help="values of a coordinate")
     parser.add_argument("--r0", type=float, default=0.01, help="reward everywhere")
     parser.add_argument("--weights", default="", help="npz to begin from: w1 [in, 256], b1, w2, b2, w3 [256, actions], b3")
-    parser.add_argument("--save", default="", help="npz to write the like to at the end of mode wall")
     parser.add_argument("--seconds", type=float, default=10.0, help="time to measure for, after warm-up and compilation")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1e-3, help="Adam's step size for the networks")
     parser.add_argument("--lr-z", type=float, default=0.1, help="Adam's step size for log Z")
@@ -103,72 +100,78 @@ def timed(run: Callable[[int], Any], n: int) -> tuple[float, Any]:
 
 
 def per_second(run: Callable[[int], float], seconds: float, name: str, each: int = 1, windows: int = 10) -> Row:
-    """`name`: `each` times iterations per second, the median over windows, with its quartiles `low` and `high`.
+    """`each` times iterations per second, the median over windows, and the CPU time that one of them takes.
 
-    `run(n)` does n iterations and returns their mean episode length in actions, the stop included. Windows are of about
-    `seconds / windows`, at least three, after a warm-up that finds how many iterations such a window holds. `others_cpus` says
-    how many CPUs other processes kept busy meanwhile: beside more than a few tenths a figure is worth little. Divided by
-    `own_cpus`, what this process used, it is a rate per CPU-second, which others disturb less.
+    Windows are of about `seconds / windows`, at least three, after a warm-up that finds how many iterations such a window
+    holds. CPU time is that of this process: of one thread where one thread runs. Other processes disturb it less than they
+    disturb the wall clock.
+
+    Args:
+        run: does n iterations and returns their mean episode length in actions, the stop included
+        seconds: to measure for
+        name: key of the rate
+        each: trajectories or molecules of an iteration
+        windows: how many
+
+    Returns:
+        `name`, its quartiles `low` and `high`, `cpu_ms` (milliseconds of CPU time, median), `windows`, `mean_episode_length`,
+        and the CPUs that this process and all others kept busy meanwhile, `own_cpus` and `others_cpus`.
     """
     goal, n = seconds / windows, 1
     timed(run, 1)
     while (elapsed := timed(run, n)[0]) < 0.7 * goal:
         n = max(n + 1, math.ceil(n * min(4.0, goal / elapsed)))
     figures: list[float] = []
+    cpu: list[float] = []
     lengths: list[float] = []
     begun, own, others = perf_counter(), process_time(), cpu_seconds()
     while perf_counter() - begun < seconds or len(figures) < 3:
+        before = process_time()
         elapsed, length = timed(run, n)
+        cpu.append(1000 * (process_time() - before) / n / each)
         figures.append(each * n / elapsed)
         lengths.append(length)
     low, median, high = statistics.quantiles(figures, n=4)
-    spread = {name: median, "low": low, "high": high, "windows": len(figures)}
+    spread = {name: median, "low": low, "high": high, "cpu_ms": statistics.median(cpu), "windows": len(figures)}
     elapsed = perf_counter() - begun
     load = {"own_cpus": (process_time() - own) / elapsed, "others_cpus": (cpu_seconds() - others) / elapsed}
     return spread | {"mean_episode_length": statistics.fmean(lengths)} | load
 
 
-def wall(row: Row, run: Callable[[int], Array], policy: Callable[[], Array], args: argparse.Namespace, every: int) -> None:
-    """Train for `args.seconds` and print when Σ|frequency − law| first fell below each threshold.
+def race(run: Callable[[int], Any], distance: Callable[[], float], seconds: float, every: int = 100) -> list[Row]:
+    """When Σ|p − target| of the policy's exact terminal distribution p first falls below each of THRESHOLDS.
 
-    `run(n)` trains n iterations and returns the cells they ended in; `policy()` is the policy now, [H^n, n+1]. The clock runs
-    in `run` only. `metric: window` compares the last 200,000 ends with the law (at 4-D, H = 8, R0 = 0.01 as many independent
-    draws would still be about 0.07 away), `metric: exact` the probabilities with which the policy ends in each cell.
+    The clocks run in `run` only.
+
+    Args:
+        run: trains n iterations
+        distance: Σ|p − target| now
+        seconds: of CPU time at most
+        every: iterations between two looks
+
+    Returns:
+        A row for each threshold that was reached: `sum_l1_below`, `seconds` (wall clock), `cpu_seconds`, `iterations`.
     """
-    law = rewards(args.ndim, args.height, args.r0)
-    law = law / law.sum()
-    ends: deque[Array] = deque()
-    clock, done, values = 0.0, 0, {"window": 2.0, "exact": 2.0}
-    begun, others = perf_counter(), cpu_seconds()
-    waiting = {metric: list(THRESHOLDS) for metric in values}
-    while clock < args.seconds and any(waiting.values()):
-        elapsed, cells = timed(run, every)
-        clock, done = clock + elapsed, done + every
-        ends.append(cells)
-        while sum(map(len, ends)) - len(ends[0]) >= WINDOW:
-            ends.popleft()
-        last = np.concatenate(ends)[-WINDOW:]
-        values["window"] = float(np.abs(np.bincount(last, minlength=law.size) / last.size - law).sum())
-        values["exact"] = float(np.abs(terminal_law(policy(), args.ndim, args.height) - law).sum())
-        for metric, value in values.items():
-            while waiting[metric] and value < waiting[metric][0]:
-                reached = {"metric": metric, "sum_l1_below": waiting[metric].pop(0), "seconds": clock}
-                emit(row | reached | {"iterations": done, "trajectories": done * args.batch})
-    for metric, thresholds in waiting.items():
-        for threshold in thresholds:
-            emit(row | {"metric": metric, "sum_l1_below": threshold, "seconds": None, "sum_l1": values[metric]})
-    busy = (cpu_seconds() - others) / (perf_counter() - begun)
-    ending = {"iterations_per_s": done / clock, "seconds": clock, "others_cpus": busy}
-    emit(row | ending | {f"sum_l1_{metric}": value for metric, value in values.items()})
+    rows: list[Row] = []
+    waiting, clock, cpu, done = list(THRESHOLDS), 0.0, 0.0, 0
+    while cpu < seconds and waiting:
+        before = process_time()
+        elapsed, _ = timed(run, every)
+        cpu, clock, done = cpu + process_time() - before, clock + elapsed, done + every
+        value = distance()
+        while waiting and value < waiting[0]:
+            rows.append({"sum_l1_below": waiting.pop(0), "seconds": clock, "cpu_seconds": cpu, "iterations": done})
+    return rows
+
+
+def distance_of(policy: Callable[[], Array], args: argparse.Namespace) -> Callable[[], float]:
+    """Σ|p − target| of a policy [H^n, n + 1] on the grid of the arguments."""
+    target = rewards(args.ndim, args.height, args.r0)
+    target = target / target.sum()
+    return lambda: float(np.abs(terminal_law(policy(), args.ndim, args.height) - target).sum())
 
 
 def load(path: str) -> list[tuple[Array, Array]]:
     """The three layers of a file of weights, (w [in, out], b [out]) each, float32."""
     with np.load(path) as file:
         return [(file[f"w{k}"].astype(np.float32), file[f"b{k}"].astype(np.float32)) for k in (1, 2, 3)]
-
-
-def save(path: str, layers: list[tuple[Array, Array]]) -> None:
-    """Write what `load` reads."""
-    (w1, b1), (w2, b2), (w3, b3) = layers
-    np.savez(path, w1=w1, b1=b1, w2=w2, b2=b2, w3=w3, b3=b3)

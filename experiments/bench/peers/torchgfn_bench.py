@@ -3,9 +3,7 @@
 One-hot input, MLP of 2 × 256 with LeakyReLU, uniform P_B; in DB and SubTB the state flow is a network of its own, as in the
 examples unless they are told to tie it. The log-probabilities of sampling are kept, so that the loss need not compute them
 again; FM, which cannot use them, samples without gradients. Adam is fused, debug checks are off, and so is
-`try_compile_gflownet`, because it was slower. Modes speed and sample print a line for one thread and a line for
-`--threads`: one is often the faster at a small batch, and beside other work always, since waiting OpenMP threads spin. Take
-the better.
+`try_compile_gflownet`, because it was slower. The row counts the parameters of all networks that are trained.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from gfn.gym import HyperGrid  # type: ignore[import-not-found]
 from gfn.preprocessors import IdentityPreprocessor, KHotPreprocessor  # type: ignore[import-not-found]
 from gfn.samplers import Sampler  # type: ignore[import-not-found]
 from gfn.utils.modules import MLP, DiscreteUniform  # type: ignore[import-not-found]
-from measure import arguments, check_rewards, emit, header, load, log_z, per_second, save, wall  # type: ignore[import-not-found]
+from measure import arguments, check_rewards, distance_of, emit, header, load, log_z, per_second, race  # type: ignore[import-not-found]
 
 
 def make_env(args: argparse.Namespace) -> Any:
@@ -39,8 +37,8 @@ def cells(args: argparse.Namespace) -> torch.Tensor:
     return torch.from_numpy(np.indices((args.height,) * args.ndim).reshape(args.ndim, -1).T.copy())
 
 
-def make_gflownet(args: argparse.Namespace, env: Any) -> tuple[Any, Any]:
-    """(GFlowNet, network of the forward policy or of FM's edge flows); with `--weights` that network begins there."""
+def make_gflownet(args: argparse.Namespace, env: Any) -> Any:
+    """The GFlowNet; with `--weights` the network of the forward policy, or of FM's edge flows, begins there."""
     preprocessor = KHotPreprocessor(height=args.height, ndim=args.ndim)
 
     def mlp(outputs: int) -> Any:
@@ -54,15 +52,15 @@ def make_gflownet(args: argparse.Namespace, env: Any) -> tuple[Any, Any]:
                 layer.bias.copy_(torch.from_numpy(b))
     pf = DiscretePolicyEstimator(net, env.n_actions, preprocessor=preprocessor)
     if args.objective == "fm":
-        return FMGFlowNet(pf), net
+        return FMGFlowNet(pf)
     uniform = DiscreteUniform(env.n_actions - 1)
     pb = DiscretePolicyEstimator(uniform, env.n_actions, preprocessor=IdentityPreprocessor(args.ndim), is_backward=True)
     if args.objective == "tb":
-        return TBGFlowNet(pf, pb, init_logZ=log_z(args.ndim, args.height, args.r0) if args.weights else 0.0), net
+        return TBGFlowNet(pf, pb, init_logZ=log_z(args.ndim, args.height, args.r0) if args.weights else 0.0)
     flow = ScalarEstimator(mlp(1), preprocessor=preprocessor)
     if args.objective == "db":
-        return DBGFlowNet(pf, pb, flow), net
-    return SubTBGFlowNet(pf, pb, flow, weighting="geometric_within", lamda=0.9), net
+        return DBGFlowNet(pf, pb, flow)
+    return SubTBGFlowNet(pf, pb, flow, weighting="geometric_within", lamda=0.9)
 
 
 def linears(net: Any) -> list[torch.nn.Linear]:
@@ -94,9 +92,10 @@ def main() -> None:
     args = arguments("torchgfn")
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    row = header("torchgfn", version("torchgfn"), args) | {"flow_head": "separate", "compile_s": 0.0}
+    row = header("torchgfn", version("torchgfn"), args) | {"compile_s": 0.0}
     env = make_env(args)
-    gflownet, net = make_gflownet(args, env)
+    gflownet = make_gflownet(args, env)
+    row["parameters"] = sum(p.numel() for name, p in gflownet.named_parameters() if name != "logZ")
     iteration = make_iteration(args, env, gflownet)
     estimator = gflownet.logF if args.objective == "fm" else gflownet.pf
     sampler = Sampler(estimator)
@@ -109,26 +108,19 @@ def main() -> None:
             lengths = [sampler.sample_trajectories(env, n=args.batch).terminating_idx.double().mean() for _ in range(n)]
         return float(torch.stack(lengths).mean())
 
-    def train_and_tell(n: int) -> Any:
-        return torch.cat([env.get_states_indices(iteration().terminating_states) for _ in range(n)]).numpy()
-
     def policy() -> Any:
         with torch.no_grad():
             states = env.states_from_tensor(cells(args))
             return estimator.to_probability_distribution(states, estimator(states)).probs.numpy()
 
-    if args.mode == "wall":
-        wall(row, train_and_tell, policy, args, every=100)
-        if args.save:
-            save(args.save, [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in linears(net)])
-        return
-    for threads in sorted({1, args.threads}):
-        torch.set_num_threads(threads)
-        if args.mode == "speed":
-            figures = per_second(train, args.seconds, "iterations_per_s")
-        else:
-            figures = per_second(sample, args.seconds, "trajectories_per_s", each=args.batch)
-        emit(row | {"threads": threads} | figures)
+    if args.mode == "race":
+        for reached in race(train, distance_of(policy, args), args.seconds):
+            emit(row | reached)
+        emit(row)
+    elif args.mode == "speed":
+        emit(row | per_second(train, args.seconds, "iterations_per_s"))
+    else:
+        emit(row | per_second(sample, args.seconds, "trajectories_per_s", each=args.batch))
 
 
 if __name__ == "__main__":
