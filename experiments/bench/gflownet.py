@@ -162,9 +162,9 @@ def _begin(method: GFlowNet, problem: DagProblem, weights: Path) -> GFlowNetStat
     return state
 
 
-def trained_policy(file: Path, grid: tuple[int, int]) -> None:
-    """4,000 iterations of trajectory balance (on 4-D, H = 8 to a sum-L1 of about 0.1), as the npz that the peers read."""
-    problem = DagProblem(HyperGrid(*grid, R0), (0,), 16, 4000)
+def trained_policy(file: Path, grid: tuple[int, int], iterations: int = 4000) -> None:
+    """Trajectory balance (on 4-D, H = 8 to a sum-L1 of about 0.1), as the npz that the peers read."""
+    problem = DagProblem(HyperGrid(*grid, R0), (0,), 16, iterations)
     method = method_of("tb", grid, 1e-3, 0.1, 0.05)
     state, net = method.init(problem), method.model(problem).net
     for t in range(problem.iterations):

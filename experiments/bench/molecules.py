@@ -3,9 +3,10 @@
     python -m experiments.bench.molecules [--seconds 5] [--out FILE.md]
 
 The sEH proxy (variant A) on the blocks of 2021 where ../shared/data/seh is there, else random weights and our own fragments:
-rates do not depend on the weights. A figure is the median over windows, with its quartiles. "Products alone": the matrix
-products of the same work, by shape, done again with nothing around them, on the same threads: what arithmetic alone needs.
-Figures of others cannot be measured beside ours and are quoted.
+rates do not depend on the weights. A figure is the median over windows, with its quartiles; CPU time is that of one thread.
+"Products alone": the matrix products of the same work, by shape, done again with nothing around them, on the same threads: what
+arithmetic alone needs. Figures of others cannot be measured beside ours and are quoted. The network 4 × 128 has the depth and
+width of the peer's but fewer parameters; 4 × 204 has as many.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from experiments.bench.molecule_work import (
     Run,
     drawing,
     drawing_graph,
+    equal,
     large,
     problem_of,
     recipe,
@@ -77,13 +79,14 @@ def rated(run: Run, batch: int, seconds: float, device: str = "cpu", again: Call
 def cells(row: Row, target: float | None = None, quoted: str = "–") -> str:
     met = "–" if target is None else f"≥ {target:,.0f}: {'met' if row['rate'] >= target else 'missed'}"
     ours = (
-        f"**{row['rate']:,.4g}** ({row['low']:,.3g}–{row['high']:,.3g}) | {row['mean_episode_length']:.1f} | {met} | {quoted}"
+        f"**{row['rate']:,.4g}** ({row['low']:,.3g}–{row['high']:,.3g}) | {row['cpu_ms']:.3g} | "
+        f"{row['mean_episode_length']:.1f} | {met} | {quoted}"
     )
     alone = f"{row['mflop']:,.1f} | {row['gflops']:,.3g} | {row['bound']:,.4g} | {row['rate'] / row['bound']:.0%}"
     return f"{ours} | {alone} | {row['others_cpus']:.1f} |"
 
 
-HEAD = "molecules/s (quartiles) | steps | target | quoted, not measured in this run"
+HEAD = "molecules/s (quartiles) | CPU ms a molecule | steps | target | quoted, not measured in this run"
 HEAD += " | MFLOP a molecule | GFLOP/s of the products alone | products alone, molecules/s | share | CPUs of others |"
 
 
@@ -100,6 +103,10 @@ def rates(env: Any, seconds: float) -> Iterator[str]:
                 row = rated(drawing(method, problem_of(env, batch), bool(scored)), batch, seconds)
                 quoted = QUOTED[name] + (", batch 64" if batch != BATCH else "")
                 yield f"| {name} | {net} | {batch} | {cells(row, None if scored else targets[1], quoted)}"
+    trained = rated(training(equal(), problem_of(env, BATCH)), BATCH, seconds)
+    yield f"| trained, TB | 4 × 204 | {BATCH} | {cells(trained, None, QUOTED['tb'])}"
+    sampled = rated(drawing(equal(), problem_of(env, BATCH)), BATCH, seconds)
+    yield f"| sampled | 4 × 204 | {BATCH} | {cells(sampled, None, QUOTED['sampled'])}"
     for batch in SCALING:
         row = rated(training(small(), problem_of(env, batch)), batch, seconds)
         yield f"| trained, TB | 3 × 64 | {batch:,} | {cells(row)}"
@@ -107,6 +114,9 @@ def rates(env: Any, seconds: float) -> Iterator[str]:
     yield f"| trained, TB, the recipe's replay and ε | 3 × 64 | {BATCH} | {cells(row)}"
     row = rated(training(small("fm"), problem_of(env, BATCH)), BATCH, seconds)
     yield f"| trained, FM | 3 × 64 | {BATCH} | {cells(row, None, QUOTED['fm'])}"
+    problem, nets = problem_of(env, BATCH), NETS | {"4 × 204": equal()}
+    sizes = "; ".join(f"{net}: {method.model(problem).net.size:,}" for net, method in nets.items())
+    yield from ("", f"Parameters: {sizes}; of the network that is quoted for training and sampling: 2,241,879.")
 
 
 def shares(method: GFlowNet, problem: DagProblem, seconds: float) -> tuple[dict[str, float], float]:
@@ -167,7 +177,14 @@ def proxy_rows(env: Any, seconds: float) -> Iterator[str]:
     assert last is not None
     original, single = f"× the original's {ORIGINAL} (quoted)", "× our batch 1"
     yield from table(
-        "The sEH proxy as a reward", "threads", "batch", "molecules/s (quartiles)", original, single, "products alone"
+        "The sEH proxy as a reward",
+        "threads",
+        "batch",
+        "molecules/s (quartiles)",
+        "CPU ms a molecule",
+        original,
+        single,
+        "products alone",
     )
     for threads in sorted({1, cpus()}):
         torch.set_num_threads(threads)
@@ -183,7 +200,8 @@ def proxy_rows(env: Any, seconds: float) -> Iterator[str]:
             alone, multiple = alone or row["rate"], row["rate"] / ORIGINAL
             met = "" if batch == 1 else f", ≥ 30: {'met' if multiple >= 30 else 'missed'}"
             rate = f"{row['rate']:,.4g} ({row['low']:,.3g}–{row['high']:,.3g})"
-            yield line(threads, batch, rate, f"{multiple:.1f}{met}", f"{row['rate'] / alone:.1f}", f"{row['bound']:,.4g}")
+            cpu = f"{row['cpu_ms']:.3g}"
+            yield line(threads, batch, rate, cpu, f"{multiple:.1f}{met}", f"{row['rate'] / alone:.1f}", f"{row['bound']:,.4g}")
     torch.set_num_threads(1)
 
 
@@ -240,7 +258,7 @@ def gpu_rows(seconds: float) -> Iterator[str]:
                 run, again = made()
                 yield f"| {name} | {net} | {batch:,} | {cells(rated(run, batch, seconds, 'cuda', again), target)}"
             except (RuntimeError, ValueError) as error:  # of memory, for one
-                yield line(name, net, f"{batch:,}", f"not measured: {str(error).splitlines()[0]}", *"–" * 8)
+                yield line(name, net, f"{batch:,}", f"not measured: {str(error).splitlines()[0]}", *"–" * 9)
             torch.cuda.empty_cache()
 
 

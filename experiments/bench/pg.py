@@ -1,14 +1,15 @@
-"""`make bench`: environment steps per second, learning included, beside the physics alone and a look-up alone, in one run.
+"""`make bench`: environment steps per second, learning included, beside the physics alone; wall clock and CPU time in one run.
 
     python -m experiments.bench.pg [--tasks HalfCheetah-v5 Hopper-v5 ...] [--seconds 6] [--out experiments/results/speed.md]
 
 Ratios are what to read: the floor of a task is measured before and after each method, on as many threads as there are CPUs,
-with actions of the same policy, so that it walks through the same states.
+with actions of the same policy, so that it visits the same states. CPU time is that of one thread without worker processes.
 """
 
 from __future__ import annotations
 
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -45,21 +46,31 @@ def warmed(agent: Agent, problem: Problem, iterations: int) -> Any:
     return state
 
 
-def steps_per_second(agent: Agent, problem: Problem, state: Any, seconds: float) -> float:
-    begun, steps, t = time.perf_counter(), 0, 1_000_000
+def speed(agent: Agent, problem: Problem, state: Any, seconds: float) -> tuple[float, float]:
+    """Environment steps per second of wall clock, and microseconds of this process's CPU time for each."""
+    begun, cpu, steps, t = time.perf_counter(), time.process_time(), 0, 1_000_000
     while (elapsed := time.perf_counter() - begun) < seconds:
         world = problem.iteration(t)
         state, _ = agent.step(state, world)
         steps, t = steps + int(world.env_steps().sum()), t + 1
-    return steps / elapsed
+    return steps / elapsed, 1e6 * (time.process_time() - cpu) / steps
 
 
-def physics_floor(env: Any, actions: list[Any], seconds: float) -> float:
-    """Steps per second of `mj_step` alone on recorded actions, every CPU a thread of its own."""
+def on_one_thread(work: Callable[[], Any]) -> Any:
+    """What `work` returns with torch on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def physics_floor(env: Any, actions: list[Any], seconds: float, threads: int) -> tuple[float, float]:
+    """Steps per second of `mj_step` alone on recorded actions, and microseconds of CPU time for each."""
     import mujoco
 
     model, skip = env._model, env.task.frame_skip
-    threads = cpus()
 
     def walk(k: int) -> tuple[int, float]:
         begun, steps = time.perf_counter(), 0
@@ -74,8 +85,10 @@ def physics_floor(env: Any, actions: list[Any], seconds: float) -> float:
                 if (elapsed := time.perf_counter() - begun) > seconds:
                     return steps, elapsed
 
+    cpu = time.process_time()
     with ThreadPoolExecutor(threads) as pool:
-        return sum(steps / elapsed for steps, elapsed in pool.map(walk, range(threads)))
+        done = list(pool.map(walk, range(threads)))
+    return sum(n / elapsed for n, elapsed in done), 1e6 * (time.process_time() - cpu) / sum(n for n, _ in done)
 
 
 def mujoco_rows(task: str, seeds: int, seconds: float) -> Iterator[str]:
@@ -84,17 +97,22 @@ def mujoco_rows(task: str, seeds: int, seconds: float) -> Iterator[str]:
     env = MujocoEnv(task)
     policy = policy_for(env, hidden=(64, 64))
     with Workers(env, max(1, cpus() - 1)) as workers:
-        problem = Problem(env, policy, 0.99, tuple(range(seeds)), env.horizon, workers=workers)
+        problem, alone = (Problem(env, policy, 0.99, tuple(range(seeds)), env.horizon, workers=w) for w in (workers, None))
         for name, agent in AGENTS.items():
             state = warmed(agent, problem, 3 if not env.terminates else 100)
             tau = problem.evaluate(state.theta, max(1, 16 // seeds), 0)
             actions = [a[m].numpy() for a, m in zip(tau.action.transpose(0, 1), tau.mask.T, strict=True)]
-            floors = [physics_floor(env, actions, seconds / 4)]
-            ours = steps_per_second(agent, problem, state, seconds)
-            floors.append(physics_floor(env, actions, seconds / 4))
+            floors = [physics_floor(env, actions, seconds / 4, cpus())[0]]
+            ours, _ = speed(agent, problem, state, seconds)
+            floors.append(physics_floor(env, actions, seconds / 4, cpus())[0])
+            cpu = on_one_thread(lambda agent=agent, state=state: speed(agent, alone, state, seconds / 2)[1])  # type: ignore[misc]
+            physics = physics_floor(env, actions, seconds / 4, 1)[1]
             floor = statistics.mean(floors)
             length = float(tau.mask.sum(0).double().mean())
-            yield f"| {task} | {seeds} | {name} | {ours:,.0f} | {floor:,.0f} | **{ours / floor:.2f}** | {length:,.0f} |"
+            yield (
+                f"| {task} | {seeds} | {name} | {ours:,.0f} | {floor:,.0f} | **{ours / floor:.2f}** "
+                f"| {cpu:,.1f} | {physics:,.1f} | **{physics / cpu:.2f}** | {length:,.0f} |"
+            )
 
 
 def gridworld_rows(seconds: float) -> Iterator[str]:
@@ -103,12 +121,12 @@ def gridworld_rows(seconds: float) -> Iterator[str]:
     for seeds in (1, 10, 100, 1000):
         problem = Problem(env, policy, 0.95, tuple(range(seeds)), 50)
         for name, agent in AGENTS.items():
-            ours = steps_per_second(agent, problem, warmed(agent, problem, 3), seconds)
-            yield f"| {seeds:,} | {name} | {ours:,.0f} | {1e6 / ours:,.2f} |"
+            ours, cpu = speed(agent, problem, warmed(agent, problem, 3), seconds)
+            yield f"| {seeds:,} | {name} | {ours:,.0f} | {1e6 / ours:,.2f} | {cpu:,.2f} |"
 
 
 def hessian_row(task: str, seeds: int = 10) -> str:
-    """Time of a Hessian-vector product in gradients, on the same trajectories, and the memory it takes."""
+    """CPU time of a gradient and of a Hessian-vector product on the same trajectories, one thread."""
     from envs.mdp.mujoco_env import MujocoEnv
 
     env = MujocoEnv(task)
@@ -118,20 +136,20 @@ def hessian_row(task: str, seeds: int = 10) -> str:
     world = problem.iteration(0)
     tau = rollout(env, policy.actor(theta, 1, "numpy"), world._sample_rng, env.horizon)
     estimator = Estimator(policy, 0.99)
-    gradient = _median_seconds(lambda: estimator.gradient(theta, tau))
-    product = _median_seconds(lambda: estimator.hessian_vector(theta, tau, theta))
+    gradient = on_one_thread(lambda: _median_cpu_seconds(lambda: estimator.gradient(theta, tau)))
+    product = on_one_thread(lambda: _median_cpu_seconds(lambda: estimator.hessian_vector(theta, tau, theta)))
     steps = tau.mask.numel()
     micro = [f"{1e6 * seconds / steps:.2f}" for seconds in (gradient, product)]
     return f"| {task} | {policy.size:,} | {steps:,} | {' | '.join(micro)} | **{product / gradient:.1f}** |"
 
 
-def _median_seconds(work: Callable[[], Tensor]) -> float:
+def _median_cpu_seconds(work: Callable[[], Tensor]) -> float:
     work()
     taken = []
     for _ in range(9):
-        begun = time.perf_counter()
+        begun = time.process_time()
         work()
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.process_time() - begun)
     return statistics.median(taken)
 
 
@@ -168,14 +186,16 @@ def memory_row(task: str, seeds: int, horizon: int) -> str:
     return f"| {task} | {int(size):,} | {seeds} | {horizon:,} | {float(peak):,.0f} |"
 
 
-def import_seconds() -> float:
-    command = [sys.executable, "-c", "import pgrl"]
-    taken = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        subprocess.run(command, check=True)
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken)
+def import_row(statement: str) -> str:
+    """Wall clock and CPU time of a fresh process that does nothing else, medians."""
+    wall, cpu = [], []
+    for _ in range(7):
+        begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", statement], check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall.append(time.perf_counter() - begun)
+        cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return f"| `{statement}` | {statistics.median(wall):.2f} | {statistics.median(cpu):.2f} |"
 
 
 def bench(
@@ -197,14 +217,15 @@ def bench(
         print("\n".join(new), flush=True)
 
     say(f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}, torch {torch.__version__}", "")
-    say("| task | seeds | method | environment steps/s | physics alone | ratio | episode |", "|---|---|---|---|---|---|---|")
+    head = "| task | seeds | method | environment steps/s | physics alone | ratio |"
+    say(f"{head} CPU µs/step, one thread | physics alone | ratio | episode |", "|---" * 10 + "|")
     for task in tasks:
         for seeds in (10, 1):
             for row in mujoco_rows(task, seeds, seconds):
                 say(row)
     say(
         "",
-        "| task | parameters | steps | gradient, µs/step | Hessian-vector product, µs/step | ratio |",
+        "| task | parameters | steps | gradient, CPU µs/step | Hessian-vector product, CPU µs/step | ratio |",
         "|---|---|---|---|---|---|",
     )
     say(hessian_row(tasks[0]), "")
@@ -212,10 +233,12 @@ def bench(
     for seeds, horizon in ((5, 200), (10, 200), (10, 400), (20, 400)):
         say(memory_row("HumanoidStandup-v5", seeds, horizon))
     torch.set_num_threads(1)
-    say("", "| gridworld, seeds | method | environment steps/s | µs a step |", "|---|---|---|---|")
+    say("", "| gridworld, seeds | method | environment steps/s | µs a step | CPU µs a step |", "|---|---|---|---|---|")
     for row in gridworld_rows(seconds / 2):
         say(row)
-    say("", f"import pgrl: {import_seconds():.2f} s")
+    say("", "| a fresh process | seconds | CPU seconds |", "|---|---|---|")
+    for statement in ("import pgrl", "import gflownet", "import torch", "import pgrl.agents.n_harpg, gflownet.gflownet"):
+        say(import_row(statement))
     if out is not None:
         out.write_text("Made by `python -m experiments.bench.pg --out FILE`.\n\n" + "\n".join(lines) + "\n")
 
