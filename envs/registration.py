@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gymnasium
 
-WORLDS = {
+ENTRY_POINTS = {
     "pgrl/GridWorld-v0": "envs.mdp.gymnasium_export:make_gridworld",
     "pgrl/Garnet-v0": "envs.mdp.gymnasium_export:make_garnet",
     "pgrl/LQR-v0": "envs.mdp.gymnasium_export:make_lqr",
@@ -21,7 +21,7 @@ WORLDS = {
 
 def register_envs() -> None:
     """Registers the worlds that are not registered yet."""
-    for name, entry_point in WORLDS.items():
+    for name, entry_point in ENTRY_POINTS.items():
         if name not in gymnasium.registry:
             gymnasium.register(name, entry_point)
 

@@ -75,7 +75,7 @@ def rollout(
     n = len(rng)
     shares = min(n, 1 + (workers.count if workers else 0))
     if shares == 1 or workers is None:
-        return journey(env, act, rng, horizon, start, checks)
+        return run_episodes(env, act, rng, horizon, start, checks)
     if start is not None:
         raise ValueError("episodes that begin at given states are played in one process: leave `workers` out")
     group = getattr(act, "n", 1)  # rows that share parameters stay together where they can: one product for all of them
@@ -83,7 +83,7 @@ def rollout(
     cuts = [n // unit * i // shares * unit for i in range(shares + 1)]
     ours, *theirs = [(act.rows(lo, hi), rng.rows(lo, hi), horizon) for lo, hi in itertools.pairwise(cuts)]
     parts: list[Trajectories] = []
-    for play, lo in zip(workers.play(theirs, lambda: journey(env, *ours)), cuts, strict=False):
+    for play, lo in zip(workers.play(theirs, lambda: run_episodes(env, *ours)), cuts, strict=False):
         try:
             parts.append(play())
         except EnvironmentFault as fault:
@@ -92,7 +92,7 @@ def rollout(
 
 
 @torch.no_grad()
-def journey(env: Env, act: Act, rng: Rng, horizon: int, start: State | None = None, checks: bool = True) -> Trajectories:
+def run_episodes(env: Env, act: Act, rng: Rng, horizon: int, start: State | None = None, checks: bool = True) -> Trajectories:
     """One process's share of `rollout`."""
     numpy, ahead = env.backend == "numpy", min(AHEAD, horizon)
     env_rng = rng.fold(ENV).drawn(ahead, numpy)

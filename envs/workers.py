@@ -20,7 +20,7 @@ import torch
 from envs.child_process import follow_parent
 from envs.core import Env, Trajectories
 from envs.random import Rng
-from envs.rollout import Act, Job, journey
+from envs.rollout import Act, Job, run_episodes
 
 RESTARTS = 3  # of one rollout: more, and the environment itself is at fault
 
@@ -110,7 +110,7 @@ def _settle(env: Env) -> None:
 
 
 def _play(act: Act, rng: Rng, horizon: int) -> dict[str, Any]:
-    tau = journey(_copies[0], act, rng, horizon)
+    tau = run_episodes(_copies[0], act, rng, horizon)
     values = {f.name: getattr(tau, f.name) for f in fields(tau)}
     return {name: None if x is None else x.numpy() for name, x in values.items()}
 

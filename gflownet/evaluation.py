@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from envs.dag.ancestry import Ancestry, ancestry
-from envs.dag.backward import edges_in, legal_at, walk_back
+from envs.dag.backward import edges_in, sample_backward, valid_actions_at
 from envs.dag.enumeration import Enumeration
 from envs.random import Rng
 from gflownet.flows.states import distinct, key_of
@@ -54,7 +54,7 @@ def _edge_log_pf(method: Method, state: Any, problem: DagProblem, past: Ancestry
         some = past.obs[lo : lo + rows]
         e = order[torch.searchsorted(past.parent[order], lo) : torch.searchsorted(past.parent[order], lo + len(some))]
         if len(e):
-            legal, row, action = legal_at(problem.env, some), past.parent[e] - lo, past.action[e]
+            legal, row, action = valid_actions_at(problem.env, some), past.parent[e] - lo, past.action[e]
             if (of_moves := getattr(method, "log_pf_of", None)) is not None:
                 found.append(of_moves(state, problem, some, legal, row, action))
             else:
@@ -71,7 +71,7 @@ def log_p(method: Method, state: Any, problem: DagProblem, obs: Tensor, m: int, 
     Raises ValueError for a method without a policy.
     """
     env = problem.env
-    tau = walk_back(env, obs.repeat_interleave(m, 0), rng.spawn(m))
+    tau = sample_backward(env, obs.repeat_interleave(m, 0), rng.spawn(m))
     assert tau.last is not None
     assert tau.action_mask is not None
     ended = torch.cat([~tau.mask[1:], torch.ones_like(tau.mask[:1])]).flatten()

@@ -30,7 +30,7 @@ def edges_in(env: Any, obs: Tensor, ended: Tensor) -> Tensor:
     return torch.bincount(parents.child * A + parents.action, minlength=len(obs) * A).view(len(obs), A)
 
 
-def legal_at(env: Any, obs: Tensor) -> Tensor:
+def valid_actions_at(env: Any, obs: Tensor) -> Tensor:
     """[M, A] legal actions of states that have not ended."""
     ended = torch.zeros(len(obs), dtype=torch.bool, device=obs.device)
     if env.backend == "numpy":
@@ -40,7 +40,7 @@ def legal_at(env: Any, obs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def walk_back(env: DagEnv, obs: Tensor, rng: Rng, logits: BackwardLogits | None = None) -> Trajectories:
+def sample_backward(env: DagEnv, obs: Tensor, rng: Rng, logits: BackwardLogits | None = None) -> Trajectories:
     """[T, B] paths from the source to the finished objects obs [B, *obs]; one key of `rng` for each.
 
     logits  of the backward policy; default: uniform over the edges into a state
@@ -88,7 +88,7 @@ def _forward_in_time(env: Any, last: Tensor, states: Tensor, actions: Tensor, mo
     mask, columns = times < length, torch.arange(B, device=last.device)
     shape = (T, B) + (1,) * (last.dim() - 1)
     obs = torch.where(mask.view(shape), states[back, columns], last)
-    legal = legal_at(env, obs.flatten(0, 1)).view(T, B, -1)
+    legal = valid_actions_at(env, obs.flatten(0, 1)).view(T, B, -1)
     return Trajectories(
         obs=obs,
         action=torch.where(mask, actions[back, columns], 0),

@@ -77,7 +77,7 @@ class HyperGrid:
         moves = np.vstack([np.eye(ndim, ndim + 1, dtype=np.int64), np.zeros((1, ndim + 1), dtype=np.int64)])
         limits = np.array([2**62 if self._early else height - 1] * ndim + [2**62])
         on_cpu = self.backend == "numpy"
-        self._moves, self._limits = (x if on_cpu else torch.from_numpy(x).to(self.device) for x in (moves, limits))
+        self._increments, self._limits = (x if on_cpu else torch.from_numpy(x).to(self.device) for x in (moves, limits))
         self._strides = torch.tensor([height ** (ndim - 1 - i) for i in range(ndim)], device=self.device)
         twice = 5 * (2 * torch.arange(height, device=self.device) - (height - 1)).abs()  # integers: H = 16 and 256 round wrong
         self._outer = 2 * twice > 5 * (height - 1)
@@ -93,7 +93,7 @@ class HyperGrid:
 
     def step(self, state: State, action: Array, rng: Rng) -> State:
         action = self._xp.where(state.terminated, self.ndim, action)
-        return self._state(state.inner + self._moves[action], state.terminated | (action == self.ndim), state)
+        return self._state(state.inner + self._increments[action], state.terminated | (action == self.ndim), state)
 
     def state_at(self, obs: Array, terminated: Array) -> State:
         never = terminated & ~terminated
@@ -130,7 +130,7 @@ class HyperGrid:
 
     def parents(self, obs: Tensor, terminated: Tensor) -> Parents:
         child, action = self.edges_in(obs, terminated).nonzero(as_tuple=True)
-        moves = torch.as_tensor(self._moves, device=obs.device)[:, : self.ndim]
+        moves = torch.as_tensor(self._increments, device=obs.device)[:, : self.ndim]
         return Parents(child, obs[child] - moves[action], action)
 
     def log_paths(self, obs: Tensor, terminated: Tensor) -> Tensor:

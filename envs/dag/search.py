@@ -72,7 +72,7 @@ def search(env: DagEnv, limit: int, key_of: KeyOf) -> Graph:
         depth += 1
         source, action = legal.nonzero(as_tuple=True)
         pairs = zip(torch.split(source, PAIRS), torch.split(action, PAIRS), strict=True)
-        steps = [advance(env, obs[s], a) for s, a in pairs]
+        steps = [step_from(env, obs[s], a) for s, a in pairs]
         after, over = torch.cat([s.obs for s in steps]), torch.cat([s.terminated for s in steps])
         child, new = known.meet(after, over)
         obs, ended, mask = after[new], over[new], torch.cat([mask_of(s) for s in steps])[new]
@@ -167,12 +167,12 @@ def hash_key(obs: Tensor, terminated: Tensor) -> Tensor:
     return mix(key)
 
 
-def stand(env: DagEnv, obs: Tensor, terminated: Tensor) -> State:
+def states_at(env: DagEnv, obs: Tensor, terminated: Tensor) -> State:
     """`env.state_at` of tensors, as tensors."""
     return as_tensors(env.state_at(_native(env, obs), _native(env, terminated)))
 
 
-def advance(env: DagEnv, obs: Tensor, action: Tensor) -> State:
+def step_from(env: DagEnv, obs: Tensor, action: Tensor) -> State:
     """Where these actions lead from these unfinished states, as tensors."""
     going = torch.zeros(len(obs), dtype=torch.bool, device=obs.device)
     rng = Rng(torch.zeros(len(obs), dtype=torch.int64, device=obs.device)).drawn(1, env.backend == "numpy")

@@ -58,7 +58,7 @@ class Sets:
         self.horizon = size
         self.n_states = sum(math.comb(items, k) for k in range(size + 1))
         eye = np.eye(items, dtype=np.int64)
-        self._moves: Array = eye if self.backend == "numpy" else torch.from_numpy(eye).to(device)
+        self._increments: Array = eye if self.backend == "numpy" else torch.from_numpy(eye).to(device)
 
     # -- the walk, in numpy on the CPU
 
@@ -69,7 +69,7 @@ class Sets:
         return self.state_at(empty, torch.zeros(n, dtype=torch.bool, device=self.device))
 
     def step(self, state: State, action: Array, rng: Rng) -> State:
-        obs = state.obs + self._moves[action] * ~state.terminated[:, None]
+        obs = state.obs + self._increments[action] * ~state.terminated[:, None]
         return self._state(obs, state.reward, state.truncated)
 
     def state_at(self, obs: Array, terminated: Array) -> State:
@@ -89,7 +89,7 @@ class Sets:
 
     def parents(self, obs: Tensor, terminated: Tensor) -> Parents:
         child, action = obs.nonzero(as_tuple=True)
-        return Parents(child, obs[child] - torch.as_tensor(self._moves, device=obs.device)[action], action)
+        return Parents(child, obs[child] - torch.as_tensor(self._increments, device=obs.device)[action], action)
 
     def log_paths(self, obs: Tensor, terminated: Tensor) -> Tensor:
         """log k! of a set of k items."""

@@ -98,7 +98,7 @@ class GymnasiumEnv:
         if isinstance(self.action_space, Discrete) and any(m is not None for m in masks):
             mask = np.ones((n, int(self.action_space.n)), bool)
             for i, given in enumerate(masks):
-                mask[i] = self._legal(given, mask[i])
+                mask[i] = self._checked_mask(given, mask[i])
         never = np.zeros(n, bool)
         self._ticket = object()
         return State(obs, np.zeros(n, np.float32), never, never.copy(), self._ticket, mask)
@@ -127,7 +127,7 @@ class GymnasiumEnv:
             obs[i] = self._seen(seen, shape, "step")
             # an ended row keeps its last legal actions: a policy over no actions at all is NaN
             if mask is not None and not (terminated[i] or truncated[i]):
-                mask[i] = self._legal(info.get("action_mask"), mask[i])
+                mask[i] = self._checked_mask(info.get("action_mask"), mask[i])
         if self._obs_start:
             obs[rows] -= self._obs_start
         self._ticket = object()
@@ -146,7 +146,7 @@ class GymnasiumEnv:
             )
         return seen
 
-    def _legal(self, given: Any, before: Any) -> Any:
+    def _checked_mask(self, given: Any, before: Any) -> Any:
         legal = None if given is None else np.asarray(given, bool)
         if legal is None or legal.shape != before.shape or not legal.any():
             got = "no action_mask" if legal is None else f"action_mask {legal.astype(int).tolist()}"

@@ -105,7 +105,7 @@ DEFAULT_MAP = """
 .P.#.
 ....G
 """
-MOVES = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
+DIRECTIONS = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
 
 
 def gridworld(
@@ -143,7 +143,7 @@ def gridworld(
     starts = [c for c, sign in cells.items() if sign == "S"] or [c for c, sign in cells.items() if sign == "."]
     if not starts:
         raise ValueError("the map has no cell to start from: add an S or a free cell (.)")
-    n, moves = len(cells), list(MOVES.values())
+    n, moves = len(cells), list(DIRECTIONS.values())
     transition, reward = torch.zeros(n, 4, n, dtype=torch.float64), torch.full((n, 4, n), step_reward, dtype=torch.float64)
     for (i, j), k in number.items():
         for a in range(4):

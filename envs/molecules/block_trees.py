@@ -106,18 +106,18 @@ class BlockTrees:
         if self.device.type != "cpu":  # nobody asks how many they are
             grown = self.canonical(self.attached(obs, action.clamp_max(self._stop - 1)))
             obs = torch.where(grows[:, None, None], grown.obs, obs)
-            mask = torch.where(grows[:, None], self.legal(grown), mask)
+            mask = torch.where(grows[:, None], self.valid_actions(grown), mask)
         elif bool(grows.any()):
             some = grows.nonzero()[:, 0]
             grown = self.canonical(self.attached(obs[some], action[some]))
-            every, legal = len(some) == len(obs), self.legal(grown)
+            every, valid = len(some) == len(obs), self.valid_actions(grown)
             obs = grown.obs if every else obs.index_copy(0, some, grown.obs)
-            mask = legal if every else mask.index_copy(0, some, legal)
+            mask = valid if every else mask.index_copy(0, some, valid)
         return State(obs, state.reward, ended, state.truncated, None, mask)
 
     def state_at(self, obs: Array, terminated: Array) -> State:
         never = torch.zeros_like(terminated)
-        return State(obs, never.float(), terminated, never, None, self.legal(self.canonical(obs)))
+        return State(obs, never.float(), terminated, never, None, self.valid_actions(self.canonical(obs)))
 
     def attached(self, obs: Tensor, action: Tensor) -> Tensor:
         """[M, K, 4] trees with one block more, not yet in canonical form."""
@@ -129,7 +129,7 @@ class BlockTrees:
         at = size.clamp_max(self.max_blocks - 1)[:, None, None].expand(-1, 1, 4)
         return obs.scatter(1, at, more[:, None])
 
-    def legal(self, tree: Canonical) -> Tensor:
+    def valid_actions(self, tree: Canonical) -> Tensor:
         """[M, A] bool."""
         blocks, K = self.blocks, tree.obs.shape[1]
         size = self.size(tree.obs)
@@ -226,7 +226,7 @@ class BlockTrees:
         grow = kind == 0
         shrink = (kind == 1) & (n_leaves > 0) & (self.size(obs) > self.min_blocks)
         base = self.canonical(torch.where(grow[:, None, None], obs, shorter.obs))
-        adds = self.legal(base)[:, :-1]
+        adds = self.valid_actions(base)[:, :-1]
         n_adds = adds.sum(1)
         grow, swap = grow & (n_adds > 0), (kind == 2) & (n_leaves > 0)
         action = (adds.cumsum(1) <= (u[:, 2] * n_adds).long()[:, None]).sum(1)

@@ -49,7 +49,7 @@ class Canonical(NamedTuple):
     site: Tensor
 
 
-class Heard(NamedTuple):
+class Messages(NamedTuple):
     """Messages of B trees of at most N nodes. seen [B, N, G]: Σ_s w(g(s)) T(i, s), a hash of T(i, ·) permuted by g.
 
     up, down  [B, N] m(i -> parent) and m(parent -> i), with the symmetries g_up, g_down that minimise them
@@ -87,21 +87,21 @@ class Canoniser:
         code, parent, own, theirs = tree.unbind(2)
         there, block = code > 0, (code - 1).clamp_min(0)
         rows, index = torch.arange(B, device=tree.device), torch.arange(N, device=tree.device).expand(B, N)
-        heard = self._heard(tree)
-        root = heard.colour.argmin(1)
+        messages = self._messages(tree)
+        root = messages.colour.argmin(1)
         is_root = index == root[:, None]
         # sites of a node in one orbit of the tree's automorphisms have the same lowest name over the minimising symmetries
-        least = torch.where((heard.seen == heard.lowest[..., None])[:, :, None], self._names[block], self.blocks.S)
+        least = torch.where((messages.seen == messages.lowest[..., None])[:, :, None], self._names[block], self.blocks.S)
         least = least.amin(3).long()
 
         # turn the edges from the root to node 0 around: node p_i of an edge of the path has i as its new parent
         path = self._path(parent, root, rows)
         moved = torch.where(path[:, 1:], parent[:, 1:], N)[..., None].expand(-1, -1, 5)
-        old = torch.stack([parent, own, theirs, heard.up, heard.g_up], 2)
-        new = torch.stack([index, theirs, own, heard.down, heard.g_down], 2)
+        old = torch.stack([parent, own, theirs, messages.up, messages.g_up], 2)
+        new = torch.stack([index, theirs, own, messages.down, messages.g_down], 2)
         turned = torch.cat([old, old[:, :1]], 1).scatter(1, moved, new[:, 1:])[:, :N]
         ancestor, own, theirs, message, g = turned.unbind(2)
-        ancestor, g = torch.where(is_root, index, ancestor), torch.where(is_root, heard.g_whole, g)
+        ancestor, g = torch.where(is_root, index, ancestor), torch.where(is_root, messages.g_whole, g)
         site = self.blocks.symmetry[block, g]  # [B, N, S] new names of sites
         own = site.gather(2, own[..., None])[..., 0]
         theirs = site[rows[:, None], ancestor].gather(2, theirs[..., None])[..., 0]
@@ -114,7 +114,7 @@ class Canoniser:
         obs = obs.gather(1, order[..., None].expand(-1, -1, 4))
         old_site = self._inverse[block, g][rows[:, None], order]
         least = least[rows[:, None], order].gather(2, old_site)
-        first = _first(heard.colour.gather(1, order))
+        first = _first(messages.colour.gather(1, order))
         least = (least[..., None] == least[rows[:, None], first][:, :, None]).long().argmax(3)
         node, partner = torch.nn.functional.pad(node, (0, K - N), value=K), self.partners(obs)
         obs, partner, first, least, site = (_padded(x, K) for x in (obs, partner, first, least, site))
@@ -122,7 +122,7 @@ class Canoniser:
 
     def orbits(self, tree: Tensor) -> Tensor:
         """[B, K] `Canonical.first` of trees that are in canonical form."""
-        return _padded(_first(self._heard(self._cut(tree)).colour), tree.shape[1])
+        return _padded(_first(self._messages(self._cut(tree)).colour), tree.shape[1])
 
     def _cut(self, tree: Tensor) -> Tensor:
         """Without the places that no tree fills, on the CPU."""
@@ -139,7 +139,7 @@ class Canoniser:
         its = torch.nn.functional.one_hot(theirs, S) * bonded[..., None]
         return mine.scatter_add(1, parent[..., None].expand_as(its), its)
 
-    def _heard(self, tree: Tensor) -> Heard:
+    def _messages(self, tree: Tensor) -> Messages:
         """Up from the last node to the first, and down again. The hashes are linear: what hangs at a site is added to them."""
         code, parent, own, theirs = tree.unbind(2)
         there, block = code > 0, (code - 1).clamp_min(0)
@@ -161,7 +161,7 @@ class Canoniser:
             seen[:, i] += at_own[:, i] * down[:, i : i + 1]
         lowest, g_whole = seen.min(2)
         colour = torch.where(there, mix(lowest + self._salt_whole[block]), NONE)
-        return Heard(seen, up, down, g_up, g_down, lowest, g_whole, colour)
+        return Messages(seen, up, down, g_up, g_down, lowest, g_whole, colour)
 
     @staticmethod
     def _path(parent: Tensor, root: Tensor, rows: Tensor) -> Tensor:

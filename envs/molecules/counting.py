@@ -33,7 +33,7 @@ def _grown(env: BlockTrees, trees: Tensor, room: int) -> Tensor:
     """Distinct trees with a block more; not all of them where there are more than `room`."""
     found, keys = trees[:0], torch.zeros(0, dtype=torch.int64, device=trees.device)
     for some in torch.split(trees, max(1, ROWS // env.n_actions)):
-        parent, action = env.legal(env.canonical(some))[:, :-1].nonzero(as_tuple=True)
+        parent, action = env.valid_actions(env.canonical(some))[:, :-1].nonzero(as_tuple=True)
         more = torch.cat([found, env.canonical(env.attached(some[parent], action)).obs])
         keys, row = torch.unique(env.index(more), return_inverse=True)
         found = more[torch.empty_like(keys).scatter_(0, row, torch.arange(len(row), device=row.device))]

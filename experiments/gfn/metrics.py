@@ -19,7 +19,7 @@ from envs.molecules.block_trees import BlockTrees
 from envs.random import Rng
 from envs.rollout import Act, rollout
 from gflownet import metrics as measure
-from gflownet.baselines.uniform import UniformMoves
+from gflownet.baselines.uniform import UniformActions
 from gflownet.evaluation import exact_law, exact_log_p, log_p
 from gflownet.flows.states import distinct, key_of
 from gflownet.metrics import SlidingWindow
@@ -146,7 +146,7 @@ def held_back(env: BlockTrees, n: int = TESTS) -> Tensor:
 
     Trees of all sizes would tell of sizes only: no policy visits small ones often enough to learn how unlikely they should be.
     """
-    last = rollout(env, UniformMoves(), Rng.of_seeds([0], env.device).fold(PICK).spawn(4 * n)).last
+    last = rollout(env, UniformActions(), Rng.of_seeds([0], env.device).fold(PICK).spawn(4 * n)).last
     assert last is not None
     different = last[distinct(env.index(last), None, 1, None).first.sort().values]
     return different[env.size(different).argsort(descending=True, stable=True)[:n]]

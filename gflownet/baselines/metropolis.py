@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from envs.core import to_tensor
-from gflownet.baselines.uniform import UniformMoves
+from gflownet.baselines.uniform import UniformActions
 from gflownet.problem import INIT, ITERATION, DagProblem, Metrics, Outcome
 
 PROPOSAL, ACCEPTANCE = 0, 1  # streams of an iteration
@@ -72,7 +72,7 @@ class Metropolis:
 
 def begun(problem: DagProblem, t: int) -> tuple[Chains, Tensor]:
     """Chains at objects that uniform moves build, all of them [S·n] accepted."""
-    tau = problem.play(UniformMoves(), problem.rng(ITERATION, t).fold(PROPOSAL))
+    tau = problem.play(UniformActions(), problem.rng(ITERATION, t).fold(PROPOSAL))
     assert tau.last is not None
     return Chains(tau.last, problem.env.log_reward(tau.last), 1), torch.ones_like(tau.terminated)
 

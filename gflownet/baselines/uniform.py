@@ -14,7 +14,7 @@ from gflownet.model import log_softmax
 from gflownet.problem import ITERATION, DagProblem, Metrics, Outcome
 
 
-class UniformMoves:
+class UniformActions:
     """An Act: a = how many of the legal moves' running count u·(their number) exceeds."""
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
@@ -22,7 +22,7 @@ class UniformMoves:
         count: Any = action_mask.cumsum(1)
         return (count < rng.uniform(1) * count[:, -1:]).sum(1)
 
-    def rows(self, lo: int, hi: int) -> UniformMoves:
+    def rows(self, lo: int, hi: int) -> UniformActions:
         return self
 
 
@@ -38,7 +38,7 @@ class Uniform:
         return UniformState(0)
 
     def step(self, state: UniformState, problem: DagProblem, t: int) -> tuple[UniformState, Outcome]:
-        tau = problem.play(UniformMoves(), problem.rng(ITERATION, t))
+        tau = problem.play(UniformActions(), problem.rng(ITERATION, t))
         assert tau.last is not None
         log_reward = problem.env.log_reward(tau.last)
         objects, rewards = problem.by_seed(tau.last), problem.by_seed(log_reward)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from envs.core import Trajectories
-from envs.dag.backward import BackwardLogits, walk_back
+from envs.dag.backward import BackwardLogits, sample_backward
 from envs.random import Rng
 from gflownet.flows.flows import Flows
 from gflownet.model import Model
@@ -67,7 +67,7 @@ def local_search(
     for k in range(search.rounds):
         keys = rng.fold(k)
         assert tau.last is not None
-        path = walk_back(env, tau.last, keys.fold(0).spawn(n), _backward_logits(model, theta, backward))
+        path = sample_backward(env, tau.last, keys.fold(0).spawn(n), _backward_logits(model, theta, backward))
         length = path.mask.sum(0)
         kept = length - (length * search.depth).ceil().long()  # steps that are not forgotten
         start, unfinished = path.obs[kept, torch.arange(len(kept), device=kept.device)], torch.zeros_like(tau.terminated)

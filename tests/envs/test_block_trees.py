@@ -15,7 +15,7 @@ from envs.molecules.blocks import Blocks
 from envs.molecules.canonical import Canoniser
 from envs.random import Rng
 from envs.rollout import rollout
-from gflownet.baselines.uniform import UniformMoves
+from gflownet.baselines.uniform import UniformActions
 from tests.block_vocabularies import disguised, extensions, random_tree, tensor_of, trees_of, vocabulary, word
 
 ALL = ("F", "CH2", "benzene", "CO", "CN", "pyridine", "triazine", "cyclopropane")
@@ -114,7 +114,7 @@ def test_contract(names, K, low):
 
 def test_no_dead_ends_below_min_blocks():
     env = BlockTrees(vocabulary("F", "CH2"), max_blocks=5, min_blocks=5)
-    tau = rollout(env, UniformMoves(), Rng.of_seeds([0]).spawn(500))
+    tau = rollout(env, UniformActions(), Rng.of_seeds([0]).spawn(500))
     assert (env.size(tau.last) == 5).all()
     sizes = env.size(enumerate_dag(env).obs)
     assert int(sizes.max()) == 5

@@ -1,4 +1,4 @@
-"""The contract of DAGs: good environments keep it, and each promise has an environment that breaks it and is caught."""
+"""`check_dag`: correct environments pass, and for each check there is an environment that fails it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -140,7 +140,7 @@ BROKEN: list[tuple[str, Any]] = [
     ("ends", TableDag([[1, 2], [0, 3], [3, 3], [-1, -1]], [0.0] * 4, horizon=3)),
     ("ends", with_members(grid, step=after(lambda new, old, a: replace(new, truncated=new.terminated)))),
     ("one source", with_members(grid, reset=elsewhere)),
-    ("worthless", with_members(grid, step=after(paid))),
+    ("step reward", with_members(grid, step=after(paid))),
     ("state_at", with_members(grid, state_at=all_legal)),
     ("state_at", with_members(lambda: Sets(30, 20), state_at=all_legal)),
     ("state_at", with_members(grid, state_at=lambda env, obs, t: env.state_at(obs, t & ~t))),
@@ -152,8 +152,8 @@ BROKEN: list[tuple[str, Any]] = [
     ("edge list", with_members(grid, parents=edges(lambda p, *_: replace(p, obs=p.obs.float())))),
     ("edge list", with_members(grid, parents=lambda env, obs, terminated: [])),
     ("no parents", with_members(grid, parents=edges(of_the_source))),
-    ("parents go on", with_members(late, parents=edges(from_ended))),
-    ("legal edges", with_members(grid, parents=edges(lambda p, *_: replace(p, action=p.action + 1)))),
+    ("parents unfinished", with_members(late, parents=edges(from_ended))),
+    ("valid edges", with_members(grid, parents=edges(lambda p, *_: replace(p, action=p.action + 1)))),
     ("leads here", with_members(grid, parents=edges(another_action))),
     ("leads here", with_members(grid, parents=edges(another_child))),
     ("leads here", with_members(grid, parents=edges(by_stopping))),
@@ -180,12 +180,12 @@ BROKEN: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "env"), BROKEN, ids=lambda x: x if isinstance(x, str) else "")
-def test_a_broken_promise_is_caught(name: str, env: Any) -> None:
+def test_a_failed_check_raises(name: str, env: Any) -> None:
     with pytest.raises(ContractError) as fault:
         check_dag(env)
     assert fault.value.name == name, fault.value
-    promise, advice = DAG_CONTRACT[name]
-    assert str(fault.value).startswith(f"broken promise: {promise}; got ")
+    requirement, advice = DAG_CONTRACT[name]
+    assert str(fault.value).startswith(f"failed check: {requirement}; got ")
     assert str(fault.value).endswith(f" {advice}.")
 
 
@@ -210,7 +210,7 @@ def _step(self: Any, state: State, action: Any, rng: Rng) -> State:
     return crossing().step(state, action, rng)
 
 
-def test_each_promise_has_an_environment_that_breaks_it() -> None:
+def test_each_check_has_an_environment_that_fails_it() -> None:
     assert {name for name, _ in BROKEN} | {"dag members"} == DAG_CONTRACT.keys()
     assert not DAG_CONTRACT.keys() & CONTRACT.keys()
 
@@ -227,13 +227,13 @@ def test_the_contract_of_environments_is_checked_too() -> None:
     ids=lambda e: type(e).__name__,
 )
 def test_good_environments_keep_the_contract(env: Any) -> None:
-    kept = check_dag(env)
+    passed = check_dag(env)
     assert isinstance(env, DagEnv)
-    promised = {name for name, (promise, _) in DAG_CONTRACT.items() if promise in kept}
-    assert promised == {name for name, (promise, _) in DAG_CONTRACT.items() if promise in check_dag(env, seed=3)}
+    reported = {name for name, (requirement, _) in DAG_CONTRACT.items() if requirement in passed}
+    assert reported == {name for name, (requirement, _) in DAG_CONTRACT.items() if requirement in check_dag(env, seed=3)}
     optional = {"edges_in", "log_paths", "partial", "modes", "numbers", "distinct"}
-    assert promised >= DAG_CONTRACT.keys() - optional
-    assert ("log_paths" in promised) == (hasattr(env, "log_paths") and env.n_states < 20_000)
+    assert reported >= DAG_CONTRACT.keys() - optional
+    assert ("log_paths" in reported) == (hasattr(env, "log_paths") and env.n_states < 20_000)
 
 
 def test_without_the_optional_members() -> None:

@@ -1,4 +1,4 @@
-"""The contract: good environments keep it, and for each promise there is an environment that breaks it and is caught."""
+"""`check_env`: correct environments pass, and for each check there is an environment that fails it."""
 
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -202,11 +202,11 @@ BROKEN: list[tuple[str, Env]] = [
     ("finite reward", after(Walk, lambda s: replace(s, reward=set_row(s.reward, torch.inf)))),
     ("no reward", from_start(Walk, lambda s: replace(s, reward=torch.ones_like(s.reward)))),
     ("mask", after(Walk, lambda s: replace(s, action_mask=None))),
-    ("legal", after(Walk, lambda s: replace(s, action_mask=set_row(s.action_mask, False)))),
+    ("valid", after(Walk, lambda s: replace(s, action_mask=set_row(s.action_mask, False)))),
     ("terminates", with_members(Walk, terminates=False)),
     ("sticky", Unsticky()),
-    ("unpaid", after(Walk, lambda s: replace(s, reward=torch.ones_like(s.reward)))),
-    ("kept", Drifting()),
+    ("reward after end", after(Walk, lambda s: replace(s, reward=torch.ones_like(s.reward)))),
+    ("unchanged", Drifting()),
     ("stable", Buffered()),
     ("repeats", Forgetful()),
     ("alone", Crowd()),
@@ -219,31 +219,31 @@ BROKEN: list[tuple[str, Env]] = [
 
 
 @pytest.mark.parametrize(("name", "env"), BROKEN, ids=lambda x: x if isinstance(x, str) else "")
-def test_a_broken_promise_is_caught(name: str, env: Env) -> None:
+def test_a_failed_check_raises(name: str, env: Env) -> None:
     with pytest.raises(ContractError) as fault:
         check_env(env)
     assert fault.value.name == name, fault.value
-    promise, advice = CONTRACT[name]
-    assert str(fault.value).startswith(f"broken promise: {promise}; got ")
+    requirement, advice = CONTRACT[name]
+    assert str(fault.value).startswith(f"failed check: {requirement}; got ")
     assert str(fault.value).endswith(f" {advice}.")
 
 
-def test_each_promise_has_an_environment_that_breaks_it() -> None:
+def test_each_check_has_an_environment_that_fails_it() -> None:
     assert {name for name, _ in BROKEN} == CONTRACT.keys()
 
 
 @pytest.mark.parametrize("env", [Walk(), Track(), gridworld(), garnet(), double_integrator()], ids=lambda e: type(e).__name__)
 def test_good_environments_keep_the_contract(env: Any) -> None:
-    kept = check_env(env)
-    assert kept == check_env(env, n=7, steps=30, seed=5)
+    passed = check_env(env)
+    assert passed == check_env(env, n=7, steps=30, seed=5)
     assert isinstance(env, Env)
-    assert (CONTRACT["functional"][0] in kept) == (env.backend == "torch")
+    assert (CONTRACT["functional"][0] in passed) == (env.backend == "torch")
 
 
-def test_what_did_not_happen_is_not_promised() -> None:
-    kept = check_env(Walk(), steps=1)
-    assert CONTRACT["sticky"][0] not in kept
-    assert CONTRACT["overshoot"][0] not in kept
+def test_checks_that_were_not_exercised_are_not_reported() -> None:
+    passed = check_env(Walk(), steps=1)
+    assert CONTRACT["sticky"][0] not in passed
+    assert CONTRACT["overshoot"][0] not in passed
 
 
 def test_one_row_is_no_company() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import gflownet.sampling.local_search
 from envs.core import Trajectories
-from envs.dag.backward import walk_back
+from envs.dag.backward import sample_backward
 from envs.dag.enumeration import enumerate_dag
 from envs.dag.hypergrid import HyperGrid
 from envs.random import Rng
@@ -164,7 +164,7 @@ def search_from_the_law(world: Any, accept: Any, backward: str, search: Any = lo
     model = model_for(env, TB, backward)
     theta, problem = draws(1, model.size, seed=3), DagProblem(env, (0,), n, dtype=F64)
     start = torch.multinomial(dag.law, n, True, generator=torch.Generator().manual_seed(1))
-    tau = walk_back(env, dag.obs[dag.objects[start]], Rng.of_seeds([5]).spawn(n))
+    tau = sample_backward(env, dag.obs[dag.objects[start]], Rng.of_seeds([5]).spawn(n))
     worth = env.log_reward(tau.last)
     found, log_reward, *_ = search(problem, model, theta, tau, worth, LocalSearch(1, 0.5, accept), backward, problem.rng(1))
     assert torch.equal(log_reward, env.log_reward(found.last))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import gflownet.sampling.sampler
 from envs.core import Trajectories
-from envs.dag.backward import walk_back
+from envs.dag.backward import sample_backward
 from envs.dag.enumeration import enumerate_dag
 from envs.dag.hypergrid import HyperGrid
 from envs.random import Rng
@@ -228,7 +228,7 @@ def test_backward_paths_lead_to_the_objects_and_can_be_walked_again(world: str) 
     env, dag = WORLDS[world], DAGS[world]
     model = model_for(env, TrajectoryBalance(), "uniform")
     x = dag.obs[dag.objects].repeat(2, *[1] * (dag.obs.dim() - 1))
-    tau = walk_back(env, x, Rng.of_seeds(range(len(x))))
+    tau = sample_backward(env, x, Rng.of_seeds(range(len(x))))
     assert torch.equal(tau.last, x)
     assert torch.equal(tau.obs[0], dag.obs[:1].expand_as(x))
     assert tau.mask[0].all()
@@ -265,7 +265,7 @@ def test_the_law_of_backward_paths_where_two_parents_share_an_action(learned: bo
         assert float(law.sum()) == pytest.approx(1)
         rng = Rng.of_seeds([x])
         rng.dtype = F64
-        tau = walk_back(env, dag.obs[x].expand(n), rng.spawn(n), logits)
+        tau = sample_backward(env, dag.obs[x].expand(n), rng.spawn(n), logits)
         number = {path: k for k, path in enumerate(whole)}
         codes, which, count = torch.unique(
             torch.cat([tau.obs * tau.mask, tau.action * tau.mask, tau.mask.long()]),
@@ -289,7 +289,7 @@ def test_a_path_longer_than_the_horizon_is_refused() -> None:
     env = HyperGrid(2, 4)
     env.horizon = 3
     with pytest.raises(ValueError, match=r"a path to \[3, 3\] is longer than the horizon of 3 steps"):
-        walk_back(env, torch.tensor([[3, 3]]), Rng.of_seeds([0]))
+        sample_backward(env, torch.tensor([[3, 3]]), Rng.of_seeds([0]))
 
 
 def test_journeys_that_wander_stay_within_the_horizon() -> None:

@@ -84,7 +84,7 @@ class Unmerged:
         trees, tree = self.env.trees, self.env.canonical(state.obs)
         index, sites = torch.arange(trees.max_blocks), torch.arange(trees.blocks.S)
         alone = tree._replace(first=index.expand(tree.first.shape), least=sites.expand(tree.least.shape))
-        return type(state)(state.obs, state.reward, state.terminated, state.truncated, None, trees.legal(alone))
+        return type(state)(state.obs, state.reward, state.terminated, state.truncated, None, trees.valid_actions(alone))
 
     def reset(self, n: int, rng: Rng) -> Any:
         return self._all_sites(self.env.reset(n, rng))
