@@ -101,8 +101,8 @@ class Trajectories:
         return (weights[:, None] * self.reward).sum(0)
 
     def rows(self, lo: int, hi: int) -> Trajectories:
-        """Episodes lo..hi-1, their common padding cut off."""
-        length = max(1, int(self.mask[:, lo:hi].any(1).sum()))
+        """Episodes lo..hi-1, their common padding cut off (on a GPU it stays: to find it out, the host would wait)."""
+        length = len(self.mask) if self.mask.is_cuda else max(1, int(self.mask[:, lo:hi].any(1).sum()))
         cut = {
             f.name: value[lo:hi] if f.name in TIMELESS else value[:length, lo:hi]
             for f in fields(self)

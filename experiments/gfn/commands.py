@@ -27,6 +27,7 @@ from experiments.gfn.metrics import against, fresh, has_policy, of_the_policy
 from experiments.gfn.train import DESCRIPTIONS, GFNTraining
 from experiments.gfn.train import train as run_loop
 from experiments.run import checkpoint as checkpoints
+from experiments.run.device import use_matmul
 from experiments.run.run import Run, run_name
 from gflownet.metrics import empirical, noise_floor
 from gflownet.problem import DagProblem, Method
@@ -59,6 +60,7 @@ def made(config: dict[str, Any]) -> GFNRun:
     choice, settings = from_config(config)
     if str(config["device"]).startswith("cuda") and not torch.cuda.is_available():
         raise UserError("the run was made on a GPU, and this machine has none: go on where there is one")
+    use_matmul(config["device"], settings.matmul)
     method = make_method(choice)
     problem = make_problem(choice, settings, method, config["device"])
     exact = truth(choice.env, problem.env, settings.metrics)

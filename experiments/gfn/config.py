@@ -18,6 +18,7 @@ from experiments.gfn.build import find_world, make_world
 from experiments.pg.build import absolute, load_object
 from experiments.recipes.gfn.recipe import GFNRecipe
 from experiments.recipes.gfn.registry import recipe_for
+from experiments.run.device import Matmul, choose, matmul_on, use_matmul
 from gflownet.gflownet import GFlowNet
 from gflownet.problem import DagProblem, Method
 from gflownet.registry import MethodEntry, register
@@ -48,6 +49,8 @@ class GFNSettings:
     """of parameters and gradients"""
     device: str = "auto"
     """auto, cpu or cuda; auto takes the GPU only when a measured iteration is faster there"""
+    matmul: Matmul = "auto"
+    """products of float32 matrices: tf32 (10 bits of mantissa, faster, GPU only) or float32; auto: tf32 on CUDA"""
     compile: bool = False
     """on a GPU the whole iteration is captured as a CUDA graph, without replay and local search; the CPU is faster without"""
     max_faults: int = 10
@@ -176,16 +179,8 @@ def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str
 
 
 def choose_device(choice: Choice, train: GFNSettings) -> str:
-    """`auto`: the CPU, unless CUDA is there and an iteration is measured to be faster on it."""
-    if train.device != "auto":
-        if train.device.partition(":")[0] not in ("cpu", "cuda"):
-            raise UserError(f"--device is {train.device!r}, expected auto, cpu or cuda")
-        if train.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"--device {train.device}: this machine has no CUDA device; use --device cpu")
-        return train.device
-    if not torch.cuda.is_available() or _only_cpu(choice.env):
-        return "cpu"
-    return min(("cpu", "cuda"), key=lambda device: _iteration_seconds(choice, train, device))
+    """The device of a new run; see `experiments.run.device.choose`."""
+    return choose(train.device, lambda: not _only_cpu(choice.env), lambda device: _iteration_seconds(choice, train, device))
 
 
 def _only_cpu(env: str) -> bool:
@@ -193,6 +188,7 @@ def _only_cpu(env: str) -> bool:
 
 
 def _iteration_seconds(choice: Choice, train: GFNSettings, device: str) -> float:
+    use_matmul(device, "auto" if device == "cpu" else train.matmul)
     method = make_method(choice)
     problem = make_problem(choice, train, method, device)
     state = method.init(problem)
@@ -230,6 +226,7 @@ def as_config(choice: Choice, train: GFNSettings, device: str) -> dict[str, Any]
         "title": world.title(kinds),
         **dataclasses.asdict(train),
         "device": device,
+        "matmul": matmul_on(device, train.matmul),
     }
 
 

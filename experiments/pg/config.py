@@ -16,6 +16,7 @@ from experiments.cli.errors import UserError
 from experiments.pg.build import OWN, absolute, load_object, make_env
 from experiments.recipes.pg.recipe import PGRecipe
 from experiments.recipes.pg.registry import recipe_for
+from experiments.run.device import choose
 from pgrl.agent import Agent
 from pgrl.baselines import baseline_for
 from pgrl.nets import TabularNet
@@ -171,22 +172,15 @@ def observation_size(env: Env) -> tuple[int, int]:
 
 
 def choose_device(train: PGSettings) -> str:
-    """`auto`: the CPU, unless CUDA is there and an iteration of the policy gradient is measured to be faster on it."""
+    """The device of a new run; see `experiments.run.device.choose`."""
 
     def on_tensors() -> bool:
         return train.env.partition(":")[0] in OWN or make_env(train.env, train.horizon).backend == "torch"
 
-    if train.device != "auto":
-        if train.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"--device {train.device}: this machine has no CUDA device; use --device cpu")
-        if train.device.partition(":")[0] not in ("cpu", "cuda"):
-            raise UserError(f"--device is {train.device!r}, expected auto, cpu or cuda")
-        if train.device.startswith("cuda") and not on_tensors():
-            raise UserError(f"--device {train.device}: {train.env} runs on the CPU, episode by episode; use --device cpu")
-        return train.device
-    if not torch.cuda.is_available() or not on_tensors():
-        return "cpu"
-    return min(("cpu", "cuda"), key=lambda device: _iteration_seconds(make_problem(train, device)))
+    device = choose(train.device, on_tensors, lambda device: _iteration_seconds(make_problem(train, device)))
+    if device.startswith("cuda") and not on_tensors():
+        raise UserError(f"--device {train.device}: {train.env} runs on the CPU, episode by episode; use --device cpu")
+    return device
 
 
 def _iteration_seconds(problem: Problem) -> float:

@@ -68,10 +68,29 @@ def captured(method: Method, problem: DagProblem, state: Any, t: int = 0) -> Ste
     table of states, an environment or objective that reads numbers back (the reward of finished objects may, with a table).
     """
     iteration = CapturedIteration(method, problem, state)
-    method.step(_copy(state), problem, t)
-    aside, stream = (torch.cuda.Stream(problem.device) for _ in range(2))  # type: ignore[no-untyped-call]
+    with torch.cuda.device(problem.device):  # streams, graph and replay are those of the current device
+        method.step(_copy(state), problem, t)
+        graph, outcome = _capture(iteration, state, t)
+    now = -1  # the number in iteration.t, where that is known
+
+    def step(state: Any, problem: DagProblem, t: int) -> tuple[Any, Outcome]:
+        nonlocal now
+        if state is not iteration.state or t != now:
+            iteration.load(state, t)
+        with torch.cuda.device(problem.device):
+            graph.replay()
+        now = t + 1
+        metrics = {tag: x.clone() if isinstance(x, Tensor) else x for tag, x in outcome.metrics.items()}
+        return iteration.state, Outcome(outcome.objects.clone(), outcome.log_reward.clone(), metrics)
+
+    return step
+
+
+def _capture(iteration: CapturedIteration, state: Any, t: int) -> tuple[torch.cuda.CUDAGraph, Outcome]:
+    torch.cuda.empty_cache()  # the warm-up and the graph keep blocks of their own
+    aside, stream = (torch.cuda.Stream() for _ in range(2))  # type: ignore[no-untyped-call]
     graph, mode = torch.cuda.CUDAGraph(), torch.cuda.get_sync_debug_mode()
-    aside.wait_stream(torch.cuda.current_stream(problem.device))
+    aside.wait_stream(torch.cuda.current_stream())
     try:
         with torch.cuda.stream(aside):
             iteration.load(state, t)
@@ -79,25 +98,14 @@ def captured(method: Method, problem: DagProblem, state: Any, t: int = 0) -> Ste
             torch.cuda.set_sync_debug_mode("error")
             iteration()
         torch.cuda.set_sync_debug_mode(mode)
-        torch.cuda.current_stream(problem.device).wait_stream(aside)
-        with torch.cuda.device(problem.device), torch.cuda.graph(graph, stream=stream):
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(graph, stream=stream):
             outcome = iteration()
     except RuntimeError as error:
         raise ValueError(f"an iteration cannot be captured: {error}; leave out --compile") from error
     finally:
         torch.cuda.set_sync_debug_mode(mode)
-    now = -1  # the number in iteration.t, where that is known
-
-    def step(state: Any, problem: DagProblem, t: int) -> tuple[Any, Outcome]:
-        nonlocal now
-        if state is not iteration.state or t != now:
-            iteration.load(state, t)
-        graph.replay()
-        now = t + 1
-        metrics = {tag: x.clone() if isinstance(x, Tensor) else x for tag, x in outcome.metrics.items()}
-        return iteration.state, Outcome(outcome.objects.clone(), outcome.log_reward.clone(), metrics)
-
-    return step
+    return graph, outcome
 
 
 def _copy(state: Any) -> Any:
