@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench bench-gflownet bench-molecules docs clean
+.PHONY: demo test lint bench bench-gflownet bench-molecules gpu docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,6 +36,10 @@ bench-gflownet: .venv/ready .venv-peers/ready
 
 bench-molecules: .venv/ready
 	$(BIN)/python -m experiments.bench.molecules
+
+# On a machine with a CUDA GPU: PARTS=tests, grid, molecules, cli (default: all), each within ten minutes. Nothing is installed.
+gpu:
+	$(if $(wildcard .venv/ready),$(BIN)/python,$(PYTHON)) -m experiments.bench.gpu $(PARTS)
 
 .venv/docs-ready: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
