@@ -167,14 +167,7 @@ class DagEnv(Env, Protocol):
     log_reward(obs)            [M] float64, log R(x) of finished objects. Raises ValueError for R <= 0 or NaN
     describe(obs)              [M] texts, for people and files
 
-    Optional members, each saves work or opens a metric:
-      n_states, index(obs) -> [M] int64     a number below n_states for each observation, its own
-      edges_in(obs, terminated) -> [M, A]   how many edges each action has into these states (bool where never two)
-      edge_count(obs, terminated) -> [M]    how many edges lead into these states
-      few_ancestors = True                  objects have so few ancestors that all of them can be listed
-      log_paths(obs, terminated) -> [M]     log of the number of paths from the source to these states
-      n_modes, modes(obs) -> [M] int64      which mode a finished object lies in, -1 for none
-      log_reward_partial(obs) -> [M]        the log-reward extended to states that have not ended
+    What an environment may offer beyond this are the protocols of `envs.dag.protocols`.
     """
 
     def state_at(self, obs: Array, terminated: Array) -> State: ...

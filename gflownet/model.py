@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from envs.core import DagEnv
+from envs.dag.protocols import Indexed, offers
 from envs.molecules.block_trees import BlockTrees
 from envs.random import Rng
 from gflownet.networks import Network, StackedMLP, Tabular
@@ -90,14 +91,13 @@ def net_for(env: DagEnv, columns: Sequence[Column], hidden: tuple[int, ...], tab
     space, A = env.observation_space, int(env.action_space.n)  # type: ignore[attr-defined]
     outputs = sum(1 if column == "flow" else A for column in columns)
     if tabular:
-        states, index = getattr(env, "n_states", None), getattr(env, "index", None)
-        if states is None or index is None:
+        if not offers(env, Indexed):
             raise ValueError(
                 "a table needs states with numbers: give the environment n_states and index(obs), or take a network"
             )
-        if states > 10_000_000:
-            raise ValueError(f"a table of {states:,} states is too large, expected at most 10,000,000: take a network")
-        return Tabular(states, outputs, index)
+        if env.n_states > 10_000_000:
+            raise ValueError(f"a table of {env.n_states:,} states is too large, expected at most 10,000,000: take a network")
+        return Tabular(env.n_states, outputs, env.index)
     if isinstance(env, BlockTrees):
         if len(set(hidden)) != 1:
             raise ValueError(f"hidden is {hidden}: expected one width for all layers of the tree transformer, such as 96 96 96")

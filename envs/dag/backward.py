@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from envs.core import DagEnv, Trajectories
+from envs.dag.protocols import CountsEdges, offers
 from envs.random import Rng
 
 BackwardLogits = Callable[
@@ -23,9 +24,8 @@ BackwardLogits = Callable[
 
 def edges_in(env: Any, obs: Tensor, ended: Tensor) -> Tensor:
     """[M, A] how many edges each action has into these states."""
-    if hasattr(env, "edges_in"):
-        counts: Tensor = env.edges_in(obs, ended)
-        return counts.long()
+    if offers(env, CountsEdges):
+        return env.edges_in(obs, ended).long()
     parents, A = env.parents(obs, ended), int(env.action_space.n)
     return torch.bincount(parents.child * A + parents.action, minlength=len(obs) * A).view(len(obs), A)
 

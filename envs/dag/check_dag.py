@@ -20,6 +20,7 @@ from torch import Tensor
 from envs.check import Checks, ContractError, RandomAct, check_env
 from envs.core import DagEnv, Parents
 from envs.dag.enumeration import Enumeration, enumeration_of
+from envs.dag.protocols import CountsEdges, CountsPaths, Indexed, PartialReward, WithModes, offers
 from envs.dag.search import NotADag, TooManyStates, differ, hash_key, mask_of, search, states_at, step_from
 from envs.random import Rng
 from envs.rollout import rollout
@@ -88,7 +89,7 @@ def check_dag(
         _compare_state_at(env, full, checks)
     out = _edges_out(env, obs, terminated) if full is None else (full.parent, full.action, full.child)
     _compare(env, obs, terminated, out, full is not None, checks)
-    if full is not None and hasattr(env, "log_paths"):
+    if full is not None and offers(env, CountsPaths):
         given, truth = env.log_paths(obs, terminated), full.log_paths()
         wrong = ~torch.isclose(given.double(), truth, rtol=1e-6, atol=1e-6)
         checks.require("log_paths", not wrong.any(), *_first(wrong, given, "and not", truth, "at", obs))
@@ -131,7 +132,7 @@ def _agrees(given: Tensor | None, stepped: Tensor, obs: Tensor, what: str, check
 def _enumerate(env: DagEnv, states: int) -> Enumeration | None:
     """All states, identified by their bytes and not by the environment's `index`; None if there are too many."""
     try:
-        if (getattr(env, "n_states", None) or 0) > states:
+        if offers(env, Indexed) and env.n_states > states:
             return None
         graph = search(env, states, hash_key)
     except TooManyStates:
@@ -209,7 +210,7 @@ def _compare(
     if complete:
         extra = ~torch.isin(number, truth)
         checks.require("reachable", not extra.any(), *_first(extra, before, "as a parent of", obs[child]))
-    if hasattr(env, "edges_in"):
+    if offers(env, CountsEdges):
         given, width = env.edges_in(obs, terminated), int(env.action_space.n)  # type: ignore[attr-defined]
         count = torch.bincount(child * width + action, minlength=len(obs) * width).reshape(len(obs), width)
         checks.require("edges_in", given.shape == count.shape, "shape", tuple(given.shape), "and not", tuple(count.shape))
@@ -218,9 +219,9 @@ def _compare(
 
 
 def _numbers(env: DagEnv, obs: Tensor, checks: Checks) -> None:
-    n = getattr(env, "n_states", None)
-    if not hasattr(env, "index") or n is None or n >= 2**62:
+    if not offers(env, Indexed) or env.n_states >= 2**62:
         return
+    n = env.n_states
     number = env.index(obs)
     checks.require("numbers", number.dtype == torch.int64 and number.shape == (len(obs),), number.dtype, tuple(number.shape))
     wrong = (number < 0) | (number >= n)
@@ -241,12 +242,12 @@ def _objects(env: Any, obs: Tensor, terminated: Tensor, checks: Checks) -> None:
         raise ContractError("log_reward", f"{type(fault).__name__}: {fault}", DAG_CONTRACT) from fault
     checks.require("log_reward", log_r.dtype == torch.float64 and log_r.shape == (len(x),), log_r.dtype, tuple(log_r.shape))
     checks.require("log_reward", log_r.isfinite().all(), *_first(~log_r.isfinite(), log_r, "at", x))
-    if hasattr(env, "log_reward_partial"):
+    if offers(env, PartialReward):
         partial = env.log_reward_partial(obs)
         checks.require("partial", partial.shape == (len(obs),), "shape", tuple(partial.shape))
         wrong = ~torch.isclose(partial[terminated].double(), log_r, rtol=1e-9, atol=1e-9)
         checks.require("partial", not wrong.any(), *_first(wrong, partial[terminated], "and not", log_r, "at", x))
-    if getattr(env, "n_modes", 0):
+    if offers(env, WithModes) and env.n_modes:
         mode = env.modes(x)
         checks.require("modes", mode.dtype == torch.int64 and mode.shape == (len(x),), mode.dtype, tuple(mode.shape))
         wrong = (mode < -1) | (mode >= env.n_modes)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from envs.core import DagEnv
+from envs.dag.protocols import Indexed, Keyed, offers
 from envs.dag.search import Graph, KeyOf, TooManyStates, differ, hash_key, search
 
 
@@ -179,18 +180,16 @@ def enumerate_dag(env: DagEnv, limit: int = 2_000_000) -> Enumeration:
     Raises TooManyStates (a ValueError) above the limit, NotADag (a ValueError) for cycles, paths beyond the horizon and dead
     ends, and ValueError where two states share a number.
     """
-    known = getattr(env, "n_states", None)
-    if known is not None and known > limit:
+    if offers(env, Indexed) and env.n_states > limit:
         raise TooManyStates(
-            f"the environment has {known} observations, more than the {limit} states that may be enumerated: "
+            f"the environment has {env.n_states} observations, more than the {limit} states that may be enumerated: "
             "use the sampled metrics, or raise `limit`"
         )
-    index: Callable[[Tensor], Tensor] | None = getattr(env, "index", None)
-    if index is None:
+    if not offers(env, Keyed):
         return enumeration_of(search(env, limit, hash_key), env.log_reward, hash_key)
 
     def number(obs: Tensor, terminated: Tensor) -> Tensor:
-        return 2 * index(obs) + terminated
+        return 2 * env.index(obs) + terminated
 
     return enumeration_of(search(env, limit, number), env.log_reward, number)
 

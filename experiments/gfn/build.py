@@ -16,6 +16,7 @@ from torch import Tensor
 
 from envs.core import DagEnv
 from envs.dag.enumeration import Enumeration, enumerate_dag
+from envs.dag.protocols import Indexed, offers
 from envs.dag.search import NotADag, TooManyStates
 from envs.molecules.block_trees import BlockTrees
 from envs.molecules.counting import count_states
@@ -175,9 +176,8 @@ def refuse_bad_reward(env: DagEnv, obs: Tensor, log_reward: Tensor) -> None:
 
 
 def _size(env: Any, error: TooManyStates) -> str:
-    count = getattr(env, "n_states", None)
-    many = count is not None and count > LIMIT
-    return f"the space has {count:,} states, more than the {LIMIT:,} that are enumerated" if many else str(error)
+    many = offers(env, Indexed) and env.n_states > LIMIT
+    return f"the space has {env.n_states:,} states, more than the {LIMIT:,} that are enumerated" if many else str(error)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from envs.core import Array, to_tensor
 from envs.dag.enumeration import Enumeration
+from envs.dag.protocols import FewAncestors, WithTestSet, offers
 from envs.molecules.block_trees import BlockTrees
 from envs.random import Rng
 from envs.rollout import Act, rollout
@@ -107,7 +108,7 @@ def of_the_policy(method: Method, state: Any, problem: DagProblem, truth: Enumer
     if truth is not None:
         return row | against(truth, exact_law(method, state, problem, truth), "eval/exact_")
     objects = test_objects(method, state, problem, t)
-    if getattr(problem.env, "few_ancestors", False):
+    if offers(problem.env, FewAncestors) and problem.env.few_ancestors:
         log_pf = exact_log_p(method, state, problem, objects)
     else:
         rng = problem.rng(EVALUATION, t).fold(BACK).rows(0, 1).spawn(len(objects))
@@ -131,12 +132,11 @@ def test_objects(method: Method, state: Any, problem: DagProblem, t: int) -> Ten
 
     Molecules: `held_back`.
     """
-    test_set = getattr(problem.env, "test_set", None)
-    if test_set is None and isinstance(problem.env, BlockTrees):
+    if isinstance(problem.env, BlockTrees):
         return held_back(problem.env)
-    if test_set is None:
+    if not offers(problem.env, WithTestSet):
         return fresh(method, state, problem, -(-TESTS // len(problem.seeds)), t)[0].flatten(0, 1)
-    objects: Tensor = test_set()
+    objects = problem.env.test_set()
     u = Rng.of_seeds([0], problem.device).fold(PICK).uniform(len(objects))[0]
     return objects[u.argsort()[:TESTS]]
 

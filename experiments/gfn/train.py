@@ -18,6 +18,7 @@ from torch import Tensor
 
 from envs.core import to_tensor
 from envs.dag.enumeration import Enumeration
+from envs.dag.protocols import WithModes, offers
 from experiments.cli.errors import UserError
 from experiments.cli.signals import heeded
 from experiments.gfn.build import refuse_bad_reward
@@ -75,7 +76,7 @@ class GFNTraining:
             state = method.init(problem)
         except ValueError as error:
             raise UserError(str(error)) from error
-        S, modes = len(problem.seeds), int(getattr(problem.env, "n_modes", 0))
+        S, modes = len(problem.seeds), problem.env.n_modes if offers(problem.env, WithModes) else 0
         ring = None if truth is None else SlidingWindow.begin(S, window, len(truth.objects), problem.device)
         found_at = torch.full((S, modes), -1, dtype=torch.int64, device=problem.device)
         return GFNTraining(state, ring, found_at, _empty(problem, gallery) if gallery else None)

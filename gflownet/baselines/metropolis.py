@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from envs.core import to_tensor
+from envs.dag.protocols import Proposes, offers
 from gflownet.baselines.uniform import UniformActions
 from gflownet.problem import INIT, ITERATION, DagProblem, Metrics, Outcome
 
@@ -43,7 +44,7 @@ class Metropolis:
 
     def init(self, problem: DagProblem) -> Chains:
         """Raises ValueError when the environment offers no moves between objects."""
-        if not hasattr(problem.env, "propose"):
+        if not offers(problem.env, Proposes):
             raise ValueError(
                 f"{type(problem.env).__name__} offers no moves between objects, which Metropolis makes: "
                 "give it propose(obs, rng) -> (proposed obs, log q(x|x') - log q(x'|x))"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from envs.core import DagEnv, Trajectories
 from envs.dag.backward import edges_in
+from envs.dag.protocols import CountsParents, CountsPaths, PartialReward, WithStop, offers
 from gflownet.flows.states import distinct, key_of
 from gflownet.model import Model
 from gflownet.sampling.tape import Tape
@@ -64,19 +65,25 @@ class Flows:
 
     def with_head(self, head: int, weight: Tensor) -> Flows:
         """The same trajectories for another head."""
-        return self._sharing(self.theta, head, weight, ("states", "answers", "next", self._behind))
+        other = self._with(self.theta, head, weight)
+        other.answers = self.answers
+        return other
 
     @cached_property
     def target(self) -> Flows:
         """The same trajectories under the target network, without gradients."""
         assert self.theta_target is not None
-        return self._sharing(self.theta_target.detach(), self.head, self.weight, ("states", "next", self._behind))
+        return self._with(self.theta_target.detach(), self.head, self.weight)
 
-    def _sharing(self, theta: Tensor, head: int, weight: Tensor, names: tuple[str, ...]) -> Flows:
+    def _with(self, theta: Tensor, head: int, weight: Tensor) -> Flows:
+        """The same trajectories under other parameters or another head: their states and what P_B needs are computed once."""
         known = {"backward": self.backward, "weight": weight, "theta_target": self.theta_target, "static": self.static}
         other = Flows(self.env, self.model, theta, self.tau, self.log_reward, head=head, **known)  # type: ignore[arg-type]
-        for name in names:
-            other.__dict__[name] = getattr(self, name)
+        other.states, other.next = self.states, self.next
+        if self._learned:
+            other._counts = self._counts
+        else:
+            other.log_pb = self.log_pb
         return other
 
     # -- states, each once
@@ -198,12 +205,11 @@ class Flows:
 
         Raises ValueError where the environment extends none.
         """
-        extend = getattr(self.env, "log_reward_partial", None)
-        if extend is None:
+        if not offers(self.env, PartialReward):
             raise ValueError(
                 "this objective needs the reward of unfinished states: give the environment log_reward_partial(obs)"
             )
-        return self.end_with_reward(self.at(extend(self.states[0].flatten(0, 1)).to(self.theta.dtype)))
+        return self.end_with_reward(self.at(self.env.log_reward_partial(self.states[0].flatten(0, 1)).to(self.theta.dtype)))
 
     def end_with_reward(self, x: Tensor) -> Tensor:
         """[T, S, n] at s_t -> [T + 1, S, n], log R(x) from the end on."""
@@ -216,10 +222,9 @@ class Flows:
 
     @property
     def _stop(self) -> int:
-        stop = getattr(self.env, "stop", None)
-        if stop is None:
+        if not offers(self.env, WithStop):
             raise ValueError("this objective needs an environment where every state can be kept: one with a `stop` action")
-        return int(stop)
+        return self.env.stop
 
     @cached_property
     def log_stop(self) -> Tensor:
@@ -234,11 +239,6 @@ class Flows:
     @property
     def _learned(self) -> bool:
         return self.backward in ("learned", "tlm")
-
-    @property
-    def _behind(self) -> str:
-        """What heads and target network share of P_B."""
-        return "_counts" if self._learned else "log_pb"
 
     @cached_property
     def _counts(self) -> Tensor:
@@ -255,8 +255,7 @@ class Flows:
         if self.backward == "maxent":
             there, here = self._log_paths(*self.next), self._log_paths(self.tau.obs.flatten(0, 1), ~self.tau.mask.flatten())
             return self._steps(here - there)
-        edge_count = getattr(self.env, "edge_count", None)
-        counts = self._counts.sum(-1) if edge_count is None else edge_count(*self.next)
+        counts = self.env.edge_count(*self.next) if offers(self.env, CountsParents) else self._counts.sum(-1)
         return self._steps(-counts.clamp_min(1).to(self.theta.dtype).log())
 
     @cached_property
@@ -274,12 +273,11 @@ class Flows:
         return self._steps(chosen - torch.logsumexp(weights, 1))
 
     def _log_paths(self, obs: Tensor, ended: Tensor) -> Tensor:
-        log_paths = getattr(self.env, "log_paths", None)
-        if log_paths is None:
+        if not offers(self.env, CountsPaths):
             raise ValueError(
                 "backward maxent needs the number of paths to a state: give the environment log_paths(obs, terminated)"
             )
-        return log_paths(obs, ended).to(self.theta.dtype)
+        return self.env.log_paths(obs, ended).to(self.theta.dtype)
 
     def _steps(self, x: Tensor) -> Tensor:
         return torch.where(self.mask, x.view(self._shape), 0.0)

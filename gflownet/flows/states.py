@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs.dag.protocols import Indexed, Keyed, offers
 from envs.random import GOLDEN, mix
 
 TABLE = 4  # a table of marks is used where states number at most this many times the visits (or a few thousands), else a sort
@@ -80,9 +81,10 @@ def _padded(row: Tensor, first: Tensor, count: Tensor, owner: Tensor | None, see
 
 def key_of(env: Any) -> tuple[Callable[[Tensor], Tensor], int | None]:
     """(observations [M, *obs] -> keys [M], how many keys there are or None): the environment's index, or a hash."""
-    index, states = getattr(env, "index", None), getattr(env, "n_states", None)
-    if index is not None and (states is None or states < 2**62):
-        return index, states
+    if offers(env, Indexed) and env.n_states < 2**62:
+        return env.index, env.n_states
+    if offers(env, Keyed) and not offers(env, Indexed):
+        return env.index, None
     return hashed, None
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from envs.core import Array, DagEnv, Diverged
+from envs.dag.protocols import Indexed, offers
 from envs.random import Rng
 from envs.rollout import Act
 from gflownet.model import Model
@@ -121,8 +122,8 @@ class NumpySampler(Act):
         self._forward = together[0] if self._alone else together
         self._shape, self._explore, self._actions = (len(theta), n), explore, model.actions
         self._columns = None if head is None else head.numpy()[:, None] * model.actions + np.arange(model.actions)
-        states = getattr(env, "n_states", MEMO_STATES + 1)
-        remember = n >= MEMO_ROWS and len(theta) * states <= MEMO_STATES and hasattr(env, "index") and head is None
+        states = env.n_states if offers(env, Indexed) else MEMO_STATES + 1
+        remember = n >= MEMO_ROWS and len(theta) * states <= MEMO_STATES and head is None
         self._going: Any = None
         self.tape = Tape(model.net, theta, n * env.horizon) if self._alone else None
         nets = [together[seed] for seed in range(len(theta))]

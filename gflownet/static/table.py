@@ -18,6 +18,7 @@ from torch import Tensor
 
 from envs.core import Array, DagEnv, Trajectories
 from envs.dag.enumeration import enumerate_dag
+from envs.dag.protocols import Indexed, offers
 from envs.random import Rng
 from envs.rollout import Act
 from gflownet.model import Model
@@ -54,12 +55,11 @@ class StateTable:
 
 def table_of(env: DagEnv) -> StateTable | None:
     """None where states have no numbers, or more than LIMIT."""
-    space: Any = env
-    N, A = getattr(env, "n_states", None), int(space.action_space.n)
-    if N is None or N > LIMIT or not hasattr(env, "index"):
+    if not offers(env, Indexed) or env.n_states > LIMIT:
         return None
+    N, A = env.n_states, int(env.action_space.n)  # type: ignore[attr-defined]
     dag = enumerate_dag(env, 2 * LIMIT)
-    number, going = space.index(dag.obs), ~dag.terminated
+    number, going = env.index(dag.obs), ~dag.terminated
     obs = dag.obs[:1].repeat(N, *(1,) * (dag.obs.dim() - 1))
     obs[number] = dag.obs
     legal = torch.ones(N, A, dtype=torch.bool, device=obs.device)
