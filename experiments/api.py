@@ -146,14 +146,14 @@ def train_policy_gradient(
 def train_gflownet(env: str, objective: str, out: Path | str | None = None, **settings: Any) -> GFlowNetRun:
     """See `gflownet.train`."""
     from experiments.cli.gflownet import run
-    from experiments.gfn.build import find_world
-    from experiments.gfn.config import GFNSettings, Knobs, find_method
+    from experiments.gfn.build import find_env
+    from experiments.gfn.config import GFlowNetSettings, GFNSettings, find_method
 
     flags = _flags({"objective": objective, "out": _folder(out, "gflownet", settings), **settings})
     _, env = _flags({"env": env})
     entry = find_method(objective)
-    own = _names(entry.make) | (_names(Knobs) - {"objective"} if entry.objective else set())
-    _refuse_unknown(settings, _names(GFNSettings) | own | _names(find_world(env).knobs))
+    own = _names(entry.make) | (_names(GFlowNetSettings) - {"objective"} if entry.objective else set())
+    _refuse_unknown(settings, _names(GFNSettings) | own | _names(find_env(env).settings))
     return GFlowNetRun(run([env, *flags]))
 
 

@@ -27,7 +27,7 @@ from experiments.molecules.pictures import draw
 from experiments.pg.commands import start
 from experiments.pg.config import as_config, cpus, defaults
 from experiments.plots.curves import curves, table
-from experiments.plots.gflownet import law
+from experiments.plots.gflownet import distribution
 
 SEED = 100  # the recipes were tuned on others
 METHODS = ("reinforce", "n-mpg", "n-pg-igt", "n-harpg")
@@ -52,19 +52,19 @@ def demo(out: Path = Path("runs/demo"), env: str = "gridworld", env_steps: int |
     jobs: list[tuple[Any, ...]] = [_molecules(out / "molecules")]  # the longest first
     jobs += [_flow(out / name, *grid) for name, grid in GRIDS.items()]
     for algo in METHODS:
-        settings, knobs, _ = defaults(algo, env)
+        settings, hyperparameters, _ = defaults(algo, env)
         settings = dataclasses.replace(settings, seed=SEED, seeds=seeds, env_steps=env_steps or settings.env_steps)
         argv = ["pgrl", "train", algo, "--env", env, "--env-steps", str(settings.env_steps), "--seeds", str(seeds)]
         argv += ["--seed", str(SEED)]
         folders.append(out / algo)
-        jobs.append((start, as_config(algo, settings, knobs, "cpu"), out / algo, argv, True))
+        jobs.append((start, as_config(algo, settings, hyperparameters, "cpu"), out / algo, argv, True))
     print(f"{' '.join(METHODS)} on {env}: {seeds} seeds × {settings.env_steps:,} environment steps each", file=sys.stderr)
     with ProcessPoolExecutor(cpus(), multiprocessing.get_context("spawn")) as pool:
         for future in as_completed([pool.submit(_alone, *job) for job in jobs]):
             print(f"{time.monotonic() - begun:4.0f} s  {future.result()}", file=sys.stderr)
     figure, flow = curves(folders, out / "gap.png"), curves([out / "flow-4d"], out / "flow.png", x="states")
     print(f"\n{table(folders)}\n\n{table([out / 'flow-4d'])}\n")
-    print(f"figures      {figure}  {flow}  {law(out / 'flow-2d', out / 'law.png')}")
+    print(f"figures      {figure}  {flow}  {distribution(out / 'flow-2d', out / 'distribution.png')}")
     print(f"molecules    {out / 'molecules.png'}  {out / 'molecules.csv'}  {SAMPLED} drawn, the first {SHOWN} in the picture")
     print(f"numbers      {figure.with_suffix('.csv')}  {flow.with_suffix('.csv')}\nTensorBoard  tensorboard --logdir {out}")
     print(f"{time.monotonic() - begun:.0f} seconds", file=sys.stderr)
@@ -73,18 +73,18 @@ def demo(out: Path = Path("runs/demo"), env: str = "gridworld", env_steps: int |
 def _flow(folder: Path, ndim: int, height: int, states: int) -> tuple[Any, ...]:
     """Flow matching on a hypergrid as a job: what to call, and its arguments."""
     train, choice, _ = gfn_config.defaults("fm", "hypergrid")
-    world = {**choice.world, "ndim": ndim, "height": height, "r0": 0.01}
+    env_settings = {**choice.env_settings, "ndim": ndim, "height": height, "r0": 0.01}
     train = dataclasses.replace(train, states=states, seed=SEED, checkpoints=4)
     argv = ["gflownet", "train", "hypergrid", "--objective", "fm", "--ndim", str(ndim), "--height", str(height)]
     argv += ["--r0", "0.01", "--states", str(states), "--seed", str(SEED)]
-    config = gfn_config.as_config(dataclasses.replace(choice, world=world), train, "cpu")
+    config = gfn_config.as_config(dataclasses.replace(choice, env_settings=env_settings), train, "cpu")
     return gfn_commands.start, config, folder, argv, True
 
 
 def _molecules(folder: Path) -> tuple[Any, ...]:
     """A GFlowNet on molecules of our own fragments as a job, with a file of molecules and a picture beside its folder."""
     train, choice, _ = gfn_config.defaults("tb", "molecules")
-    choice = dataclasses.replace(choice, world={**choice.world, "reward": "qed*sa", "max_blocks": 5})
+    choice = dataclasses.replace(choice, env_settings={**choice.env_settings, "reward": "qed*sa", "max_blocks": 5})
     train = dataclasses.replace(train, states=MOLECULES, seed=SEED, checkpoints=4, evaluations=10)
     argv = ["gflownet", "train", "molecules", "--objective", "tb", "--reward", "qed*sa", "--max-blocks", "5"]
     argv += ["--states", str(MOLECULES)]

@@ -26,7 +26,7 @@ HELP = {
     "gflownet": [
         ["train", "hypergrid", "--objective", "tb"],
         ["train", "molecules", "--objective", "tb"],
-        *("active", "resume", "eval", "sample", "fragments", "curves", "law", "check-env", "list", "doctor"),
+        *("active", "resume", "eval", "sample", "fragments", "curves", "distribution", "check-env", "list", "doctor"),
     ],
 }
 WITHOUT_FLAGS = {"list", "doctor"}

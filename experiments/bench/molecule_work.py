@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.molecules.config import MoleculeKnobs, molecules
+from experiments.molecules.config import MoleculeSettings, molecules
 from experiments.recipes.gfn.registry import recipe_for
 from gflownet.gflownet import GFlowNet
 from gflownet.model import Model
@@ -64,16 +64,16 @@ def equal() -> GFlowNet:
 
 def world(device: str = "cpu") -> tuple[Any, str]:
     """The environment, and what it is made of."""
-    knobs = MoleculeKnobs("seh", beta=10.0, r_min=0.1 / 8)
+    settings = MoleculeSettings("seh", beta=10.0, r_min=0.1 / 8)
     if SEH.exists():
-        knobs = replace(knobs, fragments=str(SEH / "blocks_PDB_105.json"), seh_weights=str(SEH / "proxy_best_params.npz"))
-        return molecules(knobs, device), "blocks of 2021, sEH proxy A"
+        settings = replace(settings, fragments=str(SEH / "blocks_PDB_105.json"), seh_weights=str(SEH / "proxy_best_params.npz"))
+        return molecules(settings, device), "blocks of 2021, sEH proxy A"
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "random.npz")
         weights: Any = {name: rng.normal(0, 0.3 / shape[-1] ** 0.5, shape) for name, shape in SHAPES.items()}
         np.savez(path, **{name: x.astype("f4") for name, x in weights.items()})
-        return molecules(replace(knobs, seh_weights=path), device), "our own fragments, sEH proxy A with *random weights*"
+        return molecules(replace(settings, seh_weights=path), device), "our own fragments, sEH proxy A with *random weights*"
 
 
 def problem_of(env: Any, batch: int) -> DagProblem:

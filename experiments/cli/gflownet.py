@@ -1,7 +1,8 @@
 """GFlowNets from the command line: train, resume, evaluate, draw.
 
-gflownet train ENV --objective NAME ...     gflownet resume RUN         gflownet eval RUN      gflownet law RUN --out law.png
+gflownet train ENV --objective NAME ...     gflownet resume RUN         gflownet eval RUN
 gflownet curves RUN... --out figure.png     gflownet check-env ENV      gflownet list          gflownet doctor
+gflownet distribution RUN --out figure.png
 gflownet active hypergrid --objective NAME ...
 gflownet sample RUN --n 1000 --out mols.sdf|.csv|.smi|.jsonl|-         gflownet fragments --from mols.smi --out fragments.json
 """
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 PLAIN: Any = OmitArgPrefixes  # flags without the name of the field that holds them
 OBJECTIVE = Annotated[str, tyro.conf.arg(help="objective or baseline: a name from `gflownet list`, or file.py:objective")]
 USAGE = (
-    "usage: gflownet {train,active,resume,eval,sample,fragments,curves,law,check-env,list,doctor} ...   "
+    "usage: gflownet {train,active,resume,eval,sample,fragments,curves,distribution,check-env,list,doctor} ...   "
     "(gflownet VERB --help says more)"
 )
 
@@ -47,7 +48,7 @@ def train(arguments: list[str]) -> None:
 
 def run(arguments: list[str]) -> Path:
     """Parse, train to the end, return the run folder."""
-    from experiments.gfn.build import find_world
+    from experiments.gfn.build import find_env
     from experiments.gfn.commands import resume as go_on
     from experiments.gfn.commands import start
     from experiments.gfn.config import GFNSettings, as_config, choose_device, defaults
@@ -58,7 +59,7 @@ def run(arguments: list[str]) -> Path:
             raise UserError("got no environment: gflownet train ENV --objective NAME, with names from `gflownet list`")
         arguments = ["hypergrid", *arguments]
     env, rest = arguments[0], arguments[1:]
-    find_world(env)
+    find_env(env)
     name = value_of(rest, "--objective") or ("fm" if help_wanted else "")
     if not name:
         raise UserError(no_objective(f"gflownet train {env} --objective NAME, with NAME from `gflownet list`", rest))
@@ -112,13 +113,13 @@ def active(arguments: list[str]) -> None:
 
 def _asked(program: str, about: str, choice: Choice, own: list[Any], arguments: list[str]) -> tuple[Any, Choice]:
     """(the parsed command, what it chooses): flags of an environment, a method and its objective beside the verb's `own`."""
-    from experiments.gfn.build import find_world
-    from experiments.gfn.config import Choice, Knobs, find_method, refuse_clashes
+    from experiments.gfn.build import find_env
+    from experiments.gfn.config import Choice, GFlowNetSettings, find_method, refuse_clashes
 
     entry = find_method(choice.method)
     refuse_clashes(choice.method, entry, choice.env)
-    parts: dict[str, tuple[Any, dict[str, Any]]] = {"world": (find_world(choice.env).knobs, choice.world)}
-    parts["method"] = (Knobs if entry.objective else entry.make, choice.knobs)
+    parts: dict[str, tuple[Any, dict[str, Any]]] = {"env": (find_env(choice.env).settings, choice.env_settings)}
+    parts["method"] = (GFlowNetSettings if entry.objective else entry.make, choice.hyperparameters)
     if entry.objective:
         parts["loss"] = (entry.make, choice.objective)
     command = dataclasses.make_dataclass(
@@ -140,7 +141,7 @@ def _asked(program: str, about: str, choice: Choice, own: list[Any], arguments: 
         for part, (kind, _) in parts.items()
     }
     chosen["method"].pop("objective", None)
-    return parsed, Choice(choice.method, chosen.get("loss", {}), chosen["method"], choice.env, chosen["world"])
+    return parsed, Choice(choice.method, chosen.get("loss", {}), chosen["method"], choice.env, chosen["env"])
 
 
 def resume(arguments: list[str]) -> None:
@@ -165,7 +166,7 @@ def evaluate(arguments: list[str]) -> None:
     from experiments.gfn.commands import evaluate as score
 
     def command(run: Positional[Path], samples: int = 10_000, checkpoint: Path | None = None) -> None:
-        """Print as CSV how far each seed's fresh samples and its policy's exact law are from the true one.
+        """Print as CSV how far each seed's samples, and its policy's exact distribution, are from the target distribution.
 
         Args:
             run: the run folder
@@ -187,7 +188,7 @@ def curves(arguments: list[str]) -> None:
         Args:
             runs: run folders; runs of one objective are pooled
             out: figure, .png or .svg
-            metric: default: eval/l1 where the exact law is known, else eval/correlation
+            metric: default: eval/l1 where the target distribution is enumerated, else eval/correlation
             x: states, iteration or wall
         """
         made = draw(list(runs), out, metric, x)
@@ -197,11 +198,11 @@ def curves(arguments: list[str]) -> None:
     tyro.cli(command, prog="gflownet curves", args=arguments)
 
 
-def law(arguments: list[str]) -> None:
-    from experiments.plots.gflownet import law as draw
+def distribution(arguments: list[str]) -> None:
+    from experiments.plots.gflownet import distribution as draw
 
     def command(run: Positional[Path], out: Path, checkpoint: Path | None = None) -> None:
-        """Draw the learnt law beside the true one, for a run on a two-dimensional hypergrid.
+        """Draw the learned distribution beside the target distribution, for a run on a two-dimensional hypergrid.
 
         Args:
             run: the run folder
@@ -210,20 +211,20 @@ def law(arguments: list[str]) -> None:
         """
         print(f"figure: {draw(run, out, checkpoint)}")
 
-    tyro.cli(command, prog="gflownet law", args=arguments)
+    tyro.cli(command, prog="gflownet distribution", args=arguments)
 
 
 def check_env(arguments: list[str]) -> None:
     """gflownet check-env ENV: hold an environment to the contract of DAGs; exit 1 when a promise is broken."""
-    from experiments.gfn.build import check_world, find_world
+    from experiments.gfn.build import check_dag_env, find_env
 
     if not arguments or (arguments[0].startswith("-") and not {"-h", "--help"} & set(arguments)):
         raise UserError("got no environment: gflownet check-env ENV, with ENV from `gflownet list` or file.py:make")
     env, rest = ("hypergrid", arguments) if arguments[0].startswith("-") else (arguments[0], arguments[1:])
-    kind = find_world(env).knobs
-    command = dataclasses.make_dataclass("Command", [("world", PLAIN[kind], dataclasses.field(default_factory=kind))])
+    kind = find_env(env).settings
+    command = dataclasses.make_dataclass("Command", [("env", PLAIN[kind], dataclasses.field(default_factory=kind))])
     parsed = parse(command, "gflownet check-env", check_env.__doc__ or "", rest)
-    for promise in check_world(env, parsed.world):
+    for promise in check_dag_env(env, parsed.env):
         print(f"ok  {promise}")
 
 
@@ -255,7 +256,7 @@ VERBS: dict[str, Verb] = {
     "sample": sample,
     "fragments": fragments,
     "curves": curves,
-    "law": law,
+    "distribution": distribution,
     "check-env": check_env,
     "list": show_list,
     "doctor": doctor,

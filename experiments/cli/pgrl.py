@@ -44,17 +44,17 @@ def run(arguments: list[str]) -> Path:
         else:
             raise UserError("got no algorithm: pgrl train ALGO --env ENV, with ALGO from `pgrl list` or file.py:agent")
     algo, rest = arguments[0], arguments[1:]
-    settings, knobs, recipe = defaults(
+    settings, hyperparameters, recipe = defaults(
         algo, value_of(rest, "--env") or PGSettings.env, value_of(rest, "--preset") or PGSettings.preset
     )
     entry = find_agent(algo)
     agent_type: Any = entry.make
-    if unset := [f.name for f in dataclasses.fields(agent_type) if required(f) and f.name not in knobs]:
+    if unset := [f.name for f in dataclasses.fields(agent_type) if required(f) and f.name not in hyperparameters]:
         typed = [n for n in unset if value_of(rest, f"--{n.replace('_', '-')}") is None]
         if typed and not {"-h", "--help"} & set(rest):
             flags = ", ".join(f"--{n.replace('_', '-')}" for n in typed)
             raise UserError(f"no recipe has {', '.join(typed)} of {algo} on {settings.env}: give {flags}")
-    placeholder = {**dict.fromkeys(unset, 1.0), **knobs}
+    placeholder = {**dict.fromkeys(unset, 1.0), **hyperparameters}
     command = dataclasses.make_dataclass(
         "Command",
         [
@@ -135,14 +135,14 @@ def check(arguments: list[str]) -> None:
     def command(
         agent: Positional[str], seeds: int = 16_384, iterations: int = 16, batch_size: int = 1, step_size: float = 0.2
     ) -> None:
-        """Hold an agent's direction against exact gradients on small exact worlds; exit 1 when a claim fails.
+        """Hold an agent's direction against exact gradients on small environments with exact values; exit 1 when a claim fails.
 
         Args:
             agent: a name, or file.py:agent
             seeds: replicas side by side; more see smaller biases
             iterations: of the algorithm
             batch_size: episodes at each point
-            step_size: given to the agent's knob of that name
+            step_size: the agent's hyperparameter of that name
         """
         if not check_agent(agent, seeds, iterations, batch_size, step_size):
             raise SystemExit(1)

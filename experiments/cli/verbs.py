@@ -80,5 +80,5 @@ def value_of(arguments: list[str], flag: str) -> str | None:
 def parse(kind: Any, program: str, description: str, arguments: list[str]) -> Any:
     try:
         return tyro.cli(kind, prog=program, description=description, args=arguments)
-    except ValueError as error:  # a dataclass refused its knobs
+    except ValueError as error:  # a dataclass refused its values
         raise UserError(str(error)) from error

@@ -25,7 +25,7 @@ from experiments.cli.errors import MissingPackage, UserError
 from experiments.cli.progress import progress
 from experiments.cli.signals import heeded
 from experiments.cli.threads import fit
-from experiments.gfn.build import find_world, make_world, refuse_bad_reward
+from experiments.gfn.build import find_env, make_dag_env, refuse_bad_reward
 from experiments.gfn.config import Choice, GFNSettings, as_config, defaults, from_config, make_method
 from experiments.gfn.faults import faults_as_sentences
 from experiments.run.log import read_metrics
@@ -43,7 +43,7 @@ DESCRIPTIONS = {
     "eval/top_distance": "Mean Euclidean distance between the k best cells known, coordinates from 0 to 1.",
     "eval/modes": "Modes among the cells known, counted as regions.",
     "eval/proxy_error": "Root mean square error of the proxy's mean at the cells not known to it.",
-    "eval/generator_l1": "Σ|p - A/ΣA| of the generator's law p and what the proxy says, A: 0 to 2.",
+    "eval/generator_l1": "Σ|p - A/ΣA| between the generator's distribution p and the proxy's acquisition A: 0 to 2.",
     "rollout/asked": "Mean true reward of the cells asked for in the round.",
     "rollout/unlikely": "Cells asked for that the generator has no probability for: it had no others left.",
     "train/loss": "The generator's loss at the end of the round.",
@@ -81,7 +81,7 @@ class ActiveRun:
 def settings_for(method: str, env: str, preset: str) -> tuple[Settings, Choice, str]:
     """What a bare command uses, and the recipe's note."""
     if env != "hypergrid":
-        find_world(env)
+        find_env(env)
         raise UserError(f"active learning is on the hypergrid, not on {env}: gflownet active hypergrid --objective NAME")
     train, choice, recipe = defaults(method, env, preset)
     return Settings(batch_size=train.batch_size), choice, recipe.note
@@ -125,7 +125,7 @@ def made(config: dict[str, Any]) -> ActiveRun:
 
 
 def pool_of(choice: Choice) -> Pool:
-    env = make_world(choice.env, find_world(choice.env).knobs(**choice.world), "cpu")
+    env = make_dag_env(choice.env, find_env(choice.env).settings(**choice.env_settings), "cpu")
     assert isinstance(env, HyperGrid)
     try:
         dag = enumerate_dag(env, LIMIT)

@@ -1,4 +1,4 @@
-"""DAG environments by name, with the knobs that the command line gives them.
+"""DAG environments by name, with the settings that the command line gives them.
 
 hypergrid, bits, sets, molecules    ours                 path/to/file.py:make      a function that returns a DagEnv
 """
@@ -22,9 +22,9 @@ from envs.molecules.block_trees import BlockTrees
 from envs.molecules.counting import count_states
 from envs.random import Rng
 from experiments.cli.errors import UserError
+from experiments.cli.load import absolute, load_object
 from experiments.cli.verbs import close_to
-from experiments.molecules import config as molecule_world
-from experiments.pg.build import absolute, load_object
+from experiments.molecules import config as molecule_config
 
 LIMIT = 2_000_000  # states that are enumerated for exact metrics
 TREES = 10_000  # and of molecules, each of which is drawn up and scored; ten times as many where exact metrics are asked for
@@ -43,7 +43,7 @@ MEMBERS = (
 
 
 @dataclass(frozen=True)
-class HyperGridKnobs:
+class HyperGridSettings:
     ndim: int = 4
     """coordinates"""
     height: int = 8
@@ -61,7 +61,7 @@ class HyperGridKnobs:
 
 
 @dataclass(frozen=True)
-class BitsKnobs:
+class BitsSettings:
     length: int = 120
     """bits"""
     word: int = 1
@@ -79,7 +79,7 @@ class BitsKnobs:
 
 
 @dataclass(frozen=True)
-class SetsKnobs:
+class SetsSettings:
     items: int = 30
     """to choose from"""
     size: int = 20
@@ -91,37 +91,39 @@ class SetsKnobs:
 
 
 @dataclass(frozen=True)
-class NoKnobs:
+class NoSettings:
     """An environment from a file is what its function returns."""
 
 
 @dataclass(frozen=True)
 class EnvironmentEntry:
-    """knobs: a dataclass; make(knobs, device); title(knobs): for figures, without spaces at the ends.
+    """settings: a dataclass; make(settings, device); title(settings): for figures, without spaces at the ends.
 
-    resolved: knobs -> knobs that a config can hold, without files whose contents may change.
+    resolved: settings -> settings that a config can hold, without files whose contents may change.
     """
 
-    knobs: type[Any]
+    settings: type[Any]
     make: Callable[[Any, str], DagEnv]
     title: Callable[[Any], str]
     about: str
-    resolved: Callable[[Any], Any] = lambda knobs: knobs
+    resolved: Callable[[Any], Any] = lambda settings: settings
 
 
-def find_world(name: str) -> EnvironmentEntry:
+def find_env(name: str) -> EnvironmentEntry:
     """UserError with close matches when there is none."""
     if name.partition(":")[0].endswith(".py"):
-        return EnvironmentEntry(NoKnobs, lambda knobs, device: _outside(name, device), lambda knobs: _stem(name), "")
-    if name not in WORLDS:
-        raise UserError(f"no environment is called {name!r}; close: {close_to(name, WORLDS, ', '.join(WORLDS))}, file.py:make")
-    return WORLDS[name]
+        return EnvironmentEntry(NoSettings, lambda settings, device: _outside(name, device), lambda settings: _stem(name), "")
+    if name not in ENVIRONMENTS:
+        raise UserError(
+            f"no environment is called {name!r}; close: {close_to(name, ENVIRONMENTS, ', '.join(ENVIRONMENTS))}, file.py:make"
+        )
+    return ENVIRONMENTS[name]
 
 
-def make_world(name: str, knobs: Any, device: str) -> DagEnv:
-    """UserError for knobs out of range, and where nothing is legal at the source."""
+def make_dag_env(name: str, settings: Any, device: str) -> DagEnv:
+    """UserError for settings out of range, and where nothing is legal at the source."""
     try:
-        env = find_world(name).make(knobs, device)
+        env = find_env(name).make(settings, device)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
     rng = Rng(torch.zeros(1, dtype=torch.int64, device=device)).drawn(1, env.backend == "numpy")
@@ -131,22 +133,22 @@ def make_world(name: str, knobs: Any, device: str) -> DagEnv:
     return env
 
 
-def check_world(name: str, knobs: Any) -> list[str]:
+def check_dag_env(name: str, settings: Any) -> list[str]:
     """The promises that an environment keeps. UserError (exit code 1) for one that it breaks."""
     from envs.check import ContractError
     from envs.dag.check_dag import check_dag
 
     try:
-        return check_dag(find_world(name).make(knobs, "cpu"))
+        return check_dag(find_env(name).make(settings, "cpu"))
     except (ContractError, ValueError) as error:
         code = 1 if isinstance(error, ContractError) else 2
         raise UserError(f"{_stem(name)}: {error}", exit_code=code) from error
 
 
 def truth(name: str, env: DagEnv, metrics: str) -> Enumeration | None:
-    """All states with the exact law, where `metrics` ("auto", "exact" or "sampled") allows it.
+    """All states with the target distribution, where `metrics` ("auto", "exact" or "sampled") allows it.
 
-    Raises UserError where "exact" was asked for and the space is too large, and for worlds that are no DAG or have no reward.
+    Raises UserError where "exact" was asked for and the space is too large, and for what is no DAG or has no reward.
     """
     if metrics == "sampled":
         return None
@@ -194,41 +196,48 @@ class Reward:
             raise UserError(f"{self.name} failed on cells {list(cells.shape)}: {type(error).__name__}: {error}") from error
 
 
-def _hypergrid(knobs: HyperGridKnobs, device: str) -> DagEnv:
+def _hypergrid(settings: HyperGridSettings, device: str) -> DagEnv:
     from envs.dag.hypergrid import HyperGrid
 
-    reward: Any = knobs.reward
-    if ".py" in knobs.reward:
-        reward = Reward(knobs.reward, load_object(knobs.reward))
+    reward: Any = settings.reward
+    if ".py" in settings.reward:
+        reward = Reward(settings.reward, load_object(settings.reward))
     return HyperGrid(
-        knobs.ndim, knobs.height, knobs.r0, knobs.r1, knobs.r2, reward=reward, convention=knobs.convention, device=device
-    )
-
-
-def _bits(knobs: BitsKnobs, device: str) -> DagEnv:
-    from envs.dag.bits import Bits
-
-    return Bits(
-        knobs.length,
-        knobs.word,
-        knobs.n_modes,
-        order=knobs.order,
-        beta=knobs.beta,
-        radius=knobs.radius,
-        seed=knobs.modes_seed,
+        settings.ndim,
+        settings.height,
+        settings.r0,
+        settings.r1,
+        settings.r2,
+        reward=reward,
+        convention=settings.convention,
         device=device,
     )
 
 
-def _sets(knobs: SetsKnobs, device: str) -> DagEnv:
+def _bits(settings: BitsSettings, device: str) -> DagEnv:
+    from envs.dag.bits import Bits
+
+    return Bits(
+        settings.length,
+        settings.word,
+        settings.n_modes,
+        order=settings.order,
+        beta=settings.beta,
+        radius=settings.radius,
+        seed=settings.modes_seed,
+        device=device,
+    )
+
+
+def _sets(settings: SetsSettings, device: str) -> DagEnv:
     from envs.dag.sets import Sets
 
-    return Sets(knobs.items, knobs.size, scale=knobs.scale, seed=knobs.energies_seed, device=device)
+    return Sets(settings.items, settings.size, scale=settings.scale, seed=settings.energies_seed, device=device)
 
 
-def _grid_title(knobs: HyperGridKnobs) -> str:
-    reward = f"R0 = {knobs.r0:g}" if knobs.reward == "corners" else _stem(knobs.reward)
-    return f"hypergrid {knobs.ndim}-D, H = {knobs.height}, {reward}, {knobs.convention}"
+def _grid_title(settings: HyperGridSettings) -> str:
+    reward = f"R0 = {settings.r0:g}" if settings.reward == "corners" else _stem(settings.reward)
+    return f"hypergrid {settings.ndim}-D, H = {settings.height}, {reward}, {settings.convention}"
 
 
 def _outside(name: str, device: str) -> DagEnv:
@@ -254,25 +263,25 @@ def _stem(name: str) -> str:
     return f"{Path(head).stem}{colon}{tail}" if head.endswith(".py") else name
 
 
-WORLDS = {
+ENVIRONMENTS = {
     "hypergrid": EnvironmentEntry(
-        HyperGridKnobs,
+        HyperGridSettings,
         _hypergrid,
         _grid_title,
         "n coordinates that go up one by one; every cell can be kept",
         lambda k: replace(k, reward=absolute(k.reward)),
     ),
     "bits": EnvironmentEntry(
-        BitsKnobs, _bits, lambda k: f"{k.length} bits in words of {k.word}, {k.order}", "strings of bits with hidden modes"
+        BitsSettings, _bits, lambda k: f"{k.length} bits in words of {k.word}, {k.order}", "strings of bits with hidden modes"
     ),
     "sets": EnvironmentEntry(
-        SetsKnobs, _sets, lambda k: f"sets of {k.size} out of {k.items}", "sets of a fixed size, any order"
+        SetsSettings, _sets, lambda k: f"sets of {k.size} out of {k.items}", "sets of a fixed size, any order"
     ),
     "molecules": EnvironmentEntry(
-        molecule_world.MoleculeKnobs,
-        molecule_world.molecules,
-        molecule_world.title,
+        molecule_config.MoleculeSettings,
+        molecule_config.molecules,
+        molecule_config.title,
         "trees of building blocks with a chemist's reward",
-        molecule_world.resolved,
+        molecule_config.resolved,
     ),
 }

@@ -20,7 +20,7 @@ from envs.molecules.block_trees import BlockTrees
 from experiments.cli.errors import UserError
 from experiments.cli.progress import progress
 from experiments.cli.threads import fit
-from experiments.gfn.build import WORLDS, truth
+from experiments.gfn.build import ENVIRONMENTS, truth
 from experiments.gfn.config import GFNSettings, as_config, defaults, from_config, make_method, make_problem
 from experiments.gfn.faults import faults_as_sentences
 from experiments.gfn.metrics import against, fresh, has_policy, of_the_policy
@@ -40,7 +40,7 @@ ROOM = 1 << 25  # numbers of a policy over the objects that are sampled at once
 
 
 class GFNRun(NamedTuple):
-    """What a config describes. truth: all states with the exact law, or None; molecules: what tells of them, or None."""
+    """What a config describes. truth: all states with the target distribution, or None; molecules: their metrics, or None."""
 
     settings: GFNSettings
     method: Method
@@ -64,18 +64,18 @@ def made(config: dict[str, Any]) -> GFNRun:
     method = make_method(choice)
     problem = make_problem(choice, settings, method, config["device"])
     exact = truth(choice.env, problem.env, settings.metrics)
-    molecules = _molecules(problem, choice.world, settings.gallery)
-    training = GFNTraining.begin(method, problem, exact, settings.window, settings.gallery if molecules else 0)
+    molecules = _molecules(problem, choice.env_settings, settings.top_k)
+    training = GFNTraining.begin(method, problem, exact, settings.window, settings.top_k if molecules else 0)
     return GFNRun(settings, method, problem, exact, training, molecules)
 
 
-def _molecules(problem: DagProblem, world: dict[str, Any], gallery: int) -> Molecules | None:
+def _molecules(problem: DagProblem, env_settings: dict[str, Any], top_k: int) -> Molecules | None:
     """Where objects have SMILES."""
     if not hasattr(getattr(problem.env, "reward", None), "smiles"):
         return None
     from experiments.molecules.metrics import THRESHOLD, Molecules
 
-    return Molecules(problem.env, world.get("mode_threshold", THRESHOLD), 4 * gallery * len(problem.seeds))
+    return Molecules(problem.env, env_settings.get("mode_threshold", THRESHOLD), 4 * top_k * len(problem.seeds))
 
 
 def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
@@ -113,10 +113,10 @@ def _plain(name: str) -> str:
 
 
 def _summary(config: dict[str, Any], begun: GFNRun) -> str:
-    knobs = ", ".join(f"{name} {value}" for name, value in {**config["objective"], **config["knobs"]}.items())
-    known = "its exact law is not used" if begun.truth is None else f"{len(begun.truth.objects):,} objects, law known"
+    values = ", ".join(f"{name} {value}" for name, value in {**config["objective"], **config["hyperparameters"]}.items())
+    known = "target distribution not enumerated" if begun.truth is None else f"{len(begun.truth.objects):,} objects, enumerated"
     shared = ", ".join(f"{name} {config[name]}" for name in ("batch_size", "dtype", "device"))
-    return f"  {config['seeds']} seeds × {config['states']:,} objects; {known}\n  {knobs or 'no knobs'}\n  {shared}"
+    return f"  {config['seeds']} seeds × {config['states']:,} objects; {known}\n  {values or 'no hyperparameters'}\n  {shared}"
 
 
 def opened(folder: Path, checkpoint: Path | None = None) -> tuple[Run, GFNRun]:
@@ -150,14 +150,14 @@ def _known(begun: GFNRun, samples: int) -> dict[str, Any]:
     if exact is not None:
         ids = exact.object_of(objects.flatten(0, 1)).view(log_reward.shape)
         counts = torch.zeros(len(ids), len(exact.objects), dtype=torch.int64, device=ids.device)
-        law = empirical(counts.scatter_add_(1, ids, torch.ones_like(ids)))
-        columns |= {**against(exact, law, ""), "l1_floor": noise_floor(exact.law, log_reward.shape[1])}
+        visited = empirical(counts.scatter_add_(1, ids, torch.ones_like(ids)))
+        columns |= {**against(exact, visited, ""), "l1_floor": noise_floor(exact.law, log_reward.shape[1])}
     if training.found_at.shape[1]:
         columns["modes"] = (training.found_at >= 0).sum(1)
     with torch.no_grad():
         known = of_the_policy(method, state, problem, exact, -1)  # a stream that training never used
-    if molecules is not None and training.gallery is not None:
-        known |= molecules.of_gallery(training.gallery) | molecules.of_fresh(objects, log_reward)
+    if molecules is not None and training.top_k is not None:
+        known |= molecules.of_top_k(training.top_k) | molecules.of_fresh(objects, log_reward)
     return columns | {tag.partition("/")[2]: value for tag, value in known.items() if not tag.startswith("hist/")}
 
 
@@ -186,7 +186,7 @@ def listing() -> str:
         names = {name: entry for name, entry in register().items() if entry.objective is wanted}
         lines += [title, *(f"  {name:12s} {entry.about}" for name, entry in names.items()), ""]
     lines[-2] += "\n  file.py:objective: a dataclass with uses, loss(flows) and log_z(flows)"
-    lines += ["environments", *(f"  {name:12s} {world.about}" for name, world in WORLDS.items())]
+    lines += ["environments", *(f"  {name:12s} {env.about}" for name, env in ENVIRONMENTS.items())]
     return "\n".join([*lines, "  file.py:make: a function that returns an envs.core.DagEnv"])
 
 

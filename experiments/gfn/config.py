@@ -13,9 +13,9 @@ from tyro.conf import Fixed, Suppress
 
 from envs.core import EnvironmentFault
 from experiments.cli.errors import UserError
+from experiments.cli.load import absolute, load_object
 from experiments.cli.verbs import close_to
-from experiments.gfn.build import find_world, make_world
-from experiments.pg.build import absolute, load_object
+from experiments.gfn.build import find_env, make_dag_env
 from experiments.recipes.gfn.recipe import GFNRecipe
 from experiments.recipes.gfn.registry import recipe_for
 from experiments.run.device import Matmul, choose, matmul_on, use_matmul
@@ -43,7 +43,7 @@ class GFNSettings:
     """distance to the target distribution: auto (where all states can be enumerated), exact (or refuse), sampled (never)"""
     window: int = 200_000
     """last objects of each seed whose frequencies are compared with the target distribution"""
-    gallery: int = 10_000
+    top_k: int = 10_000
     """size of the top-K buffer: the best distinct molecules of each seed, which evaluations report on"""
     dtype: Literal["float32", "float64"] = "float32"
     """of parameters and gradients"""
@@ -64,7 +64,7 @@ class GFNSettings:
 
 
 @dataclass(frozen=True)
-class Knobs(GFlowNet):
+class GFlowNetSettings(GFlowNet):
     """The hyperparameters of a GFlowNet on the command line, where its objective has flags of its own."""
 
     objective: Suppress[Fixed[Any]] = None
@@ -79,13 +79,13 @@ class Choice:
 
     method: str
     objective: dict[str, Any]
-    knobs: dict[str, Any]
+    hyperparameters: dict[str, Any]
     env: str
-    world: dict[str, Any]
+    env_settings: dict[str, Any]
 
 
 def find_method(name: str) -> MethodEntry:
-    """The register's entry, or one for file.py:objective (or a whole method), a dataclass of knobs or an instance of one."""
+    """The registered entry, or one for file.py:objective (or a whole method): a dataclass, or an instance of one."""
     if name.partition(":")[0].endswith(".py"):
         found: Any = load_object(name)
         whole = all(hasattr(found, part) for part in ("init", "step", "log_pf", "log_z"))
@@ -118,9 +118,9 @@ def refuse_clashes(name: str, entry: MethodEntry, env: str | None = None) -> Non
     """
     others = {"settings that all methods share": _names(GFNSettings) | {"out", "quiet"}}
     if entry.objective:
-        others["hyperparameters of every GFlowNet"] = _names(Knobs)
+        others["hyperparameters of every GFlowNet"] = _names(GFlowNetSettings)
     if env is not None:
-        others[f"hyperparameters of {env}"] = _names(find_world(env).knobs)
+        others[f"hyperparameters of {env}"] = _names(find_env(env).settings)
     for what, taken in others.items():
         if both := sorted(_names(entry.make) & taken):
             raise UserError(f"{name} has {', '.join(both)} among its hyperparameters, as the {what} do: rename it in {name}")
@@ -128,18 +128,20 @@ def refuse_clashes(name: str, entry: MethodEntry, env: str | None = None) -> Non
 
 def defaults(method: str, env: str, preset: str = "recipe") -> tuple[GFNSettings, Choice, GFNRecipe]:
     """What a bare command uses."""
-    recipe, entry, world = recipe_for(env, preset), find_method(method), find_world(env)
-    tuned = {**(recipe.common if entry.objective else {}), **recipe.knobs.get(method, {})}
+    recipe, entry, env_entry = recipe_for(env, preset), find_method(method), find_env(env)
+    tuned = {**(recipe.common if entry.objective else {}), **recipe.hyperparameters.get(method, {})}
     shared = {name: value for name, value in tuned.items() if name in _names(GFNSettings)}
     train = dataclasses.replace(GFNSettings(states=recipe.states, batch_size=recipe.batch_size, preset=preset), **shared)
     objective = dict(entry.preset) if entry.objective else {}
-    knobs = {} if entry.objective else dict(entry.preset)
+    hyperparameters = {} if entry.objective else dict(entry.preset)
     if entry.objective:
         objective |= {name: value for name, value in tuned.items() if name in _names(entry.make)}
-    knobs |= {name: value for name, value in tuned.items() if name in _names(Knobs if entry.objective else entry.make)}
-    unknown = set(recipe.world) - _names(world.knobs)
+    hyperparameters |= {
+        name: value for name, value in tuned.items() if name in _names(GFlowNetSettings if entry.objective else entry.make)
+    }
+    unknown = set(recipe.env_settings) - _names(env_entry.settings)
     assert not unknown, unknown
-    return train, Choice(method, objective, knobs, env, dict(recipe.world)), recipe
+    return train, Choice(method, objective, hyperparameters, env, dict(recipe.env_settings)), recipe
 
 
 def _names(kind: Any) -> set[str]:
@@ -150,26 +152,26 @@ def make_method(choice: Choice) -> Method:
     entry = find_method(choice.method)
     try:
         if entry.objective:
-            return GFlowNet(entry.make(**choice.objective), **choice.knobs)
-        return entry.make(**choice.knobs)
+            return GFlowNet(entry.make(**choice.objective), **choice.hyperparameters)
+        return entry.make(**choice.hyperparameters)
     except (ValueError, TypeError) as error:
         raise UserError(f"{choice.method}: {error}") from error
 
 
 def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str) -> DagProblem:
     """UserError for a setting outside its range."""
-    for name in ("seeds", "states", "batch_size", "window", "gallery", "max_faults", "evaluations", "log_rows", "checkpoints"):
+    for name in ("seeds", "states", "batch_size", "window", "top_k", "max_faults", "evaluations", "log_rows", "checkpoints"):
         if getattr(train, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(train, name)}, expected at least 1")
     if not 0 <= train.seed < 2**62:
         raise UserError(f"--seed is {train.seed}, expected a number from 0 to 2^62")
     try:
-        knobs = find_world(choice.env).knobs(**choice.world)
+        env_settings = find_env(choice.env).settings(**choice.env_settings)
     except TypeError as error:
         raise UserError(f"{choice.env}: {error}") from error
     built = train.batch_size * (1 + int(getattr(method, "search_rounds", 0)))
     return DagProblem(
-        make_world(choice.env, knobs, device),
+        make_dag_env(choice.env, env_settings, device),
         tuple(range(train.seed, train.seed + train.seeds)),
         train.batch_size,
         -(-train.states // built),
@@ -213,17 +215,17 @@ def step_of(train: GFNSettings, method: Method, problem: DagProblem, state: Any,
 def as_config(choice: Choice, train: GFNSettings, device: str) -> dict[str, Any]:
     """What config.json holds: enough to make the same problem and method again, whatever the defaults will be."""
     method, entry = make_method(choice), find_method(choice.method)
-    world = find_world(choice.env)
-    knobs = {name: getattr(method, name) for name in sorted(_names(type(method)) - {"objective"})}
+    env_entry = find_env(choice.env)
+    hyperparameters = {name: getattr(method, name) for name in sorted(_names(type(method)) - {"objective"})}
     objective = dataclasses.asdict(method.objective) if entry.objective else {}  # type: ignore[attr-defined]
-    kinds = world.resolved(world.knobs(**choice.world))
+    env_settings = env_entry.resolved(env_entry.settings(**choice.env_settings))
     return {
         "method": absolute(choice.method),
         "objective": objective,
-        "knobs": knobs,
+        "hyperparameters": hyperparameters,
         "env": absolute(choice.env),
-        "world": dataclasses.asdict(kinds),
-        "title": world.title(kinds),
+        "env_settings": dataclasses.asdict(env_settings),
+        "title": env_entry.title(env_settings),
         **dataclasses.asdict(train),
         "device": device,
         "matmul": matmul_on(device, train.matmul),

@@ -1,9 +1,9 @@
-"""What a row of metrics says about a method: the law of what was visited and of the policy, modes, log Z.
+"""What a row of metrics says about a method: the distributions of visited objects and of the policy, modes, log Z.
 
-On a run that enumerates its environment the true law is known, and two others are compared with it: the frequencies of the last
-objects visited (eval/...), whose distance has a floor, that of as many independent samples, and the exact law of the policy as
-it is now (eval/exact_...). Elsewhere log p(x) of test objects is correlated with log R(x): exact log p for molecules, whose
-ancestors are few, estimated by backward paths otherwise.
+Where the environment is enumerated, two distributions are compared with the target distribution: the frequencies of the last
+objects visited (eval/...), whose distance has a floor, that of as many independent samples, and the exact distribution of the
+current policy (eval/exact_...). Elsewhere log p(x) of test objects is correlated with log R(x): exact log p for molecules,
+whose ancestors are few, estimated by backward paths otherwise.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ DESCRIPTIONS = {
     "states": "Finished objects that each seed has visited so far: every object whose reward was asked for.",
     "eval/l1": "Σ|p^ - p| of the last objects visited (--window): 0 to 2; eval/l1_floor is what exact sampling would give.",
     "eval/l1_mean": "The same divided by the number of objects: the empirical L1 error of Bengio et al. 2021.",
-    "eval/l1_floor": "Expected eval/l1 of as many independent samples of the exact law.",
-    "eval/tv": "Total variation distance of the last objects visited from the exact law: half of eval/l1.",
-    "eval/jsd": "Jensen-Shannon divergence of the last objects visited and the exact law, in nats.",
-    "eval/kl": "KL(p^ || p) of the last objects visited from the exact law, in nats.",
-    "eval/exact_l1": "Σ|p_θ - p|: exact distance of the current policy's law from the true one, no sampling.",
+    "eval/l1_floor": "Expected eval/l1 of as many independent samples of the target distribution.",
+    "eval/tv": "Total variation distance of the last objects visited from the target distribution: half of eval/l1.",
+    "eval/jsd": "Jensen-Shannon divergence of the last objects visited and the target distribution, in nats.",
+    "eval/kl": "KL(p^ || p) of the last objects visited from the target distribution, in nats.",
+    "eval/exact_l1": "Σ|p_θ - p|: exact distance of the current policy's distribution from the target, no sampling.",
     "eval/exact_l1_mean": "The same divided by the number of objects.",
-    "eval/exact_tv": "Total variation distance of the current policy's law from the true one.",
-    "eval/exact_jsd": "Jensen-Shannon divergence of the current policy's law and the true one, in nats.",
-    "eval/exact_kl": "KL(p_θ || p) of the current policy's law from the true one, in nats.",
+    "eval/exact_tv": "Total variation distance of the current policy's exact distribution from the target.",
+    "eval/exact_jsd": "Jensen-Shannon divergence of the current policy's exact distribution and the target, in nats.",
+    "eval/exact_kl": "KL(p_θ || p) of the current policy's exact distribution from the target, in nats.",
     "eval/modes": "Modes met so far, counted as regions.",
     "eval/all_modes_at": "Objects visited when the last mode was met.",
     "eval/log_z_error": "|log Z of the objective - exact log Z|.",
@@ -84,20 +84,20 @@ def modes(found_at: Tensor) -> Row:
     return {"eval/modes": found.sum(1).double(), "eval/all_modes_at": at}
 
 
-def against(truth: Enumeration, law: Tensor, prefix: str) -> Row:
-    """Distances of a law [S, K] from the true one."""
-    p = truth.law.expand_as(law)
+def against(truth: Enumeration, distribution: Tensor, prefix: str) -> Row:
+    """Distances of distributions [S, K] from the target distribution."""
+    p = truth.law.expand_as(distribution)
     return {
-        f"{prefix}l1": measure.l1_sum(law, p),
-        f"{prefix}l1_mean": measure.l1_mean(law, p),
-        f"{prefix}tv": measure.total_variation(law, p),
-        f"{prefix}jsd": measure.jensen_shannon(law, p),
-        f"{prefix}kl": measure.kl(law, p),
+        f"{prefix}l1": measure.l1_sum(distribution, p),
+        f"{prefix}l1_mean": measure.l1_mean(distribution, p),
+        f"{prefix}tv": measure.total_variation(distribution, p),
+        f"{prefix}jsd": measure.jensen_shannon(distribution, p),
+        f"{prefix}kl": measure.kl(distribution, p),
     }
 
 
 def of_the_policy(method: Method, state: Any, problem: DagProblem, truth: Enumeration | None, t: int) -> Row:
-    """What is known of the policy as it is: its exact law, or a correlation, and log Z."""
+    """The current policy: its exact distribution against the target, or a correlation, and log Z."""
     row: Row = {}
     if (log_z := method.log_z(state)) is not None:
         row["eval/log_z"] = log_z.double()

@@ -29,7 +29,7 @@ from experiments.run.run import Run
 from experiments.run.schedule import Marks
 from gflownet.flows.states import key_of
 from gflownet.metrics import SlidingWindow
-from gflownet.molecules.top_k import Gallery
+from gflownet.molecules.top_k import TopK
 from gflownet.problem import EVALUATION, DagProblem, Method, Outcome, numbers_of, rebuilt, tensors_of
 from gflownet.static.capture import Step
 
@@ -48,30 +48,30 @@ class GFNTraining:
     state     the method's            window     the last objects of each seed, where all objects are known
     states    objects visited by each seed      iteration  the next one
     found_at  [S, modes] how many objects a seed had visited when it first met each mode, -1 for not yet
-    gallery   the best molecules of each seed
+    top_k   the best molecules of each seed
     pending   objects [S, m, *obs] and log-rewards [S, m] not yet in the three above, none of them in a checkpoint
     """
 
     state: Any
     window: SlidingWindow | None
     found_at: Tensor
-    gallery: Gallery | None = None
+    top_k: TopK | None = None
     states: int = 0
     iteration: int = 0
     pending: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
 
     def tensors(self) -> dict[str, Tensor]:
         window = tensors_of(self.window, "window/") if self.window else {}
-        gallery = tensors_of(self.gallery, "gallery/") if self.gallery else {}
-        return {**tensors_of(self.state, "state/"), **window, **gallery, "found_at": self.found_at}
+        top_k = tensors_of(self.top_k, "gallery/") if self.top_k else {}
+        return {**tensors_of(self.state, "state/"), **window, **top_k, "found_at": self.found_at}
 
     def numbers(self) -> dict[str, Any]:
         window = numbers_of(self.window, "window/") if self.window else {}
         return {**numbers_of(self.state, "state/"), **window, "states": self.states}
 
     @staticmethod
-    def begin(method: Method, problem: DagProblem, truth: Enumeration | None, window: int, gallery: int = 0) -> GFNTraining:
-        """gallery: best objects to remember. UserError where the method cannot work on this environment."""
+    def begin(method: Method, problem: DagProblem, truth: Enumeration | None, window: int, top_k: int = 0) -> GFNTraining:
+        """top_k: best objects to remember. UserError where the method cannot work on this environment."""
         try:
             state = method.init(problem)
         except ValueError as error:
@@ -79,7 +79,7 @@ class GFNTraining:
         S, modes = len(problem.seeds), problem.env.n_modes if offers(problem.env, WithModes) else 0
         ring = None if truth is None else SlidingWindow.begin(S, window, len(truth.objects), problem.device)
         found_at = torch.full((S, modes), -1, dtype=torch.int64, device=problem.device)
-        return GFNTraining(state, ring, found_at, _empty(problem, gallery) if gallery else None)
+        return GFNTraining(state, ring, found_at, _empty(problem, top_k) if top_k else None)
 
     def restored(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> GFNTraining:
         """This one as the checkpoint has it. Raises UserError when it belongs to another method or problem."""
@@ -91,7 +91,7 @@ class GFNTraining:
             rebuilt(self.state, tensors, numbers, "state/"),
             None if self.window is None else rebuilt(self.window, tensors, numbers, "window/"),
             tensors["found_at"].to(self.found_at.device),
-            None if self.gallery is None else rebuilt(self.gallery, tensors, numbers, "gallery/"),
+            None if self.top_k is None else rebuilt(self.top_k, tensors, numbers, "gallery/"),
             numbers["states"],
             meta["iteration"],
         )
@@ -108,7 +108,7 @@ class GFNTraining:
             return self
         objects, log_reward = (torch.cat(parts, 1) for parts in zip(*self.pending, strict=True))
         refuse_bad_reward(problem.env, objects.flatten(0, 1), log_reward.flatten())
-        window, found_at, gallery = self.window, self.found_at, self.gallery
+        window, found_at, top_k = self.window, self.found_at, self.top_k
         before = self.states - log_reward.shape[1]
         if window is not None:
             assert truth is not None
@@ -117,15 +117,15 @@ class GFNTraining:
             env: Any = problem.env
             met = env.modes(objects.flatten(0, 1)).view(log_reward.shape)
             found_at = _first_met(found_at, met, before)
-        if gallery is not None:
+        if top_k is not None:
             key = key_of(problem.env)[0](objects.flatten(0, 1)).view(log_reward.shape)
-            gallery = gallery.add(objects, log_reward, key, before)
-        return replace(self, window=window, found_at=found_at, gallery=gallery, pending=())
+            top_k = top_k.add(objects, log_reward, key, before)
+        return replace(self, window=window, found_at=found_at, top_k=top_k, pending=())
 
 
-def _empty(problem: DagProblem, size: int) -> Gallery:
+def _empty(problem: DagProblem, size: int) -> TopK:
     rng = problem.rng(EVALUATION).rows(0, 1).drawn(1, problem.env.backend == "numpy")
-    return Gallery.begin(len(problem.seeds), size, to_tensor(problem.env.reset(1, rng).obs))
+    return TopK.begin(len(problem.seeds), size, to_tensor(problem.env.reset(1, rng).obs))
 
 
 def _first_met(found_at: Tensor, met: Tensor, before: int) -> Tensor:
@@ -173,9 +173,9 @@ def train(
         if evaluate:
             with faults_as_sentences(f"iteration {training.iteration}"):
                 row |= evaluation(method, training.state, problem, truth, training.window, training.iteration)
-                if molecules is not None and training.gallery is not None:
-                    row |= molecules.row(training.gallery, method, training.state, problem, training.iteration)
-                    run.picture(training.states, molecules.picture(training.gallery))
+                if molecules is not None and training.top_k is not None:
+                    row |= molecules.row(training.top_k, method, training.state, problem, training.iteration)
+                    run.picture(training.states, molecules.picture(training.top_k))
         run.log(training.states, {tag: x.tolist() if isinstance(x, Tensor) else x for tag, x in row.items()})
 
     def go(asked: list[int]) -> None:
@@ -193,7 +193,7 @@ def train(
                     save()
                     raise UserError(f"{error}; continue with: gflownet resume {run.folder}", REWARD_FAULT) from error
                 raise
-            if training.iteration == 0 and training.gallery is not None:
+            if training.iteration == 0 and training.top_k is not None:
                 _warn_of_equal_rewards(outcome.log_reward)
             training = training.after(state, outcome)
             now, last = training.states, training.states >= settings.states

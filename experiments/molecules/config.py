@@ -1,4 +1,4 @@
-"""The environment `molecules` of the command line: knobs, the vocabulary they name, the reward they describe.
+"""The environment `molecules` of the command line: settings, the vocabulary they name, the reward they describe.
 
 A run's config holds the whole vocabulary, not the name of a file, so that its folder is enough to go on and to sample.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Suppress
 
 from experiments.cli.errors import UserError
-from experiments.pg.build import absolute, load_object
+from experiments.cli.load import absolute, load_object
 
 if TYPE_CHECKING:
     from envs.core import DagEnv
@@ -27,7 +27,7 @@ NEEDS = "molecules need RDKit: pip install 'pgrl[molecules]'"
 
 
 @dataclass(frozen=True)
-class MoleculeKnobs:
+class MoleculeSettings:
     reward: str = "qed"
     """terms and what is made of them: qed, sa, logp[1,3], mw[200,500], tpsa[20,120], rotors[0,8], similar[SMILES], seh,
     file.py:function of a list of SMILES; products a*b, powers a^2, means a+b or mean(a,b), weights 2*a+b"""
@@ -61,55 +61,55 @@ class MoleculeKnobs:
     """where the functions that the reward names are, as JSON: name -> absolute path:function"""
 
 
-def resolved(knobs: MoleculeKnobs) -> MoleculeKnobs:
+def resolved(settings: MoleculeSettings) -> MoleculeSettings:
     """With the vocabulary written out and files as absolute paths. UserError for files that cannot be read."""
     _need_rdkit()
     from envs.molecules.fragments import as_json
     from gflownet.rewards.expression import FILE
 
-    if not knobs.vocabulary:
-        text = json.dumps(json.loads(as_json(_fragments(knobs.fragments))), separators=(",", ":"))
-        knobs = replace(knobs, vocabulary=text, digest=_digest(text))
+    if not settings.vocabulary:
+        text = json.dumps(json.loads(as_json(_fragments(settings.fragments))), separators=(",", ":"))
+        settings = replace(settings, vocabulary=text, digest=_digest(text))
     for name in ("beta", "r_min", "r_max", "mode_threshold"):
-        if not math.isfinite(getattr(knobs, name)):
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(knobs, name)}, expected a finite number")
-    weights = str(Path(knobs.seh_weights).resolve()) if knobs.seh_weights else ""
-    files = knobs.files or json.dumps({name: absolute(name) for name in FILE.findall(knobs.reward)})
+        if not math.isfinite(getattr(settings, name)):
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(settings, name)}, expected a finite number")
+    weights = str(Path(settings.seh_weights).resolve()) if settings.seh_weights else ""
+    files = settings.files or json.dumps({name: absolute(name) for name in FILE.findall(settings.reward)})
     return replace(
-        knobs,
-        fragments=str(Path(knobs.fragments).resolve()) if knobs.fragments else "",
+        settings,
+        fragments=str(Path(settings.fragments).resolve()) if settings.fragments else "",
         seh_weights=weights,
-        seh_digest=knobs.seh_digest or _digest_of_file(weights),
+        seh_digest=settings.seh_digest or _digest_of_file(weights),
         files=files,
     )
 
 
-def molecules(knobs: MoleculeKnobs, device: str) -> DagEnv:
+def molecules(settings: MoleculeSettings, device: str) -> DagEnv:
     """The environment; its `reward` is a TreeReward. UserError or ValueError, one sentence each, for what does not fit."""
     _need_rdkit()
     from envs.molecules.block_trees import BlockTrees
     from envs.molecules.fragments import blocks_of
 
-    knobs = resolved(knobs)
-    fragments = vocabulary(knobs)
-    bare = BlockTrees(blocks_of(fragments), max_blocks=knobs.max_blocks, min_blocks=knobs.min_blocks, device=device)
-    return bare.with_reward(_reward(knobs, fragments, bare, device))
+    settings = resolved(settings)
+    fragments = vocabulary(settings)
+    bare = BlockTrees(blocks_of(fragments), max_blocks=settings.max_blocks, min_blocks=settings.min_blocks, device=device)
+    return bare.with_reward(_reward(settings, fragments, bare, device))
 
 
-def vocabulary(knobs: MoleculeKnobs) -> tuple[Fragment, ...]:
+def vocabulary(settings: MoleculeSettings) -> tuple[Fragment, ...]:
     """The fragments of a resolved config. UserError (exit code 3) where they are not those it was made with."""
     from envs.molecules.fragments import fragments_from_json
 
-    if _digest(knobs.vocabulary) != knobs.digest:
+    if _digest(settings.vocabulary) != settings.digest:
         raise UserError(
             "the run was trained with other fragments than its config.json holds now: restore config.json, or train anew",
             exit_code=3,
         )
-    return fragments_from_json(knobs.vocabulary)
+    return fragments_from_json(settings.vocabulary)
 
 
-def title(knobs: MoleculeKnobs) -> str:
-    return f"molecules of {knobs.min_blocks} to {knobs.max_blocks} blocks, R = ({knobs.reward})^{knobs.beta:g}"
+def title(settings: MoleculeSettings) -> str:
+    return f"molecules of {settings.min_blocks} to {settings.max_blocks} blocks, R = ({settings.reward})^{settings.beta:g}"
 
 
 def _fragments(path: str) -> tuple[Fragment, ...]:
@@ -125,35 +125,35 @@ def _fragments(path: str) -> tuple[Fragment, ...]:
         raise UserError(f"--fragments: {error}") from error
 
 
-def _reward(knobs: MoleculeKnobs, fragments: tuple[Fragment, ...], env: Any, device: str) -> TreeReward:
+def _reward(settings: MoleculeSettings, fragments: tuple[Fragment, ...], env: Any, device: str) -> TreeReward:
     from gflownet.rewards.combine import MoleculeReward, Tempering
     from gflownet.rewards.expression import Expression
     from gflownet.rewards.trees import TreeReward
 
-    tempering = Tempering(knobs.beta, knobs.r_min, knobs.r_max)
-    expression = Expression.parse(knobs.reward, ("seh",))
-    where = json.loads(knobs.files)
+    tempering = Tempering(settings.beta, settings.r_min, settings.r_max)
+    expression = Expression.parse(settings.reward, ("seh",))
+    where = json.loads(settings.files)
     functions = {name: load_object(where[name]) for name in expression.functions}
-    reward = MoleculeReward.of(knobs.reward, tempering, ("seh",), functions, workers=knobs.reward_workers)
-    scores = {"seh": _seh(knobs, fragments, device)} if "seh" in expression.outside else {}
+    reward = MoleculeReward.of(settings.reward, tempering, ("seh",), functions, workers=settings.reward_workers)
+    scores = {"seh": _seh(settings, fragments, device)} if "seh" in expression.outside else {}
     return TreeReward(fragments, reward, env.index, scores)
 
 
-def _seh(knobs: MoleculeKnobs, fragments: tuple[Fragment, ...], device: str) -> Any:
+def _seh(settings: MoleculeSettings, fragments: tuple[Fragment, ...], device: str) -> Any:
     from envs.molecules.atom_tables import atom_tables
     from gflownet.rewards.seh import SehProxy, load_weights
 
-    if not knobs.seh_weights:
+    if not settings.seh_weights:
         raise UserError("the reward asks for seh: give the proxy's weights with --seh-weights best_params.pkl.gz (or .npz)")
-    if knobs.seh_digest and _digest_of_file(knobs.seh_weights) not in ("", knobs.seh_digest):
-        raise UserError(f"{knobs.seh_weights} holds other weights than those of the run: restore the file", exit_code=3)
+    if settings.seh_digest and _digest_of_file(settings.seh_weights) not in ("", settings.seh_digest):
+        raise UserError(f"{settings.seh_weights} holds other weights than those of the run: restore the file", exit_code=3)
     try:
-        weights = load_weights(knobs.seh_weights)
+        weights = load_weights(settings.seh_weights)
     except OSError as error:
-        raise UserError(f"--seh-weights {knobs.seh_weights}: {error.strerror or error}") from error
+        raise UserError(f"--seh-weights {settings.seh_weights}: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"--seh-weights: {error}") from error
-    proxy = SehProxy(weights, atom_tables(fragments), knobs.seh_variant, device=device)
+    proxy = SehProxy(weights, atom_tables(fragments), settings.seh_variant, device=device)
     return lambda obs: proxy(obs) / 8
 
 

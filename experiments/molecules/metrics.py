@@ -1,6 +1,6 @@
-"""What a row of metrics says about molecules: of the best that were visited (the gallery), and of fresh ones of the policy.
+"""What a row of metrics says about molecules: of the best that were visited (the top_k), and of fresh ones of the policy.
 
-    gallery   top-k rewards; modes, circles and scaffolds above a threshold; how different the best are
+    top_k   top-k rewards; modes, circles and scaffolds above a threshold; how different the best are
     fresh     N = 128 of each seed, without exploration: valid, unique, mean reward, how different, a histogram of rewards
 
 A molecule is its canonical isomeric SMILES: of several trees that are one molecule the first visited stands for all, with the
@@ -24,7 +24,7 @@ from experiments.gfn.metrics import TESTS, fresh, has_policy
 from experiments.molecules.pictures import draw
 from gflownet.molecules.fingerprints import BYTES, Bits, ModeCounter, circles, fingerprints, internal_diversity
 from gflownet.molecules.metrics import TOP, Drawn, Places, top_mean
-from gflownet.molecules.top_k import Gallery
+from gflownet.molecules.top_k import TopK
 from gflownet.problem import DagProblem, Method
 from gflownet.rewards.chemistry import Floats
 from gflownet.rewards.trees import TreeReward
@@ -33,19 +33,19 @@ Row = dict[str, Any]
 _scaffold: Any = MurckoScaffold.GetScaffoldForMol  # its own file carries no types
 T = TypeVar("T")
 
-THRESHOLD = 0.8  # where no knob says another
+THRESHOLD = 0.8  # where no setting says another
 FRESH = 128  # objects of each seed
 SHOWN = 20  # molecules in a picture
 BINS = 30
 DIVERSE = 100  # the best, whose diversity is told
 LIKE = "morgan2-2048"
 ONCE = "unique by canonical isomeric SMILES"
-KEPT = f"the best distinct trees of each seed (--gallery), {ONCE}"
+KEPT = f"the best distinct trees of each seed (--top-k), {ONCE}"
 HIGH = f"Among {KEPT}, with reward > --mode-threshold"
 EXACT = f"log p_θ(x), exact over all ways to build x, of N <= {TESTS} distinct trees, the largest that uniform moves build"
 DESCRIPTIONS = {
     **{f"mol/top_{k}": f"Mean reward of the {k} best molecules visited, {ONCE}, before tempering." for k in TOP},
-    "mol/above": f"{HIGH}: how many there are; no more than --gallery are remembered.",
+    "mol/above": f"{HIGH}: how many there are; no more than --top-k are remembered.",
     "mol/modes": f"{HIGH}: those whose Tanimoto similarity ({LIKE}) to every mode before is < 0.7, in order of visit.",
     "mol/circles": f"{HIGH}: #Circles, chosen greedily by falling reward at Tanimoto distance > 0.75 ({LIKE}); a lower bound.",
     "mol/scaffolds": f"{HIGH}: different Bemis-Murcko scaffolds with a ring.",
@@ -104,46 +104,46 @@ class Molecules:
         self._reward: TreeReward = env.reward
         self._seen, self._scaffolds = Kept(size), Kept(size)
 
-    def row(self, gallery: Gallery, method: Method, state: Any, problem: DagProblem, t: int) -> Row:
+    def row(self, top_k: TopK, method: Method, state: Any, problem: DagProblem, t: int) -> Row:
         """Both: tag -> [S], NaN where there are too few, and a histogram. Methods without a policy have no fresh ones."""
-        row = self.of_gallery(gallery)
+        row = self.of_top_k(top_k)
         if has_policy(method, state, problem):
             row |= self.of_fresh(*fresh(method, state, problem, FRESH, t))
         return row
 
-    def picture(self, gallery: Gallery) -> bytes | None:
+    def picture(self, top_k: TopK) -> bytes | None:
         """PNG of the best molecules of all seeds with their rewards; None where there are none yet."""
-        best = self.best(gallery)
+        best = self.best(top_k)
         return draw([smiles for smiles, _ in best], [f"{reward:.4g}" for _, reward in best]) if best else None
 
-    # -- of the gallery
+    # -- of the top_k
 
-    def of_gallery(self, gallery: Gallery) -> Row:
+    def of_top_k(self, top_k: TopK) -> Row:
         """tag -> [S], NaN where there are too few."""
-        rows = [self._of_best(drawn, bits) for drawn, bits in (self._best(gallery, seed) for seed in range(len(gallery.key)))]
+        rows = [self._of_best(drawn, bits) for drawn, bits in (self._best(top_k, seed) for seed in range(len(top_k.key)))]
         return {tag: torch.tensor([row[tag] for row in rows], dtype=torch.float64) for tag in rows[0]}
 
-    def best(self, gallery: Gallery, n: int = SHOWN) -> list[tuple[str, float]]:
+    def best(self, top_k: TopK, n: int = SHOWN) -> list[tuple[str, float]]:
         """SMILES and reward of the n best molecules of all seeds, fewer where there are fewer."""
         rewards: dict[str, float] = {}
-        for seed in range(len(gallery.key)):
-            drawn, _ = self._best(gallery, seed)
+        for seed in range(len(top_k.key)):
+            drawn, _ = self._best(top_k, seed)
             for i in drawn.by_reward[:n].tolist():
                 rewards[drawn.smiles[i]] = max(float(drawn.reward[i]), rewards.get(drawn.smiles[i], -np.inf))
         return sorted(rewards.items(), key=lambda entry: (-entry[1], entry[0]))[:n]
 
-    def _best(self, gallery: Gallery, seed: int) -> tuple[Drawn, Bits]:
+    def _best(self, top_k: TopK, seed: int) -> tuple[Drawn, Bits]:
         """The molecules above the threshold and at least the 1,000 best, in order of visit; with their fingerprints."""
-        there = int(gallery.there[seed].sum())
-        reward = self._reward.untempered(gallery.log_reward[seed, :there]).cpu().numpy()
+        there = int(top_k.there[seed].sum())
+        reward = self._reward.untempered(top_k.log_reward[seed, :there]).cpu().numpy()
         look = max(int((reward > self._threshold).sum()), max(TOP))
         while True:
             some = min(look, there)
-            seen = self._look(gallery.obs[seed, :some], gallery.key[seed, :some])
+            seen = self._look(top_k.obs[seed, :some], top_k.key[seed, :some])
             if some == there or len({one.smiles for one in seen} - {""}) >= max(TOP):
                 break
             look *= 2
-        order = gallery.visited_at[seed, :some].argsort().tolist()
+        order = top_k.visited_at[seed, :some].argsort().tolist()
         return _collected([seen[i] for i in order], reward[order])
 
     def _of_best(self, drawn: Drawn, bits: Bits) -> dict[str, float]:

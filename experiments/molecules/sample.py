@@ -218,7 +218,7 @@ def trained(run: Path, checkpoint: Path | None = None, device: str = "auto") -> 
         device = on if torch.cuda.is_available() else "cpu"
     elif device.partition(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not torch.cuda.is_available()):
         raise UserError(f"--device is {device!r}, expected auto, cpu, or cuda where there is a GPU")
-    # the true law is of no use here, and finding it could take long
+    # the target distribution is not needed here, and enumeration could take long
     begun = made({**config, "metrics": "sampled", "device": device})
     method, problem = begun.method, begun.problem
     reward: Any = getattr(problem.env, "reward", None)

@@ -70,9 +70,9 @@ def _number(row: dict[str, Any], tag: str, scale: float, digits: int) -> str:
 def similarities(folder: Path) -> list[float]:
     """Mean pairwise Tanimoto similarity of the best molecules of all seeds together, for each fingerprint."""
     _, begun = opened(folder)
-    if begun.molecules is None or begun.training.gallery is None:
+    if begun.molecules is None or begun.training.top_k is None:
         raise UserError(f"{folder} remembers no molecules: give runs of `gflownet train molecules`")
-    best = [smiles for smiles, _ in begun.molecules.best(begun.training.gallery, BEST)]
+    best = [smiles for smiles, _ in begun.molecules.best(begun.training.top_k, BEST)]
     return [mean_similarity(fingerprints(best, kind)) for kind in KINDS]
 
 

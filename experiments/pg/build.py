@@ -1,6 +1,6 @@
 """Environments by name, and the exact values of those that have them.
 
-gridworld, gridworld:MAP.txt, garnet, garnet:SEED, lqr       tensor worlds with exact values
+gridworld, gridworld:MAP.txt, garnet, garnet:SEED, lqr       on tensors, with exact values
 HalfCheetah-v5, ...                                          the batched MuJoCo path
 any other id                                                 a Gymnasium environment
 path/to/file.py:name                                         a function that returns one of the project's or Gymnasium's
@@ -9,9 +9,6 @@ path/to/file.py:name                                         a function that ret
 from __future__ import annotations
 
 import difflib
-import importlib.util
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from envs.mdp.exact import Exact, ExactLQR, ExactMDP
 from envs.mdp.lqr import LQR, double_integrator
 from envs.mdp.tabular import FiniteMDP, garnet, gridworld
 from experiments.cli.errors import UserError
+from experiments.cli.load import load_object
 from pgrl.nets import MLP, TabularNet
 from pgrl.policy import Policy
 
@@ -46,7 +44,7 @@ def make_env(name: str, horizon: int | None = None, device: str = "cpu") -> Env:
             return double_integrator(device=device, **limit)
         if kind.endswith(".py"):
             return _outside(name, horizon)
-        return _gymnasium_world(name, horizon)
+        return _gymnasium(name, horizon)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -96,7 +94,7 @@ def _outside(name: str, horizon: int | None) -> Env:
     return made
 
 
-def _gymnasium_world(name: str, horizon: int | None) -> Env:
+def _gymnasium(name: str, horizon: int | None) -> Env:
     import gymnasium
 
     from envs.mdp.mujoco_tasks import TASKS
@@ -113,35 +111,6 @@ def _gymnasium_world(name: str, horizon: int | None) -> Env:
     from envs.mdp.gymnasium_env import GymnasiumEnv
 
     return GymnasiumEnv(name, horizon=horizon)
-
-
-def load_object(name: str) -> Callable[..., Any]:
-    """`path/to/file.py:name`. UserError when the file or the name is missing, or the file fails."""
-    path, _, attribute = name.rpartition(":")
-    if not path.endswith(".py"):
-        path, attribute = name, ""
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"there is no file {file}")
-    spec = importlib.util.spec_from_file_location(f"file:{file.resolve()}", file)  # a name that hides no other module
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[spec.name]
-        raise UserError(f"{file} could not be loaded: {type(error).__name__}: {error}") from error
-    public = [n for n in vars(module) if not n.startswith("_")]
-    if not attribute or not hasattr(module, attribute):
-        raise UserError(f"got {name!r}, expected {file}:NAME with NAME one of {', '.join(public)}")
-    return getattr(module, attribute)
-
-
-def absolute(value: Any) -> Any:
-    """A file.py:name that is found from any folder; anything else as it is."""
-    head, colon, tail = value.partition(":") if isinstance(value, str) else ("", "", "")
-    return f"{Path(head).resolve()}{colon}{tail}" if head.endswith(".py") else value
 
 
 def exact_values(env: Env, policy: Policy, discount: float) -> Exact | None:

@@ -51,8 +51,8 @@ def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
 @contextmanager
 def _made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
     """The problem, with its workers while they are needed, and the agent."""
-    algo, settings, knobs = from_config(config)
-    agent, problem = make_agent(algo, knobs), make_problem(settings, config["device"])
+    algo, settings, hyperparameters = from_config(config)
+    agent, problem = make_agent(algo, hyperparameters), make_problem(settings, config["device"])
     if tabular(problem):
         torch.set_num_threads(1)  # the arrays are small: a second thread costs more than it brings
     count = worker_count(settings, problem.env)
@@ -81,12 +81,14 @@ def _plain(name: str) -> str:
 
 
 def _settings(config: dict[str, Any], problem: Problem) -> str:
-    knobs = ", ".join(f"{name} {value:g}" for name, value in config["knobs"].items() if isinstance(value, int | float))
+    hyperparameters = ", ".join(
+        f"{name} {value:g}" for name, value in config["hyperparameters"].items() if isinstance(value, int | float)
+    )
     shared = ("discount", "batch_size", "hidden", "baseline", "dtype", "device")
     rest = ", ".join(f"{name} {config[name]}" for name in shared)
     return (
         f"  {config['seeds']} seeds × {config['env_steps']:,} environment steps, horizon {problem.horizon}, "
-        f"{problem.policy.size} parameters\n  {knobs}\n  {rest}"
+        f"{problem.policy.size} parameters\n  {hyperparameters}\n  {rest}"
     )
 
 
@@ -130,12 +132,12 @@ def doctor() -> None:
 
     for name, value in surroundings("cuda" if torch.cuda.is_available() else "cpu").items():
         print(f"{name:12s} {value}")
-    settings, knobs, _ = defaults("n-harpg", "gridworld")
+    settings, hyperparameters, _ = defaults("n-harpg", "gridworld")
     folder = Path(tempfile.mkdtemp())
     try:
         begun = time.perf_counter()
         short = replace(settings, env_steps=5_000)
-        start(as_config("n-harpg", short, knobs, "cpu"), folder / "run", ["pgrl", "doctor"], quiet=True)
+        start(as_config("n-harpg", short, hyperparameters, "cpu"), folder / "run", ["pgrl", "doctor"], quiet=True)
         seconds = time.perf_counter() - begun
         print(f"{'training':12s} ok: ten seeds of n-harpg on gridworld, {50_000 / seconds:,.0f} environment steps/s")
     finally:

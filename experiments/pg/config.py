@@ -13,7 +13,8 @@ import torch
 
 from envs.core import Env
 from experiments.cli.errors import UserError
-from experiments.pg.build import OWN, absolute, load_object, make_env
+from experiments.cli.load import absolute, load_object
+from experiments.pg.build import OWN, make_env
 from experiments.recipes.pg.recipe import PGRecipe
 from experiments.recipes.pg.registry import recipe_for
 from experiments.run.device import choose
@@ -76,7 +77,7 @@ class PGSettings:
 
 
 def find_agent(algo: str) -> AgentEntry:
-    """The register's entry for a name, or one for `file.py:agent` (a dataclass of knobs, or an instance of one)."""
+    """The registered entry for a name, or one for `file.py:agent` (a dataclass of hyperparameters, or an instance of one)."""
     if algo.partition(":")[0].endswith(".py"):
         found: Any = load_object(algo)
         if not dataclasses.is_dataclass(found) or not (hasattr(found, "init") and hasattr(found, "step")):
@@ -94,23 +95,23 @@ def find_agent(algo: str) -> AgentEntry:
 
 
 def defaults(algo: str, env: str, preset: str = "recipe") -> tuple[PGSettings, dict[str, float], PGRecipe]:
-    """What a bare command uses: settings and knobs of the recipe, schedules as `preset` says."""
+    """What a bare command uses: settings and hyperparameters of the recipe, schedules as `preset` says."""
     recipe, entry = recipe_for(env), find_agent(algo)
     names = {f.name for f in dataclasses.fields(PGSettings)} & {f.name for f in dataclasses.fields(PGRecipe)}
     settings = PGSettings(env=env, preset=preset, **{name: getattr(recipe, name) for name in names})
-    knobs = {f.name for f in dataclasses.fields(entry.make)}  # type: ignore[arg-type]
-    tuned = recipe.knobs.get(algo, {})
+    hyperparameters = {f.name for f in dataclasses.fields(entry.make)}  # type: ignore[arg-type]
+    tuned = recipe.hyperparameters.get(algo, {})
     step = {name: value for name, value in tuned.items() if name == "step_size"}
     presets = {"recipe": tuned, "theorem": step, "constant": {**step, "step_power": 0.0, "eta": 0.3, "eta_power": 0.0}}
     if preset not in presets:
         raise UserError(f"--preset is {preset!r}, expected {', '.join(presets)}")
     chosen = {**entry.preset, **presets[preset]}
-    return settings, {name: value for name, value in chosen.items() if name in knobs}, recipe
+    return settings, {name: value for name, value in chosen.items() if name in hyperparameters}, recipe
 
 
-def make_agent(algo: str, knobs: dict[str, Any]) -> Agent:
+def make_agent(algo: str, hyperparameters: dict[str, Any]) -> Agent:
     try:
-        return find_agent(algo).make(**knobs)
+        return find_agent(algo).make(**hyperparameters)
     except (ValueError, TypeError) as error:
         raise UserError(f"{algo}: {error}") from error
 
@@ -189,18 +190,24 @@ def _iteration_seconds(problem: Problem) -> float:
     theta = problem.theta()
     for t in range(3):
         started = time.perf_counter()
-        world = problem.iteration(t)
-        world.gradient(theta, *world.sample(theta)).sum().item()
+        iteration = problem.iteration(t)
+        iteration.gradient(theta, *iteration.sample(theta)).sum().item()
     return time.perf_counter() - started
 
 
-def as_config(algo: str, train: PGSettings, knobs: dict[str, Any], device: str) -> dict[str, Any]:
+def as_config(algo: str, train: PGSettings, hyperparameters: dict[str, Any], device: str) -> dict[str, Any]:
     """What config.json holds: enough to make the same problem and agent again."""
-    slope, agent = find_agent(algo).slope, make_agent(algo, knobs)
-    knobs = {f.name: getattr(agent, f.name) for f in dataclasses.fields(type(agent))}  # type: ignore[arg-type]
+    slope, agent = find_agent(algo).slope, make_agent(algo, hyperparameters)
+    hyperparameters = {f.name: getattr(agent, f.name) for f in dataclasses.fields(type(agent))}  # type: ignore[arg-type]
     rest = {**dataclasses.asdict(train), "env": _absolute(train.env)}
     rest["workers"] = worker_count(train, make_env(train.env, train.horizon, device))
-    return {"algo": _absolute(algo), "knobs": knobs, **rest, "device": device, "theory_slope": slope and -slope}
+    return {
+        "algo": _absolute(algo),
+        "hyperparameters": hyperparameters,
+        **rest,
+        "device": device,
+        "theory_slope": slope and -slope,
+    }
 
 
 def _absolute(name: str) -> str:
@@ -211,10 +218,10 @@ def _absolute(name: str) -> str:
 
 def from_config(config: dict[str, Any]) -> tuple[str, PGSettings, dict[str, Any]]:
     """UserError (exit code 3) when a setting is missing or unknown."""
-    rest = {key: value for key, value in config.items() if key not in ("algo", "knobs", "theory_slope")}
+    rest = {key: value for key, value in config.items() if key not in ("algo", "hyperparameters", "theory_slope")}
     try:
         rest["hidden"] = tuple(rest["hidden"])
-        return config["algo"], PGSettings(**rest), config["knobs"]
+        return config["algo"], PGSettings(**rest), config["hyperparameters"]
     except (KeyError, TypeError) as error:
         raise UserError(f"config.json does not fit this version: {error}", exit_code=3) from error
 

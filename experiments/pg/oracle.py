@@ -17,14 +17,14 @@ def check_agent(algo: str, seeds: int, iterations: int, batch_size: int, step_si
             f"got --seeds {seeds} --iterations {iterations} --batch-size {batch_size}, expected at least 2, 3 and 1"
         )
     entry: Any = find_agent(algo)
-    knobs = dict(entry.preset)
-    if "step_size" in {f.name for f in dataclasses.fields(entry.make)} and "step_size" not in knobs:
-        knobs["step_size"] = step_size
-    agent = make_agent(algo, knobs)
+    hyperparameters = dict(entry.preset)
+    if "step_size" in {f.name for f in dataclasses.fields(entry.make)} and "step_size" not in hyperparameters:
+        hyperparameters["step_size"] = step_size
+    agent = make_agent(algo, hyperparameters)
     marks = sorted({0, *(round((iterations - 1) ** (k / 4)) for k in range(5))})
     found, orders = {}, {}
     print(f"{algo}: error of the direction d_t - ∇J_H(θ_t) over {seeds} replicas")
-    print(f"{'world':8s} {'t':>4s} {'‖mean‖/‖∇J‖':>12s} {'visible from':>13s} {'max |z|':>8s} {'rms':>8s}")
+    print(f"{'env':8s} {'t':>4s} {'‖mean‖/‖∇J‖':>12s} {'visible from':>13s} {'max |z|':>8s} {'rms':>8s}")
     for bench in benches(seeds, batch_size):
         found[bench.name] = bias(agent, bench, marks)
         for f in found[bench.name]:

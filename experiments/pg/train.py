@@ -1,8 +1,8 @@
 """The training loop of the policy-gradient tower.
 
 until every seed has used its environment steps:
-    world = what the problem shows in this iteration
-    state, metrics = agent.step(state, world)         for the seeds that still have steps left
+    iteration = what the problem shows in this iteration
+    state, metrics = agent.step(state, iteration)     for the seeds that still have steps left
     count every step sampled; fit the baseline for the next iteration
     now and then: a row of metrics, an evaluation, a checkpoint
 """
@@ -117,12 +117,12 @@ def train(
             log(run, problem, exact, settings, training, {}, None, None, evaluate=True)
         while bool((training.env_steps < settings.env_steps).any()):
             used, theta = float(training.env_steps.double().mean()), training.state.theta
-            training, metrics, world = step(problem, agent, training, settings.env_steps)
+            training, metrics, iteration = step(problem, agent, training, settings.env_steps)
             now = float(training.env_steps.double().mean())
             last = not bool((training.env_steps < settings.env_steps).any())
             if last or due(settings.log_rows, used, now):
                 evaluate = last or due(settings.evaluations, used, now)
-                log(run, problem, exact, settings, training, metrics, world, theta, evaluate)
+                log(run, problem, exact, settings, training, metrics, iteration, theta, evaluate)
             if last or asked or due(settings.checkpoints, used, now):
                 save()
             tick(int(now))
@@ -153,11 +153,11 @@ def step(problem: Problem, agent: Agent, training: PGTraining, budget: int) -> t
         return old.index_copy(0, rows.to(old.device), new) if isinstance(old, Tensor) and not everyone else new
 
     state, fitted = training.state, training.fitted
-    world = part.iteration(training.iteration, {name: pick(x) for name, x in fitted.items()})
-    new, metrics = agent.step(type(state)(*map(pick, state)), world)
+    iteration = part.iteration(training.iteration, {name: pick(x) for name, x in fitted.items()})
+    new, metrics = agent.step(type(state)(*map(pick, state)), iteration)
     _refuse_non_finite(new, part)
-    learnt = world.fit_baseline()
-    env_steps = training.env_steps.index_add(0, rows, world.env_steps().cpu())
+    learnt = iteration.fit_baseline()
+    env_steps = training.env_steps.index_add(0, rows, iteration.env_steps().cpu())
     after = PGTraining(
         type(state)(*map(put, state, new)),
         {name: put(x, learnt[name]) for name, x in fitted.items()},
@@ -165,14 +165,14 @@ def step(problem: Problem, agent: Agent, training: PGTraining, budget: int) -> t
         training.eval_steps,
         training.iteration + 1,
     )
-    returns, lengths = world.episode_returns()
+    returns, lengths = iteration.episode_returns()
     norms = {"train/direction_norm": norm(new.d)[:, 0], "train/update_norm": norm(new.theta - pick(state.theta))[:, 0]}
     metrics = {**metrics, **norms, "rollout/return": returns, "rollout/length": lengths}
     for name, x in metrics.items():
         if isinstance(x, Tensor) and x.shape not in ((), (len(rows),)):
             raise UserError(f"metric {name!r} of the agent has shape {tuple(x.shape)}, expected a number or one for each seed")
     spread = {name: _spread(x, rows, S) if isinstance(x, Tensor) and x.dim() == 1 else x for name, x in metrics.items()}
-    return after, spread, world
+    return after, spread, iteration
 
 
 def _spread(x: Tensor, rows: Tensor, seeds: int) -> Tensor:
@@ -196,7 +196,7 @@ def log(
     settings: PGSettings,
     training: PGTraining,
     metrics: Metrics,
-    world: Iteration | None,
+    iteration: Iteration | None,
     before: Tensor | None,
     evaluate: bool,
 ) -> None:
@@ -221,6 +221,6 @@ def log(
         row["eval/discounted_return"] = tau.returns(problem.discount).reshape(S, -1).double().mean(1)
         training.eval_steps = training.eval_steps + tau.mask.sum(0).reshape(S, -1).sum(1).cpu()
         row["eval/env_steps"] = training.eval_steps.double()
-    if world is not None and run.wall > 0:
+    if iteration is not None and run.wall > 0:
         row["time/env_steps_per_second"] = float(steps.sum()) / run.wall
     run.log(int(steps.mean()), {tag: x.tolist() if isinstance(x, Tensor) else x for tag, x in row.items()})

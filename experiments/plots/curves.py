@@ -191,10 +191,11 @@ def _curve(algo: str, group: list[Series], grid: Array) -> Curve:
     return Curve(algo, inside, np.array([np.interp(inside, x, y) for x, y in seeds]), theory, tuple(mixed), floor)
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Every setting by its own name: no two are called the same."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= _flat(value) if isinstance(value, dict) else {key: value}
     return flat
 
 

@@ -1,9 +1,9 @@
 """Figures of the GFlowNet tower.
 
-figure2  the paper's Fig. 2: L1 (top) and modes found (bottom) against objects visited, one column for each R0, a line a method
-law      the learnt law of a two-dimensional grid beside the true one
+figure2       the paper's Fig. 2: L1 (top) and modes found (bottom) against objects visited, a column for each R0
+distribution  the learned distribution of a two-dimensional grid beside the target distribution
 
-python -m experiments.plots.gflownet RUN... --out figure.png      draws figure2; runs are sorted by their world and method
+python -m experiments.plots.gflownet RUN... --out figure.png      draws figure2; runs are sorted by environment and method
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def figure2(runs: Positional[tuple[Path, ...]], out: Path) -> Path:
         out: figure, .png or .svg
     """
     ready(out)
-    worlds: dict[str, list[Path]] = {}
+    environments: dict[str, list[Path]] = {}
     for run in runs:
-        worlds.setdefault(str(Run.open(run).config.get("title", "?")), []).append(run)
-    if not worlds:
+        environments.setdefault(str(Run.open(run).config.get("title", "?")), []).append(run)
+    if not environments:
         raise CurvesError("no run given: name one or more run folders")
-    found = {title: [gather(folders, metric, "states")[1] for metric, _ in ROWS] for title, folders in worlds.items()}
+    found = {title: [gather(folders, metric, "states")[1] for metric, _ in ROWS] for title, folders in environments.items()}
     methods = list(dict.fromkeys(curve.algo for rows in found.values() for curve in rows[0]))
     import matplotlib
     from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ def figure2(runs: Positional[tuple[Path, ...]], out: Path) -> Path:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(3.6 * len(found) + 0.8, 7.0), 6.4), dpi=160, layout="constrained")
         axes: Any = figure.subplots(2, len(found), sharex="col", sharey="row", squeeze=False)
-        for column, (title, rows) in enumerate(sorted(found.items(), key=lambda item: _order(item[0], worlds))):
+        for column, (title, rows) in enumerate(sorted(found.items(), key=lambda item: _order(item[0], environments))):
             for row, curves in enumerate(rows):
                 for curve in curves:
                     _line(axes[row, column], curve, COLOURS[methods.index(curve.algo) % len(COLOURS)], row == 0)
@@ -72,9 +72,9 @@ def figure2(runs: Positional[tuple[Path, ...]], out: Path) -> Path:
     return out
 
 
-def _order(title: str, worlds: dict[str, list[Path]]) -> tuple[float, str]:
+def _order(title: str, environments: dict[str, list[Path]]) -> tuple[float, str]:
     """The largest R0 first, as in the paper."""
-    return -float(Run.open(worlds[title][0]).config.get("world", {}).get("r0", 0.0)), title
+    return -float(Run.open(environments[title][0]).config.get("env_settings", {}).get("r0", 0.0)), title
 
 
 def _line(axes: Any, curve: Curve, colour: str, positive: bool) -> None:
@@ -91,8 +91,8 @@ def _floor(axes: Any, curves: Sequence[Curve]) -> None:
         axes.plot(longest.x[seen], longest.floor[seen], ":", color="#555555", linewidth=1.5, label=FLOOR)
 
 
-def law(run: Path, out: Path, checkpoint: Path | None = None) -> Path:
-    """The true law of a two-dimensional grid, and beside it that of the policy, or of the last objects where there is none.
+def distribution(run: Path, out: Path, checkpoint: Path | None = None) -> Path:
+    """The target distribution of a two-dimensional grid, and beside it the policy's, or the last objects' where there is none.
 
     Of several seeds the first is drawn. CurvesError for other environments.
     """
@@ -104,18 +104,16 @@ def law(run: Path, out: Path, checkpoint: Path | None = None) -> Path:
     ready(out)
     opened_run, (_, method, problem, truth, training, _) = opened(run, checkpoint)
     if truth is None or training.window is None or truth.obs.shape[1:] != (2,):
-        raise CurvesError(
-            f"{run} is on {opened_run.config['title']}: the law is drawn for two-dimensional grids whose law is known"
-        )
+        raise CurvesError(f"{run} is on {opened_run.config['title']}: only enumerated two-dimensional grids can be drawn")
     policy = has_policy(method, training.state, problem)
-    learnt = exact_law(method, training.state, problem, truth) if policy else training.window.law
-    cells, distance = truth.obs[truth.objects].cpu().numpy(), float(l1_sum(learnt[0], truth.law))
+    learned = exact_law(method, training.state, problem, truth) if policy else training.window.law
+    cells, distance = truth.obs[truth.objects].cpu().numpy(), float(l1_sum(learned[0], truth.law))
     title = f"{opened_run.config['title']}, {opened_run.config['method']}, {training.states:,} objects visited"
-    what = "learnt: exact law of the policy" if policy else f"visited: the last {training.window.held:,} objects"
+    what = "learned: exact distribution of the policy" if policy else f"visited: the last {training.window.held:,} objects"
     _heat(
         cells,
-        [truth.law.cpu().numpy(), learnt[0].cpu().numpy()],
-        ["true law  R / Z", what],
+        [truth.law.cpu().numpy(), learned[0].cpu().numpy()],
+        ["target distribution  R / Z", what],
         f"Σ|p_θ − p| = {distance:.3g}",
         title,
         out,
@@ -123,18 +121,20 @@ def law(run: Path, out: Path, checkpoint: Path | None = None) -> Path:
     return out
 
 
-def _heat(cells: Any, laws: list[Array], names: list[str], distance: str, title: str, out: Path) -> None:
+def _heat(cells: Any, distributions: list[Array], names: list[str], distance: str, title: str, out: Path) -> None:
     import matplotlib
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
     size = cells.max(0) + 1
-    high = max(p.max() for p in laws)
-    low = max(min(p.min() for p in laws), laws[0].min() / 10)  # what was never visited takes the darkest colour
+    high = max(p.max() for p in distributions)
+    low = max(
+        min(p.min() for p in distributions), distributions[0].min() / 10
+    )  # what was never visited takes the darkest colour
     with matplotlib.rc_context({**STYLE, "axes.spines.top": True, "axes.spines.right": True}):
         figure = Figure(figsize=(9.6, 5.4), dpi=160, layout="constrained")
         axes: Any = figure.subplots(1, 2, sharex=True, sharey=True)
-        for ax, p, name in zip(axes, laws, names, strict=True):
+        for ax, p, name in zip(axes, distributions, names, strict=True):
             grid = np.full(tuple(size), np.nan)
             grid[cells[:, 0], cells[:, 1]] = np.clip(p, low, None)
             image = ax.imshow(grid.T, origin="lower", cmap="viridis", norm=LogNorm(low, high))

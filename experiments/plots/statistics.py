@@ -80,7 +80,7 @@ def _resampled_iqm(x: Array, picks: NDArray[np.int64]) -> Array:
 
     A resample repeats the j-th smallest value some times; of these, the ones that trimming leaves are the part of their
     running total between ⌊n/4⌋ and n − ⌊n/4⌋. So the trimmed mean is a fixed weighting of the ordered values, without
-    sorting any resample. Each column is resampled by rank, which leaves the law of its own interval as it is.
+    sorting any resample. Each column is resampled by rank, which leaves the distribution of its own interval as it is.
     """
     resamples, n = picks.shape
     cut = n // 4

@@ -39,6 +39,7 @@ Tensors = dict[str, Tensor]
 Meta = dict[str, Any]
 T = TypeVar("T")
 FREE = {"workers"}  # settings that change no number
+RENAMED = {"knobs": "hyperparameters", "world": "env_settings", "gallery": "top_k"}  # keys of configs before 0.4
 FAILURES = 3  # of one kind in a row stop the run
 OWN_TAGS = {"wall": "time/wall", "iteration": "time/iteration"}  # in TensorBoard, where tags are grouped by their first word
 OWN_DESCRIPTIONS = {
@@ -113,6 +114,7 @@ class Run:
             raise RunError(f"{folder / 'config.json'} is damaged ({error}); restore it to use this run", exit_code=3) from error
         if not isinstance(config, dict):
             raise RunError(f"{folder / 'config.json'} is damaged: it holds a {type(config).__name__}", exit_code=3)
+        config = {RENAMED.get(key, key): value for key, value in config.items()}
         return cls(folder, config, descriptions, tensorboard)
 
     @classmethod

@@ -18,7 +18,7 @@ from experiments.molecules.table import table
 from experiments.studies import scaled
 
 STATES = 100_000
-SHARED: dict[str, Any] = {"preset": "paper", "gallery": 20_000, "metrics": "sampled"}
+SHARED: dict[str, Any] = {"preset": "paper", "top_k": 20_000, "metrics": "sampled"}
 METHODS: dict[str, dict[str, Any]] = {
     "fm-paper": {"objective": "fm"},
     "tb-paper": {"objective": "tb"},

@@ -1,6 +1,6 @@
 """The best distinct objects that each seed has visited.
 
-    candidates = objects worth more than the worst one kept         (all of them until the gallery is full)
+    candidates = objects worth more than the worst one kept         (all of them until the top_k is full)
     kept       = the `size` best of (kept + candidates), each key once, where it was visited first;
                  among equal ones those that were visited first
 
@@ -17,7 +17,7 @@ from torch import Tensor
 NONE = -1
 
 
-class Gallery(NamedTuple):
+class TopK(NamedTuple):
     """Best first; an empty place has log-reward -inf, visited_at -1 and zeros.
 
     obs         [S, size, *obs]  observations, integers as int16
@@ -32,23 +32,23 @@ class Gallery(NamedTuple):
     visited_at: Tensor
 
     @staticmethod
-    def begin(seeds: int, size: int, obs: Tensor) -> Gallery:
+    def begin(seeds: int, size: int, obs: Tensor) -> TopK:
         """An empty one. obs [any, *obs]: an example.
 
         Raises ValueError for a size below 1.
         """
         if size < 1:
-            raise ValueError(f"got a gallery of {size} objects, expected at least 1")
+            raise ValueError(f"got a top_k of {size} objects, expected at least 1")
         dtype = obs.dtype if obs.is_floating_point() else torch.int16
         places = torch.zeros(seeds, size, dtype=torch.int64, device=obs.device)
-        return Gallery(
+        return TopK(
             torch.zeros(seeds, size, *obs.shape[1:], dtype=dtype, device=obs.device),
             torch.full((seeds, size), -torch.inf, dtype=torch.float64, device=obs.device),
             places,
             torch.full_like(places, NONE),
         )
 
-    def add(self, obs: Tensor, log_reward: Tensor, key: Tensor, before: int) -> Gallery:
+    def add(self, obs: Tensor, log_reward: Tensor, key: Tensor, before: int) -> TopK:
         """With objects [S, n, *obs] worth log_reward [S, n], visited in this order after `before` others."""
         size = self.log_reward.shape[1]
         better = log_reward.double() > self.log_reward[:, -1:]
@@ -67,7 +67,7 @@ class Gallery(NamedTuple):
         order = order.gather(1, (-worth.gather(1, order)).argsort(dim=1, stable=True))[:, :size]
         worth = worth.gather(1, order)
         empty = worth == -torch.inf
-        return Gallery(
+        return TopK(
             _rows(objects, order).masked_fill(_like(empty, objects), 0),
             worth,
             keys.gather(1, order).masked_fill(empty, 0),

@@ -145,7 +145,7 @@ def test_train_eval_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert lines[0].startswith("seed,episodes,return")
     assert len(lines) == 4
     config = json.loads((folders[1] / "config.json").read_text())
-    assert set(config["knobs"]) == {"step_size", "step_power", "eta", "eta_power"}  # complete, whatever was typed
+    assert set(config["hyperparameters"]) == {"step_size", "step_power", "eta", "eta_power"}  # complete, whatever was typed
     assert config["discount"] == 0.95
     assert config["theory_slope"] == -0.5  # the gap falls
     assert config["workers"] == 0
@@ -156,7 +156,7 @@ def test_presets(tmp_path: Path) -> None:
     for preset in ("theorem", "constant"):
         out = tmp_path / preset
         pgrl("train", "n-harpg", "--preset", preset, "--eta", 0.7, "--env-steps", 200, "--seeds", 1, "--out", out)
-        knobs = json.loads((out / "config.json").read_text())["knobs"]
+        knobs = json.loads((out / "config.json").read_text())["hyperparameters"]
         powers[preset] = knobs["step_power"], knobs["eta_power"]
         assert knobs["eta"] == 0.7
     assert powers == {"theorem": (1.0, 1.0), "constant": (0.0, 0.0)}
@@ -246,7 +246,7 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path, capsys: 
     out = tmp_path / "run"
     pgrl("train", "n-pg", "--env-steps", 3000, "--seeds", 2, "--out", out)
     config = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps({**config, "algo": "n-harpg", "knobs": {"step_size": 0.1}}))
+    (out / "config.json").write_text(json.dumps({**config, "algo": "n-harpg", "hyperparameters": {"step_size": 0.1}}))
     before = sorted(p.name for p in (out / "checkpoints").iterdir()), (out / "metrics.jsonl").read_bytes()
     assert "does not fit" in sentence(capsys, "resume", out, "--checkpoint", before[0][0], code=3)
     assert before == (sorted(p.name for p in (out / "checkpoints").iterdir()), (out / "metrics.jsonl").read_bytes())
@@ -298,7 +298,7 @@ def test_an_agent_and_an_environment_from_outside(tmp_path: Path) -> None:
         "--out",
         tmp_path / "own",
     )
-    assert json.loads((tmp_path / "own" / "config.json").read_text())["knobs"]["eta"] == 0.9
+    assert json.loads((tmp_path / "own" / "config.json").read_text())["hyperparameters"]["eta"] == 0.9
     pgrl("check-env", f"{env}:make")
     pgrl("train", "n-harpg", "--env", f"{env}:make", "--seeds", 2, "--env-steps", 500, "--out", tmp_path / "ours")
     pgrl("eval", tmp_path / "ours", "--episodes", 3)

@@ -95,9 +95,9 @@ def test_long_runs_are_thinned_to_logged_steps(tmp_path: Path) -> None:
 
 def test_pooling_unlike_runs_is_said(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    runs = [power(tmp_path / str(k), "a", -0.3, seed=k, knobs={"step_size": 0.1 * k, "eta": 1}) for k in range(2)]
+    runs = [power(tmp_path / str(k), "a", -0.3, seed=k, hyperparameters={"step_size": 0.1 * k, "eta": 1}) for k in range(2)]
     _, found, _ = module.gather(runs, None, "env_steps")
-    assert found[0].mixed == ("knobs.step_size",)
+    assert found[0].mixed == ("step_size",)
     curves(runs, tmp_path / "f.png")
 
 

@@ -192,13 +192,13 @@ def test_flow_matching_learns_and_is_drawn(tmp_path: Path, capsys: pytest.Captur
     assert "eval/l1" in capsys.readouterr().out
     assert (tmp_path / "l1.csv").read_text().startswith("algo,states,iqm")
     gflownet("curves", fm, mc, "--metric", "eval/modes", "--out", tmp_path / "modes.svg")
-    gflownet("law", fm, "--out", tmp_path / "law.png")
-    gflownet("law", mc, "--out", tmp_path / "visited.png")
+    gflownet("distribution", fm, "--out", tmp_path / "distribution.png")
+    gflownet("distribution", mc, "--out", tmp_path / "visited.png")
     from experiments.plots.gflownet import figure2
 
     figure2((fm, mc), tmp_path / "both.png")
-    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("l1", "law", "visited", "both"))
-    assert ".png or .svg" in says(capsys, "law", fm, "--out", tmp_path / "law.gif")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("l1", "distribution", "visited", "both"))
+    assert ".png or .svg" in says(capsys, "distribution", fm, "--out", tmp_path / "distribution.gif")
 
 
 def test_other_worlds_and_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,7 +336,7 @@ def test_list_help_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in out for name in (*register(), "hypergrid", "bits", "sets"))
     gflownet("--help")
     assert "check-env" in capsys.readouterr().out
-    for verb in ("train", "resume", "eval", "curves", "law", "check-env", "list", "doctor"):
+    for verb in ("train", "resume", "eval", "curves", "distribution", "check-env", "list", "doctor"):
         with pytest.raises(SystemExit) as stopped:
             main([verb, "--help"])
         assert stopped.value.code == 0
@@ -352,19 +352,19 @@ def test_every_hyperparameter_is_one_flag_without_a_prefix(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from experiments.cli.gflownet import main
-    from experiments.gfn.build import WORLDS
+    from experiments.gfn.build import ENVIRONMENTS
     from experiments.gfn.config import refuse_clashes
     from gflownet.registry import register
 
     for name, entry in register().items():
-        for env in WORLDS:
+        for env in ENVIRONMENTS:
             refuse_clashes(name, entry, env)
     flags = ["--residual", "huber", "--smoothing", "0.001", "--epsilon", "0.1", "--states", "32", "--quiet"]
     main(["train", "hypergrid", "--objective", "fm", *flags, "--out", str(tmp_path / "run")])
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["objective"]["residual"] == "huber"
     assert config["objective"]["smoothing"] == 0.001
-    assert config["knobs"]["epsilon"] == 0.1
+    assert config["hyperparameters"]["epsilon"] == 0.1
 
 
 def test_an_objective_with_the_name_of_another_flag_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

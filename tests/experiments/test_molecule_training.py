@@ -1,4 +1,4 @@
-"""Training on molecules: the gallery of a run, its metrics, pictures and histograms, what is enumerated, and going on to the
+"""Training on molecules: the top_k of a run, its metrics, pictures and histograms, what is enumerated, and going on to the
 same bytes."""
 
 import csv
@@ -26,14 +26,14 @@ from experiments.gfn import train as gfn
 from experiments.gfn.build import truth
 from experiments.gfn.commands import opened
 from experiments.gfn.metrics import held_back, of_the_policy
-from experiments.molecules.config import MoleculeKnobs, molecules
+from experiments.molecules.config import MoleculeSettings, molecules
 from experiments.molecules.metrics import Kept, Molecules
 from experiments.run.log import read_metrics
 from gflownet.evaluation import exact_law
 from gflownet.metrics import pearson, spearman
 from gflownet.molecules.fingerprints import circles, fingerprints, internal_diversity
 from gflownet.molecules.metrics import collect, modes, scaffolds, top_mean
-from gflownet.molecules.top_k import Gallery
+from gflownet.molecules.top_k import TopK
 from tests.block_vocabularies import vocabulary
 
 FRAGMENTS = {  # CC is ethyl, or methyl on methyl
@@ -159,7 +159,7 @@ def test_kill_9(tmp_path: Path, blocks: Path, whole: dict[str, Path]) -> None:
 # -- what a run says
 
 
-def test_the_gallery_and_its_metrics_are_those_of_all_that_was_visited(
+def test_the_top_k_and_its_metrics_are_those_of_all_that_was_visited(
     tmp_path: Path, blocks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, visited = gfn._step, []
@@ -172,8 +172,8 @@ def test_the_gallery_and_its_metrics_are_those_of_all_that_was_visited(
     monkeypatch.setattr(gfn, "_step", watched)
     main([*command("fm", blocks), "--states", "240", "--out", str(tmp_path / "run")])
     _, begun = opened(tmp_path / "run")
-    gallery, env = begun.training.gallery, begun.problem.env
-    assert gallery is not None
+    top_k, env = begun.training.top_k, begun.problem.env
+    assert top_k is not None
     assert isinstance(env, BlockTrees)
     reward: Any = env.reward
     objects, log_reward = (torch.cat(parts, 1) for parts in zip(*visited, strict=True))
@@ -183,10 +183,10 @@ def test_the_gallery_and_its_metrics_are_those_of_all_that_was_visited(
         for at, key in enumerate(env.index(objects[seed]).tolist()):
             first.setdefault(key, at)
         order = sorted(first.values(), key=lambda at: (-float(log_reward[seed, at]), at))
-        n = int(gallery.there[seed].sum())
-        assert gallery.visited_at[seed, :n].tolist() == [at + 1 for at in order]
-        assert torch.equal(gallery.obs[seed, :n].long(), objects[seed, order])
-        assert torch.equal(gallery.log_reward[seed, :n], log_reward[seed, order])
+        n = int(top_k.there[seed].sum())
+        assert top_k.visited_at[seed, :n].tolist() == [at + 1 for at in order]
+        assert torch.equal(top_k.obs[seed, :n].long(), objects[seed, order])
+        assert torch.equal(top_k.log_reward[seed, :n], log_reward[seed, order])
 
         drawn = collect(reward.smiles(objects[seed]), reward.untempered(log_reward[seed]).numpy())
         high = drawn.above(0.4)
@@ -205,7 +205,7 @@ def test_the_gallery_and_its_metrics_are_those_of_all_that_was_visited(
 
 
 def test_of_trees_that_are_one_molecule_the_best_counts_once(blocks: Path) -> None:
-    env: Any = molecules(MoleculeKnobs(fragments=str(blocks), max_blocks=3), "cpu")
+    env: Any = molecules(MoleculeSettings(fragments=str(blocks), max_blocks=3), "cpu")
     methyl, ethyl, fluoro = 3, 4, 5
     trees = [  # FCC as fluoro-methyl-methyl and as fluoro-ethyl, CCC twice, FC
         [[methyl, 0, 0, 0], [methyl, 0, 0, 0], [fluoro, 1, 0, 0]],
@@ -216,16 +216,16 @@ def test_of_trees_that_are_one_molecule_the_best_counts_once(blocks: Path) -> No
     ]
     obs = env.canonical(torch.tensor(trees)).obs[None]
     worth = env.reward.tempered(torch.tensor([[0.5, 0.9, 0.3, 0.2, 0.7]], dtype=torch.float64))
-    gallery = Gallery.begin(1, 8, obs[0]).add(obs, worth, env.index(obs[0])[None], 0)
+    top_k = TopK.begin(1, 8, obs[0]).add(obs, worth, env.index(obs[0])[None], 0)
     looked = Molecules(env, 0.4)
-    assert [smiles for smiles, _ in looked.best(gallery)] == ["CCF", "CF", "CCC"]
-    assert [reward for _, reward in looked.best(gallery)] == pytest.approx([0.9, 0.7, 0.3])
-    row = looked.of_gallery(gallery)
+    assert [smiles for smiles, _ in looked.best(top_k)] == ["CCF", "CF", "CCC"]
+    assert [reward for _, reward in looked.best(top_k)] == pytest.approx([0.9, 0.7, 0.3])
+    row = looked.of_top_k(top_k)
     assert row["mol/above"].tolist() == [2.0]
     assert row["mol/scaffolds"].tolist() == [0.0]
-    assert (looked.picture(gallery) or b"")[:4] == b"\x89PNG"
-    assert looked.picture(Gallery.begin(1, 8, obs[0])) is None
-    nothing = looked.of_gallery(Gallery.begin(1, 8, obs[0]))
+    assert (looked.picture(top_k) or b"")[:4] == b"\x89PNG"
+    assert looked.picture(TopK.begin(1, 8, obs[0])) is None
+    nothing = looked.of_top_k(TopK.begin(1, 8, obs[0]))
     assert nothing["mol/modes"].tolist() == [0.0]
     assert bool(nothing["mol/top_10"].isnan().all())
 
@@ -301,7 +301,7 @@ def test_states_are_counted(names: tuple[str, ...], max_blocks: int, min_blocks:
 
 
 def test_a_large_vocabulary_is_not_enumerated(blocks: Path) -> None:
-    few, many = (molecules(MoleculeKnobs(fragments=f, max_blocks=k), "cpu") for f, k in ((str(blocks), 2), ("", 8)))
+    few, many = (molecules(MoleculeSettings(fragments=f, max_blocks=k), "cpu") for f, k in ((str(blocks), 2), ("", 8)))
     assert truth("molecules", many, "auto") is None
     with pytest.raises(UserError, match=r"at least .* states, .* use --metrics sampled"):
         truth("molecules", many, "exact")

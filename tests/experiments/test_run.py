@@ -20,7 +20,7 @@ from experiments.run import run as module
 from experiments.run.checkpoint import CheckpointError, DamagedCheckpoint, saved
 from experiments.run.run import MetricsError, Run, RunError, read_metrics, run_name
 
-CONFIG: dict[str, Any] = {"algo": "n-harpg", "env": "gridworld", "seed": 0, "seeds": 3, "knobs": {"eta": (0.5, None)}}
+CONFIG: dict[str, Any] = {"algo": "n-harpg", "env": "gridworld", "seed": 0, "seeds": 3, "hyperparameters": {"eta": (0.5, None)}}
 TELL = {"eval/gap": "J* − J(θ), exact.", "train/loss": "A loss."}
 
 
@@ -60,7 +60,11 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
 
 def test_a_new_run_says_everything(tmp_path: Path) -> None:
     with new(tmp_path) as run:
-        assert json.loads((run.folder / "config.json").read_text()) == run.config == {**CONFIG, "knobs": {"eta": [0.5, None]}}
+        assert (
+            json.loads((run.folder / "config.json").read_text())
+            == run.config
+            == {**CONFIG, "hyperparameters": {"eta": [0.5, None]}}
+        )
         assert (run.folder / "cmd.txt").read_text() == "pgrl train 'a b'\n"
         where = json.loads((run.folder / "environment.json").read_text())
         assert where["packages"]["torch"] == torch.__version__
@@ -132,6 +136,13 @@ def test_opening_what_is_not_a_run(tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"config.json is damaged") as caught:
             Run.open(run.folder)
         assert caught.value.exit_code == 3
+
+
+def test_keys_of_an_older_config_are_read(tmp_path: Path) -> None:
+    run = new(tmp_path)
+    run.close()
+    (run.folder / "config.json").write_text(json.dumps({"knobs": {"eta": 1}, "world": {}, "gallery": 10, "seed": 0}))
+    assert Run.open(run.folder).config == {"hyperparameters": {"eta": 1}, "env_settings": {}, "top_k": 10, "seed": 0}
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:

@@ -155,7 +155,9 @@ def test_with_the_oracle_for_a_proxy_the_modes_are_found_and_uniform_moves_find_
 def test_every_method_generates(name: str) -> None:
     _, choice, _ = settings_for(name, "hypergrid", "recipe")
     few = {"hidden": (8,)} if name not in ("mcmc", "uniform") else {}
-    method = make_method(replace(choice, knobs={**choice.knobs, **few, **({"updates": 2} if name == "ppo" else {})}))
+    method = make_method(
+        replace(choice, hyperparameters={**choice.hyperparameters, **few, **({"updates": 2} if name == "ppo" else {})})
+    )
     p, settings = pool(), replace(SMALL, states=32, batch_size=8)
     done = one_round(p, Oracle(p.reward), method, settings, 0, 0, begin(p, settings, 0))
     assert len(set(done.known.tolist())) == 14
@@ -208,7 +210,7 @@ def test_the_run_folder_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixt
             assert row["eval/top_return"][s] == pytest.approx(before["eval/top_return"][s] + gain)
             assert gain >= 0
     config = json.loads((out / "config.json").read_text())
-    assert (config["method"], config["rounds"], config["beta"], config["knobs"]["hidden"]) == ("tb", 3, 2.0, [8])
+    assert (config["method"], config["rounds"], config["beta"], config["hyperparameters"]["hidden"]) == ("tb", 3, 2.0, [8])
     assert list((out / "tensorboard").rglob("events*"))
     if importlib.util.find_spec("matplotlib"):
         assert (out / "active.png").stat().st_size > 10_000

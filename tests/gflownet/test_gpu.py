@@ -53,13 +53,13 @@ def test_iterations_on_the_grid(name: str, device: str) -> None:
 
 def trees(device: str, tmp_path: Path) -> Any:
     pytest.importorskip("rdkit")
-    from experiments.molecules.config import MoleculeKnobs, molecules
+    from experiments.molecules.config import MoleculeSettings, molecules
     from gflownet.rewards.seh import SHAPES
 
     rng, path = np.random.default_rng(0), tmp_path / "weights.npz"
     weights: Any = {name: rng.normal(0, 0.3 / shape[-1] ** 0.5, shape).astype("f4") for name, shape in SHAPES.items()}
     np.savez(path, **weights)
-    return molecules(MoleculeKnobs("seh", beta=2.0, r_min=0.1, seh_weights=str(path), max_blocks=5), device)
+    return molecules(MoleculeSettings("seh", beta=2.0, r_min=0.1, seh_weights=str(path), max_blocks=5), device)
 
 
 @each_device

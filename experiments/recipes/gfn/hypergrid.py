@@ -9,14 +9,18 @@ RECIPES = {
     "recipe": GFNRecipe(
         states=1_000_000,
         common={**NET, "learning_rate": 3e-3, "final_rate": 0.02},
-        knobs={"fm": {"learning_rate": 1e-3}, "ppo": {**PPO, "learning_rate": 1e-4}, "soft-pg": {"learning_rate": 1e-3}},
+        hyperparameters={
+            "fm": {"learning_rate": 1e-3},
+            "ppo": {**PPO, "learning_rate": 1e-4},
+            "soft-pg": {"learning_rate": 1e-3},
+        },
         note="the better of 0.001 and 0.003 for each objective after 48,000 objects on the 4-D grid, R0 = 0.01, one seed",
     ),
     "paper": GFNRecipe(
         states=320_000,
-        world={"convention": "paper2021"},
+        env_settings={"convention": "paper2021"},
         common={**NET, "learning_rate": 1e-4},
-        knobs={"ppo": {**PPO, "learning_rate": 1e-4}},
+        hyperparameters={"ppo": {**PPO, "learning_rate": 1e-4}},
         note="Bengio et al. 2021, its code: Adam 1e-4, 16 trajectories, 256×256 LeakyReLU, no exploration",
     ),
 }

@@ -11,15 +11,15 @@ RECIPES = {
         states=100_000,
         batch_size=64,
         common={**NET, "learning_rate": 2e-3, "epsilon": 0.02, "replay": "prioritised"},
-        knobs={"fm": FM, "ppo": {**NET, **PPO}, "soft-pg": {**NET, "learning_rate": 1e-3}},
+        hyperparameters={"fm": FM, "ppo": {**NET, **PPO}, "soft-pg": {**NET, "learning_rate": 1e-3}},
         note="TB: prioritised replay and 0.002 the best of six settings after 24,000 molecules of the sEH domain, one seed",
     ),
     "paper": GFNRecipe(
         states=1_000_000,
         batch_size=4,
-        world=SEH,
+        env_settings=SEH,
         common={**NET, "learning_rate": 5e-4, "epsilon": 0.05},
-        knobs={
+        hyperparameters={
             "fm": FM,
             "ppo": {**NET, **PPO},
             "mcmc": {"batch_size": 64},

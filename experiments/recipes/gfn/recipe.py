@@ -1,16 +1,14 @@
 """Tuned settings of the GFlowNet tower by environment: what a bare `gflownet train ENV --objective NAME` uses, and prints.
 
-`knobs` are by objective or baseline: fields of the method, of the objective, or of the shared settings (batch_size, states);
-`common` is for all GFlowNets. The preset "paper" holds the
-settings of the paper that introduced the environment.
+`hyperparameters` are by objective or baseline: fields of the method, of the objective, or of the shared settings
+(batch_size, states); `common` is for all GFlowNets. The preset "paper" holds the settings of
+the paper that introduced the environment.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
-
-Knobs = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,7 @@ class GFNRecipe:
 
     states: int
     batch_size: int = 16
-    world: Knobs = field(default_factory=dict)
-    common: Knobs = field(default_factory=dict)
-    knobs: dict[str, Knobs] = field(default_factory=dict)
+    env_settings: dict[str, Any] = field(default_factory=dict)
+    common: dict[str, Any] = field(default_factory=dict)
+    hyperparameters: dict[str, dict[str, Any]] = field(default_factory=dict)
     note: str = ""

@@ -12,7 +12,7 @@ RECIPES = {
         baseline="value",
         causal=True,
         dtype="float64",
-        knobs={
+        hyperparameters={
             "reinforce": {"step_size": 2.0, "step_power": 0.25},
             "n-pg": {"step_size": 0.5, "step_power": 0.5},
             "n-mpg": {"step_size": 0.506, "step_power": 0.5, "eta": 0.725, "eta_power": 0.5},
@@ -21,7 +21,7 @@ RECIPES = {
             "n-harpg": {"step_size": 0.769, "step_power": 0.4, "eta": 0.44, "eta_power": 0.0},
             "sharp": {"step_size": 0.75},
         },
-        note="all knobs by random search (64 draws, then 8 × ten seeds 0-9) on the exact gap after 60,000 steps",
+        note="all hyperparameters by random search (64 draws, then 8 × ten seeds 0-9) on the exact gap after 60,000 steps",
     ),
     "garnet": PGRecipe(
         discount=0.9,
@@ -30,7 +30,7 @@ RECIPES = {
         baseline="value",
         causal=True,
         dtype="float64",
-        knobs={
+        hyperparameters={
             "reinforce": {"step_size": 0.5, "step_power": 0.25},
             "n-pg": {"step_size": 0.5, "step_power": 0.5},
             "harpg": {"step_size": 0.25, "step_power": 0.25, "eta": 0.5, "eta_power": 0.0},
@@ -49,7 +49,7 @@ RECIPES = {
         log_std=-0.9,
         learn_std=False,
         bias=False,
-        knobs={
+        hyperparameters={
             "reinforce": {"step_size": 3e-4, "step_power": 0.25},
             "n-pg": {"step_size": 0.02, "step_power": 0.5},
             "harpg": {"step_size": 1e-4, "step_power": 0.0, **STEADY},

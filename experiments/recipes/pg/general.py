@@ -10,7 +10,7 @@ GENERAL = PGRecipe(
     batch_size=4,
     hidden=(32, 32),
     baseline="value",
-    knobs={
+    hyperparameters={
         "reinforce": {"step_size": 0.01, "step_power": 0.0},
         "n-pg": {"step_size": 0.1, "step_power": 0.5},
         "n-mpg": {"step_size": 0.1, "step_power": 0.5, "eta": 0.3, "eta_power": 0.0},

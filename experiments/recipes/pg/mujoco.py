@@ -14,7 +14,7 @@ COMMON: dict[str, Any] = {
     "hidden": (64, 64),
     "baseline": "value",
     "causal": True,
-    "knobs": {
+    "hyperparameters": {
         "reinforce": {"step_size": 3e-5, "step_power": 0.0},
         "n-pg": CONSTANT,
         "n-mpg": {**CONSTANT, "eta": 0.1, "eta_power": 0.0},
@@ -23,7 +23,7 @@ COMMON: dict[str, Any] = {
         "n-harpg": {**CONSTANT, "eta": 0.2, "eta_power": 0.0},
         "sharp": {**CONSTANT, "eta": 0.2, "eta_power": 0.0},
     },
-    "note": "64×64 tanh as in Fatkhullin et al. 2023, one trajectory an iteration; knobs by a few short trials on HalfCheetah",
+    "note": "64×64 tanh as in Fatkhullin et al. 2023, one trajectory an iteration; tuned by a few short trials on HalfCheetah",
 }
 
 TASKS = ("HalfCheetah", "Hopper", "Walker2d", "Swimmer", "Reacher", "Ant", "Humanoid", "HumanoidStandup")

@@ -1,14 +1,12 @@
 """Tuned settings by environment: what a bare `pgrl train ALGO --env ENV` uses, and prints.
 
-A recipe holds every scientific choice that the command line would otherwise have to ask for. `knobs` are the agent's, by
-algorithm; those an algorithm does not name keep the exponents of its theorem.
+A recipe holds every scientific choice that the command line would otherwise have to ask for. `hyperparameters` are
+the agent's, by algorithm; those an algorithm does not name keep the exponents of its theorem.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-Knobs = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -26,5 +24,5 @@ class PGRecipe:
     learn_std: bool = True
     bias: bool = True
     dtype: str = "float32"
-    knobs: dict[str, Knobs] = field(default_factory=dict)
+    hyperparameters: dict[str, dict[str, float]] = field(default_factory=dict)
     note: str = ""
