@@ -28,9 +28,10 @@ from gflownet.model import Model
 from gflownet.objectives import Objective
 from gflownet.optimiser import Adam
 from gflownet.problem import INIT, ITERATION, DagProblem, Metrics, Outcome, skipped_batch
+from gflownet.sampling.exploration import Exploration
 from gflownet.sampling.local_search import LocalSearch, local_search
 from gflownet.sampling.replay import REPLAY, Replay
-from gflownet.sampling.sampler import Exploration, sampler
+from gflownet.sampling.sampler import sampler
 from gflownet.sampling.tape import Tape
 from gflownet.static.table import Static, TableSampler
 from gflownet.trees.outputs import log_policy

@@ -10,8 +10,9 @@ from torch import Tensor
 from envs.check import RandomAct
 from envs.core import Trajectories
 from envs.dag.bits import Bits
-from envs.dag.enumeration import Enumeration, enumerate_dag, logsumexp_by
+from envs.dag.enumeration import Enumeration, enumerate_dag
 from envs.dag.hypergrid import HyperGrid
+from envs.dag.segments import segment_logsumexp
 from envs.dag.sets import Sets
 from envs.molecules.block_trees import BlockTrees
 from envs.random import Rng
@@ -89,7 +90,7 @@ def log_pb_of(dag: Enumeration, backward: str, logits: Tensor) -> Tensor | None:
     if backward == "maxent":
         return dag.log_paths()[dag.parent] - dag.log_paths()[dag.child]
     at_edge = logits[dag.child, dag.action]
-    return at_edge - logsumexp_by(dag.child, at_edge, len(dag))[dag.child]
+    return at_edge - segment_logsumexp(at_edge, dag.child, len(dag))[dag.child]
 
 
 def exact_theta(env: Any, dag: Enumeration, model: Model, objective: Any, backward: str) -> Tensor:

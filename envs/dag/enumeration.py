@@ -21,6 +21,7 @@ from torch import Tensor
 from envs.core import DagEnv
 from envs.dag.protocols import Indexed, Keyed, offers
 from envs.dag.search import Graph, KeyOf, TooManyStates, differ, hash_key, search
+from envs.dag.segments import segment_logsumexp
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Enumeration:
         paths = torch.zeros(len(self), dtype=torch.float64, device=self.obs.device)
         cuts = zip(pairwise(self._state_cuts), pairwise(self._edge_cuts), strict=True)
         for (lo, hi), (first, last) in list(cuts)[1:]:
-            paths[lo:hi] = logsumexp_by(self.child[first:last] - lo, paths[self.parent[first:last]], hi - lo)
+            paths[lo:hi] = segment_logsumexp(paths[self.parent[first:last]], self.child[first:last] - lo, hi - lo)
         return paths
 
     # -- backwards, level by level
@@ -166,7 +167,7 @@ class Enumeration:
         for (lo, hi), (first, last) in reversed(list(zip(pairwise(self._state_cuts), pairwise(cuts), strict=True))):
             e = order[first:last]
             log_edge[e] = log_flow[self.child[e]] + log_pb[e]
-            out = logsumexp_by(self.parent[e] - lo, log_edge[e], hi - lo)
+            out = segment_logsumexp(log_edge[e], self.parent[e] - lo, hi - lo)
             log_flow[lo:hi] = torch.where(self.terminated[lo:hi], log_flow[lo:hi], out)
         log_pf = torch.full((n, actions), -torch.inf, dtype=torch.float64, device=log_pb.device)
         nothing = log_edge == -torch.inf
@@ -206,9 +207,3 @@ def enumeration_of(graph: Graph, log_reward: Callable[[Tensor], Tensor], key_of:
     objects = terminated.nonzero()[:, 0]
     worth = log_reward(obs[objects]).double()
     return Enumeration(obs, terminated, level, mask, parent[moves], action[moves], child[moves], objects, worth, key_of)
-
-
-def logsumexp_by(group: Tensor, value: Tensor, n: int) -> Tensor:
-    """log Σ exp(value) over the values of each group 0 .. n-1, [n]; -inf where there is none."""
-    top = value.new_full((n,), -torch.inf).scatter_reduce(0, group, value, "amax").clamp(min=torch.finfo(value.dtype).min)
-    return value.new_zeros(n).index_add(0, group, (value - top[group]).exp()).log() + top

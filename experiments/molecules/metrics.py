@@ -9,8 +9,7 @@ highest of their rewards. Rewards are those before tempering. RDKit sees a tree 
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,10 +22,11 @@ from torch import Tensor
 from experiments.gfn.metrics import TESTS, fresh, has_policy
 from experiments.molecules.pictures import draw
 from gflownet.molecules.fingerprints import BYTES, Bits, ModeCounter, circles, fingerprints, internal_diversity
-from gflownet.molecules.metrics import TOP, Drawn, Places, top_mean
+from gflownet.molecules.metrics import TOP, Drawn, Places, top_mean, unique
 from gflownet.molecules.top_k import TopK
 from gflownet.problem import DagProblem, Method
 from gflownet.rewards.chemistry import Floats
+from gflownet.rewards.lru import LRUCache
 from gflownet.rewards.trees import TreeReward
 
 Row = dict[str, Any]
@@ -68,28 +68,6 @@ class Described(NamedTuple):
     bits: Bits
 
 
-class Kept:
-    """Values by key, worked out once; those that were not asked for longest are forgotten beyond `size`."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.worked_out = size, 0
-        self._values: OrderedDict[Any, Any] = OrderedDict()
-
-    def __call__(self, keys: Sequence[Any], make: Callable[[list[int]], Sequence[T]]) -> list[T]:
-        """One for each key; `make` is given the places of those that are missing, each key once."""
-        missing = {key: i for i, key in reversed(list(enumerate(keys))) if key not in self._values}
-        places = sorted(missing.values())
-        made = dict(zip((keys[i] for i in places), make(places) if places else (), strict=True))
-        self.worked_out += len(made)
-        found = [made[key] if key in made else self._values[key] for key in keys]
-        for key, value in zip(keys, found, strict=True):
-            self._values[key] = value
-            self._values.move_to_end(key)
-        while len(self._values) > self.size:
-            self._values.popitem(last=False)
-        return found
-
-
 class Molecules:
     """Metrics of an environment whose reward is a TreeReward. It remembers what RDKit said, which changes no number.
 
@@ -102,7 +80,8 @@ class Molecules:
     def __init__(self, env: Any, threshold: float, size: int = 50_000) -> None:
         self._env, self._threshold = env, threshold
         self._reward: TreeReward = env.reward
-        self._seen, self._scaffolds = Kept(size), Kept(size)
+        self._seen: LRUCache[Described] = LRUCache(size)
+        self._scaffolds: LRUCache[str] = LRUCache(size)
 
     def row(self, top_k: TopK, method: Method, state: Any, problem: DagProblem, t: int) -> Row:
         """Both: tag -> [S], NaN where there are too few, and a histogram. Methods without a policy have no fresh ones."""
@@ -144,7 +123,7 @@ class Molecules:
                 break
             look *= 2
         order = top_k.visited_at[seed, :some].argsort().tolist()
-        return _collected([seen[i] for i in order], reward[order])
+        return _unique([seen[i] for i in order], reward[order])
 
     def _of_best(self, drawn: Drawn, bits: Bits) -> dict[str, float]:
         row = {f"mol/top_{k}": top_mean(drawn, k) for k in TOP}
@@ -170,7 +149,7 @@ class Molecules:
         for some, worth in zip(objects, reward.cpu().numpy(), strict=True):
             seen = self._look(some, self._env.index(some))
             valid = [one for one in seen if one.smiles]
-            drawn, bits = _collected(seen, worth)
+            drawn, bits = _unique(seen, worth)
             unique = len(drawn.smiles) / len(valid) if valid else np.nan
             found.append((len(valid) / len(seen), unique, internal_diversity(bits)))
         columns = torch.tensor(found, dtype=torch.float64).T
@@ -208,25 +187,11 @@ def histogram(x: Tensor) -> dict[str, Any]:
     return {"edges": edges.tolist(), "counts": counts}
 
 
-def _collected(found: Sequence[Described], reward: Floats) -> tuple[Drawn, Bits]:
+def _unique(found: Sequence[Described], reward: Floats) -> tuple[Drawn, Bits]:
     """The unique molecules in this order, each with its highest reward and its fingerprint."""
-    place: dict[str, int] = {}
-    best: list[float] = []
-    bits: list[Bits] = []
-    valid, total = 0, 0.0
-    for one, r in zip(found, reward.tolist(), strict=True):
-        if not one.smiles:
-            continue
-        valid, total = valid + 1, total + r
-        i = place.setdefault(one.smiles, len(best))
-        if i == len(best):
-            best.append(r)
-            bits.append(one.bits)
-        else:
-            best[i] = max(best[i], r)
-    table = np.stack(bits) if bits else np.zeros((0, BYTES), np.uint8)
-    mean = total / valid if valid else np.nan
-    return Drawn(len(found), valid, mean, tuple(place), np.array(best, dtype=np.float64)), table
+    drawn, first = unique([one.smiles for one in found], reward)
+    bits = [found[i].bits for i in first]
+    return drawn, np.stack(bits) if bits else np.zeros((0, BYTES), np.uint8)
 
 
 def _among(order: Places, some: NDArray[np.int64]) -> Places:

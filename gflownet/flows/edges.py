@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from envs.dag.segments import segment_logsumexp
 from gflownet.flows.states import distinct, key_of
 from gflownet.static.table import LIMIT, Static
-from gflownet.trees.actions import segment_logsumexp
 from gflownet.trees.outputs import DenseAnswers
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from envs.dag.protocols import Indexed, Keyed, offers
-from envs.random import GOLDEN, mix
+from envs.dag.search import hash_key
 
 TABLE = 4  # a table of marks is used where states number at most this many times the visits (or a few thousands), else a sort
 
@@ -85,14 +85,4 @@ def key_of(env: Any) -> tuple[Callable[[Tensor], Tensor], int | None]:
         return env.index, env.n_states
     if offers(env, Keyed) and not offers(env, Indexed):
         return env.index, None
-    return hashed, None
-
-
-def hashed(obs: Tensor) -> Tensor:
-    """[M] int64 from observations of any type: SplitMix64 over their numbers. Of a million states two collide once in 10^7."""
-    flat = obs.reshape(len(obs), -1)
-    words = flat.double().view(torch.int64) if flat.is_floating_point() else flat.long()
-    key = torch.full((len(obs),), GOLDEN, device=obs.device)
-    for column in words.unbind(1):
-        key = mix(key + column * GOLDEN)
-    return key
+    return hash_key, None

@@ -89,21 +89,38 @@ def collect(smiles: Sequence[str], reward: Sequence[float] | Floats | None = Non
     rewards = np.full(len(smiles), np.nan) if reward is None else np.asarray(reward, dtype=np.float64)
     if rewards.shape != (len(smiles),):
         raise ValueError(f"got rewards of shape {list(rewards.shape)}, expected one for each of {len(smiles)} molecules")
+    with rdBase.BlockLogs():
+        read = [Chem.MolFromSmiles(text) for text in smiles]
+        canonical = ["" if mol is None or not mol.GetNumAtoms() else Chem.MolToSmiles(mol) for mol in read]
+    return unique(canonical, rewards)[0]
+
+
+def unique(canonical: Sequence[str], reward: Floats) -> tuple[Drawn, list[int]]:
+    """Group molecules by their canonical SMILES.
+
+    Args:
+        canonical: N canonical SMILES, "" for what is no valid molecule.
+        reward: [N]; of a molecule that comes more than once the highest counts.
+
+    Returns:
+        The U unique molecules in order of appearance, and the place where each appears first.
+    """
     place: dict[str, int] = {}
     best: list[float] = []
+    first: list[int] = []
     valid, total = 0, 0.0
-    with rdBase.BlockLogs():
-        for text, r in zip(smiles, rewards.tolist(), strict=True):
-            mol = Chem.MolFromSmiles(text)
-            if mol is None or not mol.GetNumAtoms():
-                continue
-            valid, total = valid + 1, total + r
-            i = place.setdefault(Chem.MolToSmiles(mol), len(best))
-            if i == len(best):
-                best.append(r)
-            else:
-                best[i] = float(np.fmax(best[i], r))
-    return Drawn(len(smiles), valid, total / valid if valid else np.nan, tuple(place), np.array(best, dtype=np.float64))
+    for at, (text, r) in enumerate(zip(canonical, reward.tolist(), strict=True)):
+        if not text:
+            continue
+        valid, total = valid + 1, total + r
+        i = place.setdefault(text, len(best))
+        if i == len(best):
+            best.append(r)
+            first.append(at)
+        else:
+            best[i] = float(np.fmax(best[i], r))
+    drawn = Drawn(len(canonical), valid, total / valid if valid else np.nan, tuple(place), np.array(best, dtype=np.float64))
+    return drawn, first
 
 
 def top_mean(drawn: Drawn, k: int) -> float:

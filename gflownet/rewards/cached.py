@@ -1,4 +1,4 @@
-"""Quantities of molecules, each molecule worked out once and kept: RDKit takes about a millisecond for QED alone.
+"""Quantities of molecules, each molecule computed once and kept: RDKit takes about a millisecond for QED alone.
 
     quantities(keys, molecules):
         missing   = keys that are not kept, each once, in order of appearance
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +27,7 @@ from rdkit import Chem, rdBase
 
 from envs.child_process import follow_parent
 from gflownet.rewards.chemistry import Floats, Measure
+from gflownet.rewards.lru import LRUCache
 
 Molecules = Callable[[list[int]], Sequence[Chem.Mol]]
 """Makes the molecules at these places of the batch."""
@@ -35,7 +35,7 @@ Function = Callable[[list[str]], Sequence[float]]
 """A list of SMILES in, as many numbers out."""
 
 RESTARTS = 3  # of one batch: more, and one of its molecules is at fault
-FEWEST = 8  # molecules for each worker: fewer are worked out here
+FEWEST = 8  # molecules for each worker: fewer are computed here
 
 
 class Quantities:
@@ -49,39 +49,27 @@ class Quantities:
     ) -> None:
         if size < 1 or workers < 0:
             raise ValueError(f"got room for {size} molecules and {workers} workers, expected at least 1 and at least 0")
-        self.names, self.worked_out = (*measures, *functions), 0
-        self._measures, self._functions, self._size, self._workers = dict(measures), dict(functions), size, workers
-        self._kept: OrderedDict[Hashable, tuple[float, ...]] = OrderedDict()
+        self.names = (*measures, *functions)
+        self._measures, self._functions, self._workers = dict(measures), dict(functions), workers
+        self._kept: LRUCache[tuple[float, ...]] = LRUCache(size)
         self._pool: ProcessPoolExecutor | None = None
 
+    @property
+    def computed(self) -> int:
+        """How many molecules were not in the cache."""
+        return self._kept.computed
+
     def __call__(self, keys: Sequence[Hashable], molecules: Molecules) -> dict[str, Floats]:
-        """name -> [B] for B keys. `worked_out` counts the molecules that were not kept.
+        """name -> [B] for B keys.
 
         Raises ValueError, naming molecule and quantity, for one that raises or is not a finite number, and for functions that
         do not give one number for each molecule; RuntimeError when workers keep dying.
         """
-        rows: dict[Hashable, tuple[float, ...]] = {}
-        missing: dict[Hashable, int] = {}
-        for i, key in enumerate(keys):
-            if key in rows:
-                continue
-            row = self._kept.get(key)
-            if row is None:
-                missing.setdefault(key, i)
-            else:
-                rows[key] = row
-                self._kept.move_to_end(key)
-        if missing:
-            worked_out = self._work_out(molecules(list(missing.values())))
-            self.worked_out += len(missing)
-            for key, row in zip(missing, worked_out, strict=True):
-                rows[key] = self._kept[key] = row
-            while len(self._kept) > self._size:
-                self._kept.popitem(last=False)
-        table = np.array([rows[key] for key in keys], dtype=np.float64).reshape(len(keys), len(self.names))
+        rows = self._kept(keys, lambda places: self._compute(molecules(places)))
+        table = np.array(rows, dtype=np.float64).reshape(len(keys), len(self.names))
         return {name: np.ascontiguousarray(table[:, j]) for j, name in enumerate(self.names)}
 
-    def _work_out(self, mols: Sequence[Chem.Mol]) -> list[tuple[float, ...]]:
+    def _compute(self, mols: Sequence[Chem.Mol]) -> list[tuple[float, ...]]:
         measured = self._measured(mols)
         if not self._functions:
             return measured
@@ -92,12 +80,12 @@ class Quantities:
     def _measured(self, mols: Sequence[Chem.Mol]) -> list[tuple[float, ...]]:
         if not self._measures or not self._workers or len(mols) < FEWEST * self._workers:
             return [measured(self._measures, mol) for mol in mols]
-        step = math.ceil(len(mols) / (2 * self._workers))  # two shares for each, as molecules differ in size
-        shares = [[mol.ToBinary() for mol in mols[i : i + step]] for i in range(0, len(mols), step)]
+        step = math.ceil(len(mols) / (2 * self._workers))  # two parts for each, as molecules differ in size
+        parts = [[mol.ToBinary() for mol in mols[i : i + step]] for i in range(0, len(mols), step)]
         for _ in range(RESTARTS):
             try:
                 self._pool = self._pool or self._started()
-                return [row for rows in self._pool.map(_measure_share, shares) for row in rows]
+                return [row for rows in self._pool.map(_measure_part, parts) for row in rows]
             except BrokenProcessPool:
                 self.close()
         raise RuntimeError(
@@ -196,5 +184,5 @@ def _settle(measures: Mapping[str, Measure]) -> None:
     _measures.update(measures)
 
 
-def _measure_share(mols: list[Any]) -> list[tuple[float, ...]]:
+def _measure_part(mols: list[Any]) -> list[tuple[float, ...]]:
     return [measured(_measures, Chem.Mol(mol)) for mol in mols]

@@ -17,13 +17,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from rdkit import Chem
+from torch import Tensor
 
 from gflownet.rewards.cached import Function, Molecules, Quantities, require_finite
 from gflownet.rewards.chemistry import Floats
 from gflownet.rewards.expression import Expression
+
+Numbers = TypeVar("Numbers", Floats, Tensor)
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,15 @@ class Tempering:
                 f"got beta {self.beta}, r_min {self.r_min}, r_max {self.r_max}, expected beta > 0 and 0 < r_min < r_max"
             )
 
-    def __call__(self, reward: Floats) -> Floats:
-        """log R [B] of rewards r [B]; NaN stays NaN."""
+    def __call__(self, reward: Numbers) -> Numbers:
+        """log R [B] float64 of rewards r [B], an array or a tensor on any device; NaN stays NaN."""
+        if isinstance(reward, Tensor):
+            return self.beta * reward.double().clamp(self.r_min, self.r_max).log()
         return self.beta * np.log(np.clip(reward, self.r_min, self.r_max))
+
+    def inverse(self, log_reward: Tensor) -> Tensor:
+        """The reward, between r_min and r_max, that a log R came from."""
+        return (log_reward.double() / self.beta).exp()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ Three readings of one file of weights are in circulation; results of one cannot 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -187,30 +186,3 @@ class SehProxy:
             mean = torch.zeros_like(q).index_add_(0, graph.molecule, a[:, None] * h) / total.clamp(min=1e-30)[:, None]
             q_star = torch.cat([q, mean], 1)
         return torch.addmm(self.last_bias, q_star, self.last).squeeze(1)
-
-
-@dataclass(frozen=True)
-class SehReward:
-    """log R = beta log(max(floor, p) / scale), a pure function of obs; the defaults are those of the 2021 code."""
-
-    proxy: SehProxy
-    beta: float = 10.0
-    scale: float = 8.0
-    floor: float = 0.1
-
-    def __call__(self, obs: Tensor) -> Tensor:
-        """obs [M, K, 4] -> log R [M] float64."""
-        return self.log_reward(self.proxy(obs))
-
-    def log_reward(self, p: Tensor) -> Tensor:
-        """From the proxy's p [M]: float64, [M]."""
-        return self.beta * torch.log(p.to(torch.float64).clamp(min=self.floor) / self.scale)
-
-    def parts(self, obs: Tensor) -> dict[str, Tensor]:
-        """What the reward is made of: {"seh": p [M]}."""
-        return {"seh": self.proxy(obs)}
-
-
-def recursion_reward(p: Tensor) -> Tensor:
-    """What recursion's gflownet makes of C's p before it takes the power: clip(p / 8, 1e-4, 100), not-a-number to 0 first."""
-    return (p / 8).nan_to_num(nan=0.0).clamp(1e-4, 100)

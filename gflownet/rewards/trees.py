@@ -53,12 +53,11 @@ class TreeReward:
 
     def tempered(self, reward: Tensor) -> Tensor:
         """log R of rewards."""
-        tempering = self.reward.tempering
-        return tempering.beta * reward.double().clamp(tempering.r_min, tempering.r_max).log()
+        return self.reward.tempering(reward)
 
     def untempered(self, log_reward: Tensor) -> Tensor:
         """The reward that a log R came from, between r_min and r_max."""
-        return (log_reward.double() / self.reward.tempering.beta).exp()
+        return self.reward.tempering.inverse(log_reward)
 
     def molecules(self, obs: Tensor) -> list[Chem.Mol]:
         with rdBase.BlockLogs():

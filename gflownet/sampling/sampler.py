@@ -1,6 +1,6 @@
 """The forward policy as an `Act` of `envs.rollout`, with exploration.
 
-    p = softmax(logits / temperature) over legal moves;  p <- (1 - ε) p + ε uniform;  a = how many of cumsum(p) u exceeds
+    p of `exploration.py`;  a = how many entries of cumsum(p) are below u·total
 
 On the CPU the products are numpy's. Where states have numbers and the batch is large, the net is evaluated once for each state
 that the batch visits; later visits look the distribution up.
@@ -9,7 +9,6 @@ that the batch visits; later visits look the distribution up.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,26 +21,13 @@ from envs.random import Rng
 from envs.rollout import Act
 from gflownet.model import Model
 from gflownet.networks import StackedMLP
+from gflownet.sampling.exploration import Exploration
 from gflownet.sampling.tape import Tape
 from gflownet.trees.actions import Points
 from gflownet.trees.outputs import ask, by_points
 
 MEMO_ROWS = 64  # episodes of a seed from which on remembering states pays
 MEMO_STATES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Exploration:
-    """epsilon: probability of a uniform legal move (a tensor is not looked at); temperature: logits are divided by it."""
-
-    epsilon: float | Tensor = 0.0
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.epsilon, Tensor) or 0 <= self.epsilon <= 1) or not 0 < self.temperature < float("inf"):
-            raise ValueError(
-                f"epsilon is {self.epsilon}, temperature {self.temperature}: expected 0 <= epsilon <= 1 and temperature > 0"
-            )
 
 
 def sampler(
@@ -60,10 +46,7 @@ def sampler(
 def cumulative(logits: Tensor, legal: Tensor, explore: Exploration) -> Tensor:
     """[..., A] cumsum(p) of the policy that explores."""
     p = torch.softmax(torch.where(legal, logits / explore.temperature, -torch.inf), -1)
-    if isinstance(explore.epsilon, Tensor) or explore.epsilon > 0:
-        uniform = legal / legal.sum(-1, keepdim=True)
-        p = (1 - explore.epsilon) * p + explore.epsilon * uniform
-    return p.cumsum(-1)
+    return explore.mixed(p, legal, legal.sum(-1, keepdim=True)).cumsum(-1)
 
 
 class Sampler(Act):
@@ -96,7 +79,7 @@ class Sampler(Act):
             with torch.no_grad():
                 moves = ask(self.model, self.theta[:, :-1], torch.as_tensor(obs)[None], legal).moves(0)
             assert isinstance(moves, Points)
-            return moves.draw(torch.as_tensor(uniform)[:, 0], self.explore.epsilon, self.explore.temperature)
+            return moves.draw(torch.as_tensor(uniform)[:, 0], self.explore)
         u, seen, legal = (torch.as_tensor(x, device=self.theta.device) for x in (uniform, obs, action_mask))
         S, A = len(self.theta), self.model.actions
         out = self.model.outputs(self.theta, seen.view(S, -1, *seen.shape[1:])).flatten(0, 1)
@@ -158,9 +141,7 @@ class NumpySampler(Act):
         if self._explore.temperature != 1:
             p /= self._explore.temperature
         np.exp(p, out=p)
-        if (epsilon := self._explore.epsilon) > 0:
-            p *= (1 - epsilon) / p.sum(1, keepdims=True)
-            p += legal * (epsilon / legal.sum(1, keepdims=True)).astype(p.dtype)
+        self._explore.mix_in(p, legal)
         cdf = np.add.accumulate(p, 1, out=p)
         if not np.isfinite(cdf[:, -1]).all():
             raise Diverged("the policy's numbers are not finite: try a smaller learning rate")

@@ -22,7 +22,8 @@ from envs.dag.protocols import Indexed, offers
 from envs.random import Rng
 from envs.rollout import Act
 from gflownet.model import Model
-from gflownet.sampling.sampler import Exploration, cumulative
+from gflownet.sampling.exploration import Exploration
+from gflownet.sampling.sampler import cumulative
 
 LIMIT = 1 << 17  # states that a table holds
 FEW = 1 << 13  # states that a net sees all of, even where a batch has fewer places

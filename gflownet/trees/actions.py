@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from envs.core import Diverged, any_last
+from envs.dag.segments import segment_logsumexp
+from gflownet.sampling.exploration import Exploration
 
 
 class Moves(Protocol):
@@ -78,18 +80,18 @@ class Points:
         numbers = torch.cat([self.logits.flatten(), self.stop])
         return numbers.index_select(0, torch.where(stops, len(self.logits) * R + state, index))
 
-    def draw(self, u: Tensor, epsilon: float | Tensor, temperature: float) -> Tensor:
+    def draw(self, u: Tensor, explore: Exploration) -> Tensor:
         """[M] actions, one uniform number u [M] for each: first the point, then its row, both by cumulative sums."""
         legal = self.legal
         if not len(legal.state):
             return torch.full((legal.size,), legal.points * legal.R, device=u.device)
-        tempered = self if temperature == 1 else Points(self.logits / temperature, self.stop / temperature, legal)
+        T = explore.temperature
+        tempered = self if T == 1 else Points(self.logits / T, self.stop / T, legal)
         p = (tempered.logits - tempered.total[legal.state, None]).exp()
         stop = (tempered.stop - tempered.total).exp()
-        if isinstance(epsilon, Tensor) or epsilon > 0:
+        if explore.uniform:
             count = legal.stop.to(p.dtype).index_add(0, legal.state, legal.row.sum(1).to(p.dtype))
-            p = (1 - epsilon) * p + epsilon * legal.row / count[legal.state, None]
-            stop = (1 - epsilon) * stop + epsilon * legal.stop / count
+            p, stop = explore.mixed(p, legal.row, count[legal.state, None]), explore.mixed(stop, legal.stop, count)
         within = p.cumsum(1)
         mass = p.new_zeros(legal.size, legal.points + 1)
         mass[legal.state, legal.point] = within[:, -1]
@@ -108,13 +110,3 @@ class Points:
         ]
         row = (here < share[:, None]).sum(1)
         return torch.where(stops, legal.points * legal.R, point * legal.R + row)
-
-
-def segment_logsumexp(x: Tensor, segment: Tensor, segments: int) -> Tensor:
-    """[segments] log Σ exp x over the entries of each segment, -inf where there are none (with gradient 0)."""
-    top = torch.full((segments,), -torch.inf, dtype=x.dtype, device=x.device)
-    top = top.scatter_reduce(0, segment, x.detach(), "amax")
-    base = torch.where(torch.isfinite(top), top, 0.0)
-    total = torch.zeros_like(base).index_add(0, segment, (x - base[segment]).exp())
-    empty = total == 0
-    return torch.where(empty, -torch.inf, torch.where(empty, 1.0, total).log() + base)

@@ -9,9 +9,10 @@ from torch import Tensor
 from envs.check import RandomAct
 from envs.core import DagEnv
 from envs.dag.bits import Bits
-from envs.dag.enumeration import Enumeration, enumerate_dag, enumeration_of, logsumexp_by
+from envs.dag.enumeration import Enumeration, enumerate_dag, enumeration_of
 from envs.dag.hypergrid import HyperGrid
 from envs.dag.search import NotADag, TooManyStates, hash_key, search
+from envs.dag.segments import segment_logsumexp
 from envs.dag.sets import Sets
 from envs.random import Rng
 from envs.rollout import rollout
@@ -95,14 +96,14 @@ def test_the_hash_tells_states_apart_as_the_index_does(env: DagEnv) -> None:
 def test_the_policy_of_the_exact_flow_meets_the_law(env: DagEnv) -> None:
     found = enumerate_dag(env)
     free = torch.randn(len(found.child), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    log_pb = free - logsumexp_by(found.child, free, len(found))[found.child]
+    log_pb = free - segment_logsumexp(free, found.child, len(found))[found.child]
     for flow in (found.flow(), found.flow(log_pb)):
         assert (found.law_of(flow.log_pf) - found.law).abs().max() < 1e-12
         assert float(flow.log_flow[0]) == pytest.approx(found.log_z, abs=1e-12)
         going = ~found.terminated
         assert flow.log_pf[going].logsumexp(1).abs().max() < 1e-12
         assert (flow.log_pf[going] > -torch.inf).eq(found.action_mask[going]).all()
-        assert (logsumexp_by(found.child, flow.log_edge_flow, len(found))[1:] - flow.log_flow[1:]).abs().max() < 1e-12
+        assert (segment_logsumexp(flow.log_edge_flow, found.child, len(found))[1:] - flow.log_flow[1:]).abs().max() < 1e-12
         assert (flow.log_flow.exp() - found.visits_of(flow.log_pf) * math.exp(found.log_z)).abs().max() < 1e-10
 
 

@@ -27,13 +27,14 @@ from experiments.gfn.build import truth
 from experiments.gfn.commands import opened
 from experiments.gfn.metrics import held_back, of_the_policy
 from experiments.molecules.config import MoleculeSettings, molecules
-from experiments.molecules.metrics import Kept, Molecules
+from experiments.molecules.metrics import Molecules
 from experiments.run.log import read_metrics
 from gflownet.evaluation import exact_law
 from gflownet.metrics import pearson, spearman
 from gflownet.molecules.fingerprints import circles, fingerprints, internal_diversity
 from gflownet.molecules.metrics import collect, modes, scaffolds, top_mean
 from gflownet.molecules.top_k import TopK
+from gflownet.rewards.lru import LRUCache
 from tests.block_vocabularies import vocabulary
 
 FRAGMENTS = {  # CC is ethyl, or methyl on methyl
@@ -275,11 +276,11 @@ def test_what_rdkit_said_is_kept_and_bounded() -> None:
     def make(keys: list[str]) -> Any:
         return lambda places: [asked.append(keys[i]) or keys[i].upper() for i in places]  # type: ignore[func-returns-value]
 
-    kept = Kept(3)
+    kept: LRUCache[str] = LRUCache(3)
     for keys in (["a", "b", "a"], ["b", "c", "d"], ["b", "a", "e", "f", "a"]):
         assert kept(keys, make(keys)) == [key.upper() for key in keys]
     assert asked == ["a", "b", "c", "d", "a", "e", "f"], "a was forgotten for d; each is worked out once"
-    assert kept.worked_out == 7
+    assert kept.computed == 7
     assert len(kept._values) == 3
 
 

@@ -266,7 +266,7 @@ def test_smiles_that_cannot_be_read_are_counted_from_1() -> None:
 # -- each molecule once
 
 
-def test_a_molecule_is_worked_out_once_and_forgotten_when_there_is_no_room() -> None:
+def test_a_molecule_is_computed_once_and_forgotten_when_there_is_no_room() -> None:
     calls: list[str] = []
 
     def count(mol: Chem.Mol) -> float:
@@ -284,7 +284,7 @@ def test_a_molecule_is_worked_out_once_and_forgotten_when_there_is_no_room() -> 
         5,
         1,
     ]  # more than there is room for
-    assert quantities.worked_out == len(calls) == 6
+    assert quantities.computed == len(calls) == 6
     with pytest.raises(ValueError, match="room for 0 molecules"):
         Quantities({}, {}, size=0)
 

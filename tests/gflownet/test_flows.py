@@ -12,11 +12,13 @@ from torch import Tensor
 
 from envs.core import Trajectories
 from envs.dag.hypergrid import HyperGrid
+from envs.dag.search import hash_key
+from envs.dag.segments import segment_logsumexp
 from envs.random import Rng
 from envs.rollout import rollout
 from gflownet.flows.edges import edges_of
 from gflownet.flows.flows import Flows
-from gflownet.flows.states import distinct, hashed
+from gflownet.flows.states import distinct
 from gflownet.model import Model
 from gflownet.networks import StackedMLP
 from gflownet.objectives.flow_matching import FlowMatching
@@ -25,7 +27,6 @@ from gflownet.objectives.modified_detailed_balance import ModifiedDetailedBalanc
 from gflownet.objectives.soft_dqn import SoftDQN
 from gflownet.objectives.subtrajectory_balance import SubTrajectoryBalance
 from gflownet.objectives.vargrad import VarGrad
-from gflownet.trees.actions import segment_logsumexp
 from tests.exact_flows import DAGS, WORLDS, N, S, Slow, draws, loss_and_gradient, model_for, wander
 from tests.pgrl.test_memory import Largest
 
@@ -246,8 +247,8 @@ def test_distinct_states_as_a_dict_finds_them(visits: list[tuple[int, int]], pat
 def test_hashes_do_not_collide() -> None:
     cells = torch.cartesian_prod(*[torch.arange(13)] * 5)  # a third of a million
     for obs in (cells, cells.float() / 7, cells[:, :, None] - 5):
-        assert len(torch.unique(hashed(obs))) == len(cells)
-    assert torch.equal(hashed(cells[:50]), torch.cat([hashed(cells[i : i + 1]) for i in range(50)]))
+        assert len(torch.unique(hash_key(obs))) == len(cells)
+    assert torch.equal(hash_key(cells[:50]), torch.cat([hash_key(cells[i : i + 1]) for i in range(50)]))
 
 
 # -- sums over edges

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -350,7 +351,7 @@ def test_a_network_arrives_too(name: str) -> None:
 @pytest.mark.parametrize("name", ["tb", "vargrad", "soft-dqn"])
 def test_without_a_backward_policy_the_law_is_missed_by_far(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """P_B = 1 everywhere: what many paths lead to is built too often."""
-    monkeypatch.setattr(
-        Flows, "log_pb", property(lambda flows: torch.zeros_like(flows.log_reward[None]).expand(flows.mask.shape))
-    )
+    none = cached_property(lambda flows: torch.zeros_like(flows.log_reward[None]).expand(flows.mask.shape))
+    none.__set_name__(Flows, "log_pb")
+    monkeypatch.setattr(Flows, "log_pb", none)
     assert floors("stop", name, 150, 0.2).min() > 20

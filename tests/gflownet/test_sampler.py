@@ -20,8 +20,9 @@ from gflownet.networks import Stacked, StackedMLP
 from gflownet.objectives.trajectory_balance import TrajectoryBalance
 from gflownet.optimiser import Adam
 from gflownet.problem import DagProblem
+from gflownet.sampling.exploration import Exploration
 from gflownet.sampling.replay import replayed
-from gflownet.sampling.sampler import Exploration, NumpySampler, Sampler, sampler
+from gflownet.sampling.sampler import NumpySampler, Sampler, sampler
 from tests.dags import torch_twin
 from tests.exact_flows import DAGS, WORLDS, Slow, draws, model_for, wander
 

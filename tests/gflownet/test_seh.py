@@ -21,10 +21,12 @@ from envs.molecules.atom_tables import atom_tables, random_trees
 from envs.molecules.atoms import AtomTables
 from envs.molecules.bridge import to_mol
 from envs.molecules.fragments import Fragment, load_fragments
+from gflownet.rewards.combine import Tempering
 from gflownet.rewards.restricted import read_npz, read_pickle
-from gflownet.rewards.seh import SHAPES, SehProxy, SehReward, load_weights, recursion_reward
+from gflownet.rewards.seh import SHAPES, SehProxy, load_weights
 
 SEH = Path(__file__).resolve().parents[3] / "shared/data/seh"
+TEMPERING = Tempering(beta=10.0, r_min=0.1 / 8)  # of p / 8: (max(0.1, p) / 8)^10, the reward of the 2021 code
 needs_data = pytest.mark.skipif(not SEH.exists(), reason="needs ../shared/data/seh")
 VOCABULARY = (
     Fragment("benzene", "c1ccccc1", ((0, 1), (3, 1))),
@@ -144,16 +146,9 @@ def test_static_shapes_never_make_the_host_wait() -> None:
 
 
 def test_the_reward() -> None:
-    obs = random_trees(VOCABULARY, 50, 6, random.Random(2))
-    proxy = SehProxy(random_weights(), atom_tables(VOCABULARY))
-    reward = SehReward(proxy, beta=3.0, scale=2.0, floor=1e-3)
-    p = proxy(obs).double()
-    assert reward(obs).dtype == torch.float64
-    assert torch.allclose(reward(obs), 3 * torch.log(p.clamp(min=1e-3) / 2))
-    assert torch.equal(reward.parts(obs)["seh"], proxy(obs))
-    usual = SehReward(proxy).log_reward(torch.tensor([-1.0, 0.1, 4.0, 8.0]))
+    usual = TEMPERING(torch.tensor([-1.0, 0.1, 4.0, 8.0]) / 8)
+    assert usual.dtype == torch.float64
     assert torch.allclose(usual.exp(), torch.tensor([(0.1 / 8) ** 10, (0.1 / 8) ** 10, 0.5**10, 1.0]).double())
-    assert recursion_reward(torch.tensor([-1.0, 4.0, 1e9, math.nan])).tolist() == pytest.approx([1e-4, 0.5, 100, 1e-4])
 
 
 def test_an_unknown_variant_is_refused() -> None:
@@ -219,14 +214,14 @@ def test_published_rewards(tables: AtomTables) -> None:
     rows, obs, room = states("parity.csv")
     proxy = SehProxy(weights, tables, "A", torch.float64)
     truth = torch.tensor([float(row["reward_orig_b10"]) for row in rows], dtype=torch.float64)
-    assert torch.allclose(SehReward(proxy).log_reward(proxy(obs, room)).exp(), truth, rtol=1e-9, atol=0)
+    assert torch.allclose(TEMPERING(proxy(obs, room) / 8).exp(), truth, rtol=1e-9, atol=0)
     flat = torch.tensor([float(row["flat_recursion"]) for row in rows], dtype=torch.float64)
     proxy = SehProxy(weights, tables, "C", torch.float64)
-    assert torch.allclose(recursion_reward(proxy(obs, room)), flat, atol=1e-5)
+    assert torch.allclose((proxy(obs, room) / 8).clamp(1e-4, 100), flat, atol=1e-5)
     rows, obs, room = states("some_mols_U_1k.csv")
     stored = torch.tensor([float(row["stored_reward"]) for row in rows[::3]], dtype=torch.float64)
     proxy = SehProxy(weights, tables, "B", torch.float64)
-    assert torch.allclose(SehReward(proxy).log_reward(proxy(obs[::3], room[::3])).exp(), stored, rtol=1e-9, atol=0)
+    assert torch.allclose(TEMPERING(proxy(obs[::3], room[::3]) / 8).exp(), stored, rtol=1e-9, atol=0)
 
 
 @needs_data

@@ -16,7 +16,8 @@ from gflownet.flows.flows import Flows
 from gflownet.gflownet import GFlowNet
 from gflownet.model import Model
 from gflownet.problem import DagProblem
-from gflownet.rewards.seh import SHAPES, SehProxy, SehReward
+from gflownet.rewards.combine import Tempering
+from gflownet.rewards.seh import SHAPES, SehProxy
 from gflownet.static.capture import CapturedIteration
 from gflownet.static.table import Static
 from tests.exact_flows import fitting, loss_and_gradient
@@ -35,7 +36,8 @@ def world(device: str) -> BlockTrees:
     generator = torch.Generator().manual_seed(0)
     weights = {name: (torch.randn(shape, generator=generator) / 8).numpy() for name, shape in SHAPES.items()}
     proxy = SehProxy(weights, atom_tables(FRAGMENTS), device=device)
-    return BlockTrees(blocks_of(FRAGMENTS), SehReward(proxy), max_blocks=4, device=device)
+    tempering = Tempering(beta=10.0, r_min=0.1 / 8)
+    return BlockTrees(blocks_of(FRAGMENTS), lambda obs: tempering(proxy(obs) / 8), max_blocks=4, device=device)
 
 
 META = world("meta")

@@ -1,0 +1,52 @@
+"""Exploration of the forward policy, the same formula for every way in which it is evaluated.
+
+p  =  (1 - ε) softmax(logits / temperature)  +  ε uniform over valid actions
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """epsilon: probability of a uniform valid action (a tensor is never read); temperature: logits are divided by it.
+
+    Raises ValueError unless 0 <= epsilon <= 1 and temperature > 0.
+    """
+
+    epsilon: float | Tensor = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.epsilon, Tensor) or 0 <= self.epsilon <= 1) or not 0 < self.temperature < float("inf"):
+            raise ValueError(
+                f"epsilon is {self.epsilon}, temperature {self.temperature}: expected 0 <= epsilon <= 1 and temperature > 0"
+            )
+
+    @property
+    def uniform(self) -> bool:
+        """Whether uniform actions are mixed in."""
+        return isinstance(self.epsilon, Tensor) or self.epsilon > 0
+
+    def mixed(self, p: Tensor, valid: Tensor, count: Tensor) -> Tensor:
+        """Mix uniform actions in.
+
+        Args:
+            p: probabilities.
+            valid: bool, of p's shape.
+            count: the number of valid actions of the state, broadcast against p.
+
+        Returns:
+            (1 - ε) p + ε valid / count.
+        """
+        return (1 - self.epsilon) * p + self.epsilon * valid / count if self.uniform else p
+
+    def mix_in(self, p: Any, valid: Any) -> None:
+        """The same in numpy and in place: p [M, A] is not normalised before, and is afterwards if ε > 0."""
+        if self.uniform:
+            p *= (1 - self.epsilon) / p.sum(1, keepdims=True)
+            p += valid * (self.epsilon / valid.sum(1, keepdims=True)).astype(p.dtype)
