@@ -49,8 +49,8 @@ def train(arguments: list[str]) -> None:
 def run(arguments: list[str]) -> Path:
     """Parse, train to the end, return the run folder."""
     from experiments.gfn.build import find_env
+    from experiments.gfn.commands import finished, start
     from experiments.gfn.commands import resume as go_on
-    from experiments.gfn.commands import start
     from experiments.gfn.config import GFNSettings, as_config, choose_device, defaults
 
     help_wanted = bool({"-h", "--help"} & set(arguments))
@@ -71,8 +71,9 @@ def run(arguments: list[str]) -> Path:
     ]
     parsed, choice = _asked(f"gflownet train {env}", about, choice, own, rest)
     config = as_config(choice, parsed.train, choose_device(choice, parsed.train))
-    if parsed.resume and resumable(parsed.out, config):
-        go_on(parsed.out, None, parsed.quiet)
+    if parsed.resume and resumable(parsed.out, config, parsed.train):
+        if not finished(parsed.out):
+            go_on(parsed.out, None, parsed.quiet)
         return Path(parsed.out)
     return start(config, parsed.out, ["gflownet", "train", *arguments], parsed.quiet)
 

@@ -34,8 +34,8 @@ def train(arguments: list[str]) -> None:
 
 def run(arguments: list[str]) -> Path:
     """Parse, train to the end, return the run folder."""
+    from experiments.pg.commands import finished, start
     from experiments.pg.commands import resume as go_on
-    from experiments.pg.commands import start
     from experiments.pg.config import PGSettings, as_config, choose_device, defaults, find_agent
 
     if not arguments or arguments[0].startswith("-"):
@@ -72,8 +72,9 @@ def run(arguments: list[str]) -> Path:
     parsed = parse(command, f"pgrl train {algo}", f"Train {algo}.\n\nRecipe: {recipe.note or 'none'}", rest)
     chosen = {f.name: getattr(parsed.agent, f.name) for f in dataclasses.fields(parsed.agent)}
     config = as_config(algo, parsed.train, chosen, choose_device(parsed.train))
-    if parsed.resume and resumable(parsed.out, config):
-        go_on(parsed.out, None, parsed.quiet)
+    if parsed.resume and resumable(parsed.out, config, parsed.train):
+        if not finished(parsed.out):
+            go_on(parsed.out, None, parsed.quiet)
         return Path(parsed.out)
     return start(config, parsed.out, ["pgrl", "train", *arguments], parsed.quiet)
 

@@ -50,13 +50,16 @@ def _dispatch(program: str, about: str, verbs: Mapping[str, Verb], arguments: li
         raise UserError(f"no verb is called {verb!r}; close: {close_to(verb, verbs)}\n{usage}")
 
 
-def resumable(out: Path | None, config: Mapping[str, Any]) -> bool:
-    """Whether `out` holds a run of these settings to continue; UserError without `out`, or for a run with other settings."""
-    from experiments.run.run import Run
+def resumable(out: Path | None, config: Mapping[str, Any], settings: Any) -> bool:
+    """Whether `out` holds a run of these settings to continue; UserError without `out`, or for a run with other settings.
+
+    What `settings` leave to be chosen (auto) stays as it was chosen when the run began.
+    """
+    from experiments.run.run import FREE, Run
 
     if out is None:
         raise UserError("got --resume without --out: name the run folder to continue")
-    return Run.resumable(out, config)
+    return Run.resumable(out, config, FREE | {name for name in ("device", "matmul") if getattr(settings, name, "") == "auto"})
 
 
 def close_to(name: str, known: Mapping[str, Any] | Sequence[str], otherwise: str = "none") -> str:

@@ -96,6 +96,13 @@ def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
         _to_the_end(run, begun._replace(training=run.resume(begun.training.restored, checkpoint)), quiet)
 
 
+def finished(folder: Path) -> bool:
+    """Whether every seed of a run has visited its objects, by the newest checkpoint."""
+    run = Run.open(folder)
+    _, meta = checkpoints.load_latest(run.checkpoints)
+    return bool(meta["states"] >= run.config["states"])
+
+
 def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:
     settings, method, problem, exact, training, molecules = begun
     fit(problem.batch_size * len(problem.seeds), trees=isinstance(problem.env, BlockTrees))

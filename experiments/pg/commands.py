@@ -48,6 +48,13 @@ def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
         _to_the_end(run, problem, agent, training, quiet)
 
 
+def finished(folder: Path) -> bool:
+    """Whether every seed of a run has used its environment steps, by the newest checkpoint."""
+    run = Run.open(folder)
+    tensors, _ = checkpoints.load_latest(run.checkpoints)
+    return bool((tensors["env_steps"] >= run.config["env_steps"]).all())
+
+
 @contextmanager
 def _made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
     """The problem, with its workers while they are needed, and the agent."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from experiments.cli.errors import MissingPackage, UserError
 from experiments.plots.figure import Curve, draw
 from experiments.plots.statistics import bootstrap_interval, iqm
-from experiments.run.run import Run, read_metrics
+from experiments.run.run import Run, flat, read_metrics
 
 Array = NDArray[np.float64]
 
@@ -182,21 +182,13 @@ def _curve(algo: str, group: list[Series], grid: Array) -> Curve:
     inside = grid[(grid >= begin) & (grid <= end)]
     if not len(inside):
         raise CurvesError(f"the seeds of {algo} have no step in common")
-    flat = [_flat(s.config) for s in group]
+    tables = [flat(s.config) for s in group]
     ignored = {"seed", "seeds", "out", "device", "threads"}
-    mixed = sorted(k for k in set().union(*flat) - ignored if len({str(f.get(k)) for f in flat}) > 1)
+    mixed = sorted(k for k in set().union(*tables) - ignored if len({str(f.get(k)) for f in tables}) > 1)
     slopes = [s.config.get("theory_slope") for s in group]
     theory = float(slopes[0]) if isinstance(slopes[0], int | float) and len(set(slopes)) == 1 else None
     floor = next((np.interp(inside, s.x[0], s.floor) for s in group if s.floor is not None), None)
     return Curve(algo, inside, np.array([np.interp(inside, x, y) for x, y in seeds]), theory, tuple(mixed), floor)
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Every setting by its own name: no two are called the same."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value) if isinstance(value, dict) else {key: value}
-    return flat
 
 
 def write_csv(path: Path, found: list[Curve], x: str) -> None:

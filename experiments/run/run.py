@@ -20,7 +20,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ __all__ = ["MetricsError", "Run", "RunError", "read_metrics", "run_name"]
 Tensors = dict[str, Tensor]
 Meta = dict[str, Any]
 T = TypeVar("T")
-FREE = {"workers"}  # settings that change no number
+FREE = frozenset({"workers"})  # settings that change no number
 RENAMED = {"knobs": "hyperparameters", "world": "env_settings", "gallery": "top_k"}  # keys of configs before 0.4
 FAILURES = 3  # of one kind in a row stop the run
 OWN_TAGS = {"wall": "time/wall", "iteration": "time/iteration"}  # in TensorBoard, where tags are grouped by their first word
@@ -118,22 +118,31 @@ class Run:
         return cls(folder, config, descriptions, tensorboard)
 
     @classmethod
-    def resumable(cls, out: Path, config: Mapping[str, Any]) -> bool:
-        """Whether `out` holds a run of these settings with a checkpoint, which `resume` continues (or finds finished).
+    def resumable(cls, out: Path, config: Mapping[str, Any], free: Collection[str] = FREE) -> bool:
+        """Whether `out` holds a run of these settings with a checkpoint, which `resume` continues.
 
         A run that stopped before its first checkpoint has nothing to continue: its folder is emptied and it starts again.
+
+        Args:
+            out: the run folder, which need not be there.
+            config: the complete, resolved settings.
+            free: settings that may differ, since they change no number.
+
+        Returns:
+            False where a new run is to be made in `out`.
 
         Raises:
             RunError: `out` holds a run with other settings, or another process writes it.
         """
         if not (out / "config.json").exists():
             return False
-        run, wanted = cls.open(out), json.loads(dump(config))
-        other = sorted(key for key in {*run.config, *wanted} - FREE if run.config.get(key) != wanted.get(key))
+        run = cls.open(out)
+        found, wanted = flat(run.config), flat(json.loads(dump(config)))
+        other = [key for key in {**wanted, **found} if key not in free and found.get(key) != wanted.get(key)]
         if other:
-            key = other[0]
+            differ = ", ".join(f"{key} {_short(found.get(key))}, got {_short(wanted.get(key))}" for key in other[:3])
             raise RunError(
-                f"{out} holds a run with {key} {run.config.get(key)!r}, got {wanted.get(key)!r}: "
+                f"{out} holds a run with {differ}{', ...' if len(other) > 3 else ''}: "
                 "choose another --out, or give the settings of that run"
             )
         if checkpoints.saved(run.checkpoints):
@@ -328,3 +337,17 @@ class Run:
             return False
         self._failures[what] = 0
         return True
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting by its own name: no two are called the same."""
+    table: dict[str, Any] = {}
+    for key, value in config.items():
+        table |= flat(value) if isinstance(value, Mapping) else {key: value}
+    return table
+
+
+def _short(value: Any) -> str:
+    """For a sentence: a vocabulary has thousands of letters."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -20,19 +20,20 @@ ALGORITHMS = ("reinforce", "n-mpg", "n-pg-igt", "n-harpg")
 ENV_STEPS = 60_000
 
 
-def study(out: Path = Path("runs/studies/gridworld"), scale: float = 1.0) -> Path:
+def study(out: Path = Path("runs/studies/gridworld"), scale: float = 1.0, figure: Path | None = None) -> Path:
     """Train the four algorithms and draw their gap.
 
     Args:
-        out: a folder for the runs and the figure
+        out: a folder for the runs
         scale: factor of the budget
+        figure: .png or .svg; default: gridworld.png in that folder
     """
     runs = []
     for algo in ALGORITHMS:
         settings = {"seeds": 10, "seed": 100, "env_steps": scaled(ENV_STEPS, scale)}
         runs.append(pgrl.train(algo, env="gridworld", out=out / algo, resume=True, **settings).folder)
     print(table(runs))
-    return curves(runs, out / "gridworld.png")
+    return curves(runs, figure or out / "gridworld.png")
 
 
 if __name__ == "__main__":

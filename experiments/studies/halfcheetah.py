@@ -20,19 +20,20 @@ ALGORITHMS = ("n-harpg",)
 ENV_STEPS = 1_000_000
 
 
-def study(out: Path = Path("runs/studies/halfcheetah"), scale: float = 1.0) -> Path:
+def study(out: Path = Path("runs/studies/halfcheetah"), scale: float = 1.0, figure: Path | None = None) -> Path:
     """Train N-HARPG and draw its return.
 
     Args:
-        out: a folder for the runs and the figure
+        out: a folder for the runs
         scale: factor of the budget
+        figure: .png or .svg; default: halfcheetah.png in that folder
     """
     runs = []
     for algo in ALGORITHMS:
         settings = {"seeds": 10, "env_steps": scaled(ENV_STEPS, scale)}
         runs.append(pgrl.train(algo, env="HalfCheetah-v5", out=out / algo, resume=True, **settings).folder)
     print(table(runs))
-    return curves(runs, out / "halfcheetah.png")
+    return curves(runs, figure or out / "halfcheetah.png")
 
 
 if __name__ == "__main__":

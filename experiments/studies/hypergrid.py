@@ -20,12 +20,13 @@ STATES = {"fm": 500_000, "mcmc": 500_000, "uniform": 500_000, "ppo": 100_000}
 R0 = (0.1, 0.01, 0.001)
 
 
-def study(out: Path = Path("runs/studies/hypergrid"), scale: float = 1.0) -> Path:
+def study(out: Path = Path("runs/studies/hypergrid"), scale: float = 1.0, figure: Path | None = None) -> Path:
     """Train flow matching, Metropolis–Hastings, PPO and uniform actions, five seeds each, and draw the figure.
 
     Args:
-        out: a folder for the runs and the figure
+        out: a folder for the runs
         scale: factor of the budgets
+        figure: .png or .svg; default: hypergrid.png in that folder
     """
     runs = []
     for r0 in R0:
@@ -33,7 +34,7 @@ def study(out: Path = Path("runs/studies/hypergrid"), scale: float = 1.0) -> Pat
             settings = {"preset": "paper", "r0": r0, "seeds": 5, "states": scaled(states, scale)}
             run = gflownet.train("hypergrid", method, out=out / f"{method}-{r0}", resume=True, **settings)
             runs.append(run.folder)
-    return figure2(tuple(runs), out / "hypergrid.png")
+    return figure2(tuple(runs), figure or out / "hypergrid.png")
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ STATES = 24_000
 SAMPLED, SHOWN = 200, 24
 
 
-def study(out: Path = Path("runs/studies/molecules"), scale: float = 1.0) -> Path:
+def study(out: Path = Path("runs/studies/molecules"), scale: float = 1.0, figure: Path | None = None) -> Path:
     """Train, draw molecules, write them and a picture.
 
     Args:
-        out: a folder for the run, the table and the picture
-        scale: factor of the budget
+        out: a folder for the run and molecules.csv
+        scale: factor of the budget; 200 molecules are drawn at any scale
+        figure: .png; default: molecules.png in that folder
     """
     settings = {"reward": "qed*sa", "max_blocks": 5, "seed": 100, "evaluations": 10, "states": scaled(STATES, scale)}
     run = gflownet.train("molecules", "tb", out=out / "tb", resume=True, **settings)
@@ -36,9 +37,11 @@ def study(out: Path = Path("runs/studies/molecules"), scale: float = 1.0) -> Pat
         writer.writeheader()
         writer.writerows(rows)
     shown = rows[:SHOWN]
-    picture = out / "molecules.png"
-    picture.write_bytes(draw([row["smiles"] for row in shown], [f"{row['reward']:.3f}" for row in shown], columns=8))
-    return picture
+    picture = draw([row["smiles"] for row in shown], [f"{row['reward']:.3f}" for row in shown], columns=8)
+    figure = figure or out / "molecules.png"
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_bytes(picture)
+    return figure
 
 
 if __name__ == "__main__":

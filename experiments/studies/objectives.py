@@ -22,18 +22,19 @@ BASELINES = ("soft-pg", "ppo", "mcmc", "uniform")
 STATES = 200_000
 
 
-def study(out: Path = Path("runs/studies/objectives"), scale: float = 1.0) -> Path:
+def study(out: Path = Path("runs/studies/objectives"), scale: float = 1.0, figure: Path | None = None) -> Path:
     """Train every method and draw one panel for each.
 
     Args:
-        out: a folder for the runs and the figure
+        out: a folder for the runs
         scale: factor of the budget
+        figure: .png or .svg; default: objectives.png in that folder
     """
     runs = []
     for method in OBJECTIVES + BASELINES:
         settings = {"r0": 0.01, "seeds": 5, "states": scaled(STATES, scale)}
         runs.append(gflownet.train("hypergrid", method, out=out / method, resume=True, **settings).folder)
-    return panels(runs, out / "objectives.png")
+    return panels(runs, figure or out / "objectives.png")
 
 
 if __name__ == "__main__":

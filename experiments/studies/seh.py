@@ -29,22 +29,27 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def study(blocks: Path, weights: Path, out: Path = Path("runs/studies/seh"), scale: float = 1.0) -> Path:
+def study(
+    blocks: Path, weights: Path, out: Path = Path("runs/studies/seh"), scale: float = 1.0, figure: Path | None = None
+) -> Path:
     """Train the six methods, one seed each, and write the table.
 
     Args:
         blocks: the paper's building blocks
         weights: of the paper's proxy
-        out: a folder for the runs and the table
-        scale: factor of the budget
+        out: a folder for the runs
+        scale: factor of the budget and of the rows
+        figure: the table, .md; default: seh.md in that folder
     """
     task = {**SHARED, "fragments": blocks, "seh_weights": weights, "states": scaled(STATES, scale)}
     runs = []
     for name, settings in METHODS.items():
         runs.append(gflownet.train("molecules", out=out / name, resume=True, **{**task, **settings}).folder)
     rows = tuple(scaled(n, scale) for n in (10_000, 25_000, 50_000))
-    (out / "seh.md").write_text(table(runs, rows, scale=8) + "\n")
-    return out / "seh.md"
+    figure = figure or out / "seh.md"
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_text(table(runs, rows, scale=8) + "\n")
+    return figure
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""Every study runs at a thousandth of its size, writes its figure or table, and a second call trains nothing."""
+"""Every study runs at a thousandth of its size or less, writes its figure or table, and a second call trains nothing."""
 
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import gflownet
 import pgrl
 from experiments import studies
+from experiments.cli import gflownet as fragments_cli
 from experiments.cli.errors import UserError
 from experiments.studies import scaled
 
@@ -17,8 +20,8 @@ DATA = Path(__file__).parents[3] / "shared" / "data" / "seh"
 STUDIES: dict[str, dict[str, Any]] = {
     "gridworld": {"needs": ("matplotlib",)},
     "halfcheetah": {"needs": ("matplotlib", "mujoco")},
-    "hypergrid": {"needs": ("matplotlib",)},
-    "objectives": {"needs": ("matplotlib",)},
+    "hypergrid": {"needs": ("matplotlib",), "scale": 1e-4},
+    "objectives": {"needs": ("matplotlib",), "scale": 1e-4},
     "molecules": {"needs": ("rdkit",)},
     "seh": {
         "needs": ("rdkit",),
@@ -27,8 +30,9 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 
 
-def metrics(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in sorted(folder.rglob("metrics.jsonl"))}
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file of every run below a folder."""
+    return {path: path.read_bytes() for path in sorted(folder.glob("*/**/*")) if path.is_file()}
 
 
 def test_every_script_is_tested() -> None:
@@ -44,15 +48,18 @@ def test_a_study_runs_and_is_resumed(name: str, tmp_path: Path, capsys: pytest.C
     files: dict[str, Path] = STUDIES[name].get("files", {})
     if not all(path.is_file() for path in files.values()):
         pytest.skip("the published blocks and weights are not here")
+    scale = STUDIES[name].get("scale", 5e-4)
     study = importlib.import_module(f"experiments.studies.{name}").study
-    made = study(out=tmp_path, scale=0.0005, **files)
+    made = study(out=tmp_path / "runs", scale=scale, **files)
     assert made.stat().st_size > 0
-    first = metrics(tmp_path)
-    assert first
-    study(out=tmp_path, scale=0.0005, **files)
-    assert metrics(tmp_path) == first
+    first = contents(tmp_path / "runs")
+    assert any(path.name == "metrics.jsonl" for path in first)
+    other = tmp_path / "figures" / made.name
+    assert study(out=tmp_path / "runs", scale=scale, figure=other, **files) == other
+    assert other.read_bytes() == made.read_bytes()
+    assert contents(tmp_path / "runs") == first
     with pytest.raises(UserError, match=r"holds a run with (env_steps|states) \d+, got \d+"):
-        study(out=tmp_path, scale=0.5, **files)
+        study(out=tmp_path / "runs", scale=0.5, **files)
 
 
 def test_resume_continues_a_stopped_run_bit_for_bit(tmp_path: Path) -> None:
@@ -75,6 +82,31 @@ def test_resume_starts_again_what_has_no_checkpoint(tmp_path: Path) -> None:
     assert bool((pgrl.train("n-pg", out=tmp_path / "run", resume=True, **settings).theta == theta).all())
 
 
+def test_a_run_with_other_settings_is_refused_in_a_short_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("rdkit")
+    settings: dict[str, Any] = {"objective": "tb", "states": 64, "out": tmp_path / "run", "resume": True, "quiet": True}
+    gflownet.train("molecules", max_blocks=3, **settings)
+    with pytest.raises(UserError, match=r"holds a run with max_blocks 3, got 2") as refused:
+        gflownet.train("molecules", max_blocks=2, **settings)
+    assert len(str(refused.value)) < 300 + len(str(tmp_path))
+    own = tmp_path / "own.smi"
+    own.write_text("CCOC(=O)c1ccccc1\nCC(=O)Nc1ccccc1\nCOc1ccccc1CN\n")
+    fragments_cli.main(["fragments", "--from", str(own), "--out", str(tmp_path / "own.json")])
+    with pytest.raises(UserError, match="holds a run with ") as refused:
+        gflownet.train("molecules", max_blocks=3, fragments=tmp_path / "own.json", **settings)
+    assert len(str(refused.value)) < 400 + 2 * len(str(tmp_path))
+
+
+def test_a_device_left_to_choose_stays_what_it_was(tmp_path: Path) -> None:
+    pgrl.train("n-pg", env_steps=100, out=tmp_path / "run", quiet=True)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["device"] == "cpu"
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "device": "cuda"}))
+    assert pgrl.train("n-pg", env_steps=100, out=tmp_path / "run", quiet=True, resume=True).theta.shape[0] == 10
+    with pytest.raises(UserError, match="holds a run with device 'cuda', got 'cpu'"):
+        pgrl.train("n-pg", env_steps=100, out=tmp_path / "run", quiet=True, resume=True, device="cpu")
+
+
 def test_resume_without_a_folder_is_refused() -> None:
     with pytest.raises(UserError, match="got resume=True without out"):
         pgrl.train("n-pg", env_steps=100, resume=True, quiet=True, out=None)
@@ -83,5 +115,5 @@ def test_resume_without_a_folder_is_refused() -> None:
 def test_scale_is_positive() -> None:
     assert scaled(1000, 0.5) == 500
     assert scaled(10, 0.001) == 1
-    with pytest.raises(ValueError, match="got scale 0"):
+    with pytest.raises(UserError, match="got --scale 0"):
         scaled(10, 0)
