@@ -19,7 +19,7 @@ from envs.dag.backward import edges_in, sample_backward, valid_actions_at
 from envs.dag.enumeration import Enumeration
 from envs.random import Rng
 from gflownet.flows.states import distinct, key_of
-from gflownet.problem import DagProblem, Method
+from gflownet.problem import DagProblem, EvaluatesActions, Method
 
 ROWS = 1 << 17  # states of all seeds together that a net sees at once
 OBJECTS = 512  # whose ancestors are listed at once
@@ -55,8 +55,8 @@ def _edge_log_pf(method: Method, state: Any, problem: DagProblem, past: Ancestry
         e = order[torch.searchsorted(past.parent[order], lo) : torch.searchsorted(past.parent[order], lo + len(some))]
         if len(e):
             legal, row, action = valid_actions_at(problem.env, some), past.parent[e] - lo, past.action[e]
-            if (of_moves := getattr(method, "log_pf_of", None)) is not None:
-                found.append(of_moves(state, problem, some, legal, row, action))
+            if isinstance(method, EvaluatesActions):
+                found.append(method.log_pf_of(state, problem, some, legal, row, action))
             else:
                 found.append(_log_pf(method, state, problem, some, legal)[..., row, action])
     edge = torch.cat(found, -1)

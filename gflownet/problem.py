@@ -92,9 +92,7 @@ class Method(Protocol):
                                          with several heads one is drawn for each episode
     log_z(state)                         [S] the estimate of log Z, or None
 
-    Optional, where less work will do:
-    log_pf_of(state, problem, obs, legal, row, action)   [heads, S, E] log P_F of action [E] at state row [E] of obs [M, *obs]
-    actor(state, problem, n)                             the policies as an Act for S·n episodes, or None
+    What it may offer in addition: `EvaluatesActions`, `Acts`, `SearchesLocally`.
     """
 
     def init(self, problem: DagProblem) -> Any: ...
@@ -104,6 +102,37 @@ class Method(Protocol):
     def log_pf(self, state: Any, problem: DagProblem, obs: Tensor, legal: Tensor) -> Tensor | None: ...
 
     def log_z(self, state: Any) -> Tensor | None: ...
+
+
+@runtime_checkable
+class EvaluatesActions(Protocol):
+    """A method that evaluates single actions for less than all actions of their states."""
+
+    def log_pf_of(self, state: Any, problem: DagProblem, obs: Tensor, legal: Tensor, row: Tensor, action: Tensor) -> Tensor:
+        """[heads, S, E] log P_F of action [E] at state row [E] of obs [M, *obs], where the actions legal [M, A] are valid."""
+        ...
+
+
+@runtime_checkable
+class Acts(Protocol):
+    """A method that samples faster than by `log_pf`."""
+
+    def actor(self, state: Any, problem: DagProblem, n: int) -> Act | None:
+        """The policies without exploration as an Act for S·n episodes, or None."""
+        ...
+
+
+@runtime_checkable
+class SearchesLocally(Protocol):
+    """A method that constructs a batch of objects again in each of `search_rounds`."""
+
+    @property
+    def search_rounds(self) -> int: ...
+
+
+def objects_per_iteration(method: Method, batch_size: int) -> int:
+    """Objects of each seed that one iteration constructs."""
+    return batch_size * (1 + method.search_rounds) if isinstance(method, SearchesLocally) else batch_size
 
 
 def tensors_of(state: Any, prefix: str = "") -> dict[str, Tensor]:

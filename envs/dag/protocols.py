@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeGuard, TypeVar
 
+import torch
 from torch import Tensor
 
 from envs.core import DagEnv
@@ -52,7 +53,7 @@ class FewAncestors(DagEnv, Protocol):
 
 
 class WithStop(DagEnv, Protocol):
-    """stop: the action that finishes any state. Used by modified detailed balance and the forward-looking objectives."""
+    """stop: the action that finishes any state. Used by modified detailed balance."""
 
     stop: int
 
@@ -76,6 +77,12 @@ class WithTestSet(DagEnv, Protocol):
     """test_set() -> [M, *obs]: finished objects for the correlation of log p with log R."""
 
     def test_set(self) -> Tensor: ...
+
+
+class WithDevice(DagEnv, Protocol):
+    """device: where the tensors of the environment are. Without it: the CPU."""
+
+    device: torch.device
 
 
 class Proposes(DagEnv, Protocol):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from envs.core import Array, DagEnv, State, to_tensor
+from envs.dag.protocols import WithDevice, offers
 from envs.random import GOLDEN, Rng, mix
 
 KeyOf = Callable[[Tensor, Tensor], Tensor]  # (obs [M, *obs], terminated [M]) -> [M] int64, another for another state
@@ -53,7 +54,8 @@ def search(env: DagEnv, limit: int, key_of: KeyOf) -> Graph:
 
     Raises TooManyStates above `limit` states, NotADag, and ValueError where two states share a number or have no mask.
     """
-    rng = Rng(torch.zeros(1, dtype=torch.int64, device=getattr(env, "device", "cpu"))).drawn(1, env.backend == "numpy")
+    device = env.device if offers(env, WithDevice) else "cpu"
+    rng = Rng(torch.zeros(1, dtype=torch.int64, device=device)).drawn(1, env.backend == "numpy")
     start = as_tensors(env.reset(1, rng.at(0)))
     obs, ended, mask = start.obs, start.terminated, mask_of(start)
     known = _Known(key_of, obs, ended)

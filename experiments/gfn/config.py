@@ -20,7 +20,7 @@ from experiments.recipes.gfn.recipe import GFNRecipe
 from experiments.recipes.gfn.registry import recipe_for
 from experiments.run.device import Matmul, choose, matmul_on, use_matmul
 from gflownet.gflownet import GFlowNet
-from gflownet.problem import DagProblem, Method
+from gflownet.problem import DagProblem, Method, objects_per_iteration
 from gflownet.registry import MethodEntry, register
 from gflownet.static.capture import Step, captured
 
@@ -169,7 +169,7 @@ def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str
         env_settings = find_env(choice.env).settings(**choice.env_settings)
     except TypeError as error:
         raise UserError(f"{choice.env}: {error}") from error
-    built = train.batch_size * (1 + int(getattr(method, "search_rounds", 0)))
+    built = objects_per_iteration(method, train.batch_size)
     return DagProblem(
         make_dag_env(choice.env, env_settings, device),
         tuple(range(train.seed, train.seed + train.seeds)),

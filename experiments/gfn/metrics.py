@@ -24,7 +24,7 @@ from gflownet.baselines.uniform import UniformActions
 from gflownet.evaluation import exact_law, exact_log_p, log_p
 from gflownet.flows.states import distinct, key_of
 from gflownet.metrics import SlidingWindow
-from gflownet.problem import EVALUATION, DagProblem, Method
+from gflownet.problem import EVALUATION, Acts, DagProblem, Method
 
 TESTS, PATHS = 128, 4  # objects whose log p is estimated, and backward paths of each
 FRESH, HEADS, BACK, PICK = range(4)  # streams of an evaluation
@@ -164,8 +164,8 @@ def fresh(method: Method, state: Any, problem: DagProblem, n: int, t: int) -> tu
 
 def policies(method: Method, state: Any, problem: DagProblem, u: Tensor, n: int) -> Act:
     """The policies of all seeds, without exploration, as an Act for S·n episodes; u [S·n] uniform, decides between heads."""
-    own = getattr(method, "actor", None)
-    return (own(state, problem, n) if own else None) or Policies(method, state, problem, u, n)
+    own = method.actor(state, problem, n) if isinstance(method, Acts) else None
+    return own or Policies(method, state, problem, u, n)
 
 
 class Policies(Act):

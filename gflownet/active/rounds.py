@@ -29,7 +29,7 @@ from envs.dag.hypergrid import HyperGrid
 from envs.random import Rng
 from gflownet.evaluation import exact_law
 from gflownet.metrics import empirical, l1_sum
-from gflownet.problem import DagProblem, Method, Metrics
+from gflownet.problem import DagProblem, Method, Metrics, objects_per_iteration
 
 START, GENERATE, DRAW = range(3)  # streams of a seed
 UNLIKELY = 1e-9
@@ -181,7 +181,7 @@ def generator(
     pool: Pool, reward: Tensor, method: Method, settings: Settings, seed: int, tick: Callable[[int], None]
 ) -> tuple[Tensor, Metrics]:
     """(law [K] of a generator trained on these rewards [K], metrics of its last iteration)."""
-    built = settings.batch_size * (1 + int(getattr(method, "search_rounds", 0)))
+    built = objects_per_iteration(method, settings.batch_size)
     iterations = -(-settings.states // built)
     problem = DagProblem(pool.worth(reward), (seed,), settings.batch_size, iterations)
     state, visited = method.init(problem), []
