@@ -52,6 +52,10 @@ _EXPORTS = {
     "importance_weights": "pgrl.gradients",
     "effective_sample_size": "pgrl.gradients",
     "weighted_gradient": "pgrl.gradients",
+    "ExactLQR": "envs.mdp.exact",
+    "ExactMDP": "envs.mdp.exact",
+    "ProblemConstants": "pgrl.theory",
+    "suggest_horizon": "pgrl.theory",
     "register": "pgrl.registry",
 }
 __all__ = [*_EXPORTS, "load", "make_env", "train"]

@@ -97,7 +97,16 @@ class Estimator:
         return psi * c.cumsum(0) + later
 
     def per_trajectory(self, theta: Tensor, tau: Trajectories, u: Tensor | None = None) -> Tensor:
-        """g of each episode (or B u, when u [S, D] is given), [B, D]: memory B·D."""
+        """g of each episode, or B u of each episode.
+
+        Args:
+            theta: [S, D].
+            tau: B episodes sampled at theta.
+            u: [S, D], the vector of the Hessian-vector product; None: g.
+
+        Returns:
+            [B, D]; needs B·D numbers of memory.
+        """
         n = tau.mask.shape[1] // len(theta)
         each = theta.repeat_interleave(n, 0)
         if u is None:

@@ -10,14 +10,34 @@ from dataclasses import dataclass
 
 
 def suggest_horizon(iterations: int, discount: float) -> int:
-    """log(T + 1)/(1 - discount), rounded up: the horizon of Theorems 1-3 for T iterations."""
+    """The horizon of Theorems 1-3.
+
+    Args:
+        iterations: T, at least 1.
+        discount: in [0, 1).
+
+    Returns:
+        log(T + 1)/(1 - discount), rounded up.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
     if iterations < 1 or not 0 <= discount < 1:
         raise ValueError(f"got {iterations} iterations and discount {discount}, expected at least 1 and a discount in [0, 1)")
     return math.ceil(math.log(iterations + 1) / (1 - discount))
 
 
 @dataclass(frozen=True)
-class Constants:
+class ProblemConstants:
+    """Bounds of a policy and an environment, and what follows from them.
+
+    Args:
+        r_max: |r| is at most this.
+        M_g: ‖∇log π(a|s)‖ is at most this.
+        M_h: ‖∇²log π(a|s)‖ is at most this.
+        discount: in [0, 1).
+    """
+
     r_max: float
     M_g: float
     M_h: float

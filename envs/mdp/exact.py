@@ -58,11 +58,6 @@ def full_hessian(exact: Exact, theta: Tensor, horizon: int | None = None) -> Ten
     return hessian(lambda th: exact.J(th, horizon))(theta.double())
 
 
-def smallest_eigenvalue(fisher: Tensor) -> float:
-    """μ_F: the smallest eigenvalue of a Fisher matrix; 0 up to rounding where the policy has redundant parameters."""
-    return float(torch.linalg.eigvalsh(fisher)[0])
-
-
 def geometric_sum(M: Tensor, horizon: int | None) -> Tensor:
     """Σ_{t<horizon} M^t by doubling; (I - M)^{-1} for horizon None. M is [..., n, n]."""
     eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device).expand_as(M)
