@@ -39,7 +39,7 @@ def test_there_are_blocks_to_test() -> None:
 
 @pytest.mark.parametrize("text", [pytest.param(t, id=i) for i, t in PYTHON])
 def test_python_blocks_run(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if '"molecules"' in text or "rdkit" in text:
+    if "molecules" in text or "rdkit" in text:
         pytest.importorskip("rdkit")
     if ".curves(" in text:
         pytest.importorskip("matplotlib")

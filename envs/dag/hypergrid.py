@@ -190,11 +190,6 @@ class HyperGrid:
         """Modes as regions, one for each corner: 2^n, or 0 where the ring holds no coordinate or the reward is another."""
         return 2**self.ndim if self.reward == "corners" and bool(self._ring.any()) else 0
 
-    @property
-    def n_mode_cells(self) -> int:
-        """Modes as cells with the highest reward; equal to the regions for H = 8, more on larger grids."""
-        return int(self._ring.sum()) ** self.ndim if self.n_modes else 0
-
     def modes(self, obs: Tensor) -> Tensor:
         """[M]: the region (corner) of each cell that lies in a mode, -1 elsewhere."""
         if not self.n_modes:

@@ -84,22 +84,22 @@ class Builder:
         return self.sites[block][site]
 
 
-def to_mol(fragments: Sequence[Fragment], obs_row: Tensor) -> Chem.Mol:
-    """The sanitised molecule of one observation [K, 4]. Raises ValueError for the empty state and where RDKit refuses."""
-    with rdBase.BlockLogs():
-        return Builder(fragments).mol(obs_row.tolist())
-
-
 def to_mols(fragments: Sequence[Fragment], obs: Tensor) -> list[Chem.Mol]:
-    """The sanitised molecules of observations [B, K, 4]; errors as `to_mol`."""
+    """Build molecules.
+
+    Args:
+        fragments: the vocabulary.
+        obs: [B, K, 4], trees of blocks.
+
+    Returns:
+        B sanitised molecules.
+
+    Raises:
+        ValueError: a tree is empty, or RDKit refuses a molecule.
+    """
     builder = Builder(fragments)
     with rdBase.BlockLogs():
         return [builder.mol(row) for row in obs.tolist()]
-
-
-def to_smiles(fragments: Sequence[Fragment], obs: Tensor) -> list[str]:
-    """Canonical isomeric SMILES of observations [B, K, 4]; errors as `to_mol`."""
-    return [Chem.MolToSmiles(mol) for mol in to_mols(fragments, obs)]
 
 
 def _has_stereo(mol: Chem.Mol) -> bool:

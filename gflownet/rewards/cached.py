@@ -97,11 +97,6 @@ class Quantities:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
         return ProcessPoolExecutor(self._workers, context, initializer=_settle, initargs=(self._measures,))
 
-    @property
-    def alive(self) -> bool:
-        """Whether worker processes are held."""
-        return self._pool is not None
-
     def close(self) -> None:
         """Ends the workers; they are started again when there is work."""
         if self._pool is not None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 pytest.importorskip("rdkit")
 from rdkit import Chem
 
-from envs.molecules.bridge import Builder, to_mol, to_mols, to_smiles
+from envs.molecules.bridge import Builder, to_mols
 from envs.molecules.fragments import Fragment, load_fragments
 
 SEH = Path(__file__).resolve().parents[3] / "shared/data/seh"
@@ -32,6 +33,10 @@ def tree(*nodes: tuple[int, int, int, int]) -> torch.Tensor:
     for i, (block, *bond) in enumerate(nodes):
         obs[0, i] = torch.tensor((block + 1, *bond))
     return obs
+
+
+def to_smiles(fragments: Sequence[Fragment], obs: torch.Tensor) -> list[str]:
+    return [Chem.MolToSmiles(mol) for mol in to_mols(fragments, obs)]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +62,7 @@ def tree(*nodes: tuple[int, int, int, int]) -> torch.Tensor:
 def test_partners_take_the_place_of_hydrogens(nodes: list[tuple[int, int, int, int]], smiles: str) -> None:
     obs = tree(*nodes)
     assert to_smiles(VOCABULARY, obs) == [Chem.CanonSmiles(smiles)]
-    again = Chem.MolFromSmiles(Chem.MolToSmiles(to_mol(VOCABULARY, obs[0])))
+    again = Chem.MolFromSmiles(Chem.MolToSmiles(to_mols(VOCABULARY, obs)[0]))
     assert Chem.MolToSmiles(again) == Chem.CanonSmiles(smiles)
 
 

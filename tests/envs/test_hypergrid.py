@@ -69,19 +69,18 @@ def test_other_rewards_and_larger_grids_keep_the_contract() -> None:
 
 def test_regions_and_cells() -> None:
     small, large = HyperGrid(4, 8), HyperGrid(2, 20)
-    assert (small.n_modes, small.n_mode_cells) == (16, 16)
-    assert (large.n_modes, large.n_mode_cells) == (4, 4**2)
-    for env in (HyperGrid(2, 8), large, HyperGrid(3, 13)):
+    assert (small.n_modes, large.n_modes) == (16, 4)
+    for env, mode_cells in ((HyperGrid(2, 8), 4), (large, 4**2), (HyperGrid(3, 13), 2**3), (small, 16)):
         cells = torch.tensor(list(product(range(env.height), repeat=env.ndim)))
         modes = env.modes(cells)
         highest = env.log_reward(cells) > math.log(2.5)
         assert torch.equal(modes >= 0, highest)
-        assert int(highest.sum()) == env.n_mode_cells
+        assert int(highest.sum()) == mode_cells
         assert torch.unique(modes[highest]).tolist() == list(range(env.n_modes))
         sides = cells[highest] * 2 > env.height - 1
         for mode in range(env.n_modes):
             assert len(torch.unique(sides[modes[highest] == mode], dim=0)) == 1
-    assert HyperGrid(2, 3).n_modes == HyperGrid(2, 3).n_mode_cells == 0  # no coordinate lies in the ring
+    assert HyperGrid(2, 3).n_modes == 0  # no coordinate lies in the ring
     assert HyperGrid(2, 8, reward="cosine").n_modes == 0
 
 

@@ -1,6 +1,7 @@
 """Rewards of molecules: numbers that are known or worked out by hand, the language they are written in, and what goes wrong."""
 
 import math
+import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
@@ -299,10 +300,12 @@ def test_numbers_do_not_depend_on_what_is_kept_or_on_workers() -> None:
         kept.parts(keys[start : start + 7], lambda places, start=start: molecules([start + i for i in places]))
     again = kept.parts(keys, molecules)
     shared = MoleculeReward.of(text, Tempering(1.0), workers=2)
-    with shared.quantities as pool:
+    before = set(multiprocessing.active_children())
+    with shared.quantities:
         by_workers = shared.parts(keys, molecules)
-        assert pool.alive
-    assert not pool.alive
+        started = set(multiprocessing.active_children()) - before
+        assert len(started) == 2
+    assert not any(process.is_alive() for process in started)
     for name, x in alone.items():
         assert x.tolist() == again[name].tolist() == by_workers[name].tolist(), name
 
