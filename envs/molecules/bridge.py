@@ -75,6 +75,21 @@ class Builder:
         ]
         return self.join(blocks, bonds)
 
+    def molecules(self, obs: Tensor) -> list[Chem.Mol]:
+        """Build molecules, RDKit's log off.
+
+        Args:
+            obs: [B, K, 4], trees of blocks.
+
+        Returns:
+            B sanitised molecules.
+
+        Raises:
+            ValueError: a tree is empty, or RDKit refuses a molecule.
+        """
+        with rdBase.BlockLogs():
+            return [self.mol(row) for row in obs.tolist()]
+
     def _atom(self, block: int, site: int) -> int:
         if not 0 <= site < len(self.sites[block]):
             name, sites = self.fragments[block].name, len(self.sites[block])
@@ -82,24 +97,6 @@ class Builder:
                 f"got site {site} of block {name}, which has {sites}; give an observation made with these fragments"
             )
         return self.sites[block][site]
-
-
-def to_mols(fragments: Sequence[Fragment], obs: Tensor) -> list[Chem.Mol]:
-    """Build molecules.
-
-    Args:
-        fragments: the vocabulary.
-        obs: [B, K, 4], trees of blocks.
-
-    Returns:
-        B sanitised molecules.
-
-    Raises:
-        ValueError: a tree is empty, or RDKit refuses a molecule.
-    """
-    builder = Builder(fragments)
-    with rdBase.BlockLogs():
-        return [builder.mol(row) for row in obs.tolist()]
 
 
 def _has_stereo(mol: Chem.Mol) -> bool:

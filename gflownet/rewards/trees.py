@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rdkit import Chem, rdBase
+from rdkit import Chem
 from torch import Tensor
 
 from envs.core import RewardFault
@@ -60,8 +60,7 @@ class TreeReward:
         return self.reward.tempering.inverse(log_reward)
 
     def molecules(self, obs: Tensor) -> list[Chem.Mol]:
-        with rdBase.BlockLogs():
-            return [self._builder.mol(row) for row in obs.tolist()]
+        return self._builder.molecules(obs)
 
     def smiles(self, obs: Tensor) -> list[str]:
         """Canonical isomeric SMILES."""

@@ -15,7 +15,7 @@ from rdkit import Chem
 
 from envs.molecules.atom_tables import atom_tables, random_trees
 from envs.molecules.atoms import BARE, NO_BOND, AtomGraph, assemble
-from envs.molecules.bridge import to_mols
+from envs.molecules.bridge import Builder
 from envs.molecules.fragments import Fragment, default_fragments, load_fragments
 
 SEH = Path(__file__).resolve().parents[3] / "shared/data/seh"
@@ -85,7 +85,7 @@ def test_no_atom_and_no_bond_differs_from_rdkit(name: str) -> None:
     for molecule, triple in zip(graph.molecule[graph.source].tolist(), triples, strict=True):
         assert tuple(triple) not in edges[molecule]
         edges[molecule].add(tuple(triple))
-    for n, mol in enumerate(to_mols(fragments, obs)):
+    for n, mol in enumerate(Builder(fragments).molecules(obs)):
         x, bonds = expected(mol)
         assert np.array_equal(features[n], x), Chem.MolToSmiles(mol)
         assert edges[n] == bonds, Chem.MolToSmiles(mol)

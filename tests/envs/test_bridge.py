@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("rdkit")
 from rdkit import Chem
 
-from envs.molecules.bridge import Builder, to_mols
+from envs.molecules.bridge import Builder
 from envs.molecules.fragments import Fragment, load_fragments
 
 SEH = Path(__file__).resolve().parents[3] / "shared/data/seh"
@@ -36,7 +36,7 @@ def tree(*nodes: tuple[int, int, int, int]) -> torch.Tensor:
 
 
 def to_smiles(fragments: Sequence[Fragment], obs: torch.Tensor) -> list[str]:
-    return [Chem.MolToSmiles(mol) for mol in to_mols(fragments, obs)]
+    return [Chem.MolToSmiles(mol) for mol in Builder(fragments).molecules(obs)]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def to_smiles(fragments: Sequence[Fragment], obs: torch.Tensor) -> list[str]:
 def test_partners_take_the_place_of_hydrogens(nodes: list[tuple[int, int, int, int]], smiles: str) -> None:
     obs = tree(*nodes)
     assert to_smiles(VOCABULARY, obs) == [Chem.CanonSmiles(smiles)]
-    again = Chem.MolFromSmiles(Chem.MolToSmiles(to_mols(VOCABULARY, obs)[0]))
+    again = Chem.MolFromSmiles(Chem.MolToSmiles(Builder(VOCABULARY).molecules(obs)[0]))
     assert Chem.MolToSmiles(again) == Chem.CanonSmiles(smiles)
 
 
@@ -85,7 +85,7 @@ def test_faults_are_named(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match=r"the blocks fluorine, methane, pyrrole: .*valence"):
         to_smiles(VOCABULARY, crowded)
     with pytest.raises(ValueError, match="the empty state"):
-        to_mols(VOCABULARY, torch.zeros(1, 4, 4, dtype=torch.int64))
+        Builder(VOCABULARY).molecules(torch.zeros(1, 4, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="site 5 of block fluorine, which has 1"):
         to_smiles(VOCABULARY, tree((6, 0, 0, 0), (1, 0, 0, 5)))
     with pytest.raises(ValueError, match="cannot read block broken"):

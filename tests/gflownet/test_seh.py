@@ -19,7 +19,7 @@ pytest.importorskip("rdkit")
 
 from envs.molecules.atom_tables import atom_tables, random_trees
 from envs.molecules.atoms import AtomTables
-from envs.molecules.bridge import to_mols
+from envs.molecules.bridge import Builder
 from envs.molecules.fragments import Fragment, load_fragments
 from gflownet.rewards.combine import Tempering
 from gflownet.rewards.restricted import read_npz, read_pickle
@@ -56,7 +56,7 @@ def leaky(x: Any) -> Any:
 
 def plain(w: Mapping[str, Any], obs: torch.Tensor, transposed: bool, marked: bool) -> float:
     """p of one observation [K, 4] of VOCABULARY, one atom and one bond after the other."""
-    (mol,) = to_mols(VOCABULARY, obs[None])
+    (mol,) = Builder(VOCABULARY).molecules(obs[None])
     w = {name: x.astype("f8") for name, x in w.items()}
     x = np.zeros((mol.GetNumAtoms(), 71))
     for i, atom in enumerate(mol.GetAtoms()):
@@ -67,7 +67,7 @@ def plain(w: Mapping[str, Any], obs: torch.Tensor, transposed: bool, marked: boo
         x[i, 13 + atom.GetAtomicNum()] = 1
     nodes = [node for node in obs.tolist() if node[0]]
     taken = [(i, own) for i, (_, _, own, _) in enumerate(nodes) if i] + [(p, up) for i, (_, p, _, up) in enumerate(nodes) if i]
-    sizes = [mol.GetNumAtoms() for mol in to_mols(VOCABULARY, torch.tensor([[[n[0], 0, 0, 0]] for n in nodes]))]
+    sizes = [mol.GetNumAtoms() for mol in Builder(VOCABULARY).molecules(torch.tensor([[[n[0], 0, 0, 0]] for n in nodes]))]
     marks = [
         sum(sizes[:i]) + atom
         for i, node in enumerate(nodes)
