@@ -146,8 +146,8 @@ def train_policy_gradient(
 def train_gflownet(env: str, objective: str, out: Path | str | None = None, **settings: Any) -> GFlowNetRun:
     """See `gflownet.train`."""
     from experiments.cli.gflownet import run
-    from experiments.gfn.build import find_env
     from experiments.gfn.config import GFlowNetSettings, GFNSettings, find_method
+    from experiments.gfn.environments import find_env
 
     flags = _flags({"objective": objective, "out": _folder(out, "gflownet", settings), **settings})
     _, env = _flags({"env": env})

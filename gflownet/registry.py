@@ -1,55 +1,77 @@
-"""The register: every method by name, GFlowNets with their objectives and what they are compared with."""
+"""Every method by name: GFlowNets with their objectives, and baselines. Reading the names loads no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """make      an objective (a GFlowNet is made of it) or a method of its own: a dataclass of knobs
-    objective  which of the two
-    preset     the knobs that the name stands for
-    about      one line for people
+    """A registered name.
+
+    Attributes:
+        source: the class of an objective (a GFlowNet is made of it) or of a whole method, or where it is: "module:Class".
+        about: the first line of the class's docstring, or one line about the preset.
+        objective: whether it is an objective.
+        preset: the hyperparameters that the name fixes.
     """
 
-    make: Callable[..., Any]
+    source: str | Callable[..., Any]
     about: str
     objective: bool = True
     preset: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def make(self) -> Callable[..., Any]:
+        """The class: a dataclass of hyperparameters."""
+        if not isinstance(self.source, str):
+            return self.source
+        module, _, name = self.source.partition(":")
+        make: Callable[..., Any] = getattr(import_module(module), name)
+        return make
+
 
 def register() -> dict[str, MethodEntry]:
-    from gflownet.baselines.metropolis import Metropolis
-    from gflownet.baselines.ppo import PPO
-    from gflownet.baselines.soft_pg import SoftPolicyGradient
-    from gflownet.baselines.uniform import Uniform
-    from gflownet.objectives.detailed_balance import DetailedBalance
-    from gflownet.objectives.flow_matching import FlowMatching
-    from gflownet.objectives.forward_looking import ForwardLookingDB, ForwardLookingSubTB
-    from gflownet.objectives.modified_detailed_balance import ModifiedDetailedBalance
-    from gflownet.objectives.soft_dqn import SoftDQN
-    from gflownet.objectives.subtrajectory_balance import SubTrajectoryBalance
-    from gflownet.objectives.trajectory_balance import TrajectoryBalance
-    from gflownet.objectives.vargrad import VarGrad
-
+    """Every method by name."""
     return {
-        "fm": MethodEntry(FlowMatching, "flow matching: what flows into a state flows out (Bengio et al. 2021)"),
-        "db": MethodEntry(DetailedBalance, "detailed balance: what flows along an edge flows back (2111.09266)"),
-        "mdb": MethodEntry(ModifiedDetailedBalance, "modified detailed balance, where every state can be kept (2202.13903)"),
-        "tb": MethodEntry(TrajectoryBalance, "trajectory balance (2201.13259)"),
-        "vargrad": MethodEntry(VarGrad, "trajectory balance without log Z: variance over the batch (2302.05446)"),
-        "subtb": MethodEntry(SubTrajectoryBalance, "sub-trajectory balance (2209.12782)"),
-        "fl-db": MethodEntry(ForwardLookingDB, "forward-looking detailed balance (2302.01687)"),
-        "fl-subtb": MethodEntry(ForwardLookingSubTB, "forward-looking sub-trajectory balance (2302.01687)"),
-        "soft-dqn": MethodEntry(SoftDQN, "soft Q-learning with rewards log P_B (2310.12934)"),
-        "munchausen": MethodEntry(
-            SoftDQN, "soft Q-learning with a bonus for its own log-policy (2310.12934)", preset={"munchausen": 0.15}
+        "fm": _objective("flow_matching:FlowMatching", "Flow matching: inflow equals outflow (Bengio et al. 2021)."),
+        "db": _objective("detailed_balance:DetailedBalance", "Detailed balance (Bengio et al. 2021, 2111.09266)."),
+        "mdb": _objective(
+            "modified_detailed_balance:ModifiedDetailedBalance",
+            "Modified detailed balance, where every state may be final (Deleu et al. 2022, 2202.13903).",
         ),
-        "mcmc": MethodEntry(Metropolis, "Metropolis-Hastings, rejections counted", objective=False),
-        "ppo": MethodEntry(PPO, "proximal policy optimisation of R(x)", objective=False),
-        "soft-pg": MethodEntry(SoftPolicyGradient, "entropy-regularised policy gradient", objective=False),
-        "uniform": MethodEntry(Uniform, "uniform random actions", objective=False),
+        "tb": _objective("trajectory_balance:TrajectoryBalance", "Trajectory balance (Malkin et al. 2022, 2201.13259)."),
+        "vargrad": _objective(
+            "vargrad:VarGrad", "Trajectory balance without log Z: variance over the batch (Zhang et al. 2023, 2302.05446)."
+        ),
+        "subtb": _objective(
+            "subtrajectory_balance:SubTrajectoryBalance", "Sub-trajectory balance, SubTB(λ) (Madan et al. 2023, 2209.12782)."
+        ),
+        "fl-db": _objective(
+            "forward_looking:ForwardLookingDB", "Forward-looking detailed balance (Pan et al. 2023, 2302.01687)."
+        ),
+        "fl-subtb": _objective(
+            "forward_looking:ForwardLookingSubTB", "Forward-looking sub-trajectory balance (Pan et al. 2023, 2302.01687)."
+        ),
+        "soft-dqn": _objective("soft_dqn:SoftDQN", "Soft Q-learning with rewards log P_B (Tiapkin et al. 2023, 2310.12934)."),
+        "munchausen": _objective(
+            "soft_dqn:SoftDQN", "Soft DQN with a bonus for its own log-policy (2310.12934).", {"munchausen": 0.15}
+        ),
+        "mcmc": _baseline("metropolis:Metropolis", "Metropolis-Hastings on finished objects, rejections counted."),
+        "ppo": _baseline("ppo:PPO", "Proximal policy optimisation of R(x) (Schulman et al. 2017, 1707.06347)."),
+        "soft-pg": _baseline(
+            "soft_pg:SoftPolicyGradient", "Entropy-regularised policy gradient (Tiapkin et al. 2023, 2310.12934)."
+        ),
+        "uniform": _baseline("uniform:Uniform", "Uniform valid actions: the policy before any learning."),
     }
+
+
+def _objective(source: str, about: str, preset: dict[str, Any] | None = None) -> MethodEntry:
+    return MethodEntry(f"gflownet.objectives.{source}", about, preset=preset or {})
+
+
+def _baseline(source: str, about: str) -> MethodEntry:
+    return MethodEntry(f"gflownet.baselines.{source}", about, objective=False)

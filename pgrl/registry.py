@@ -1,37 +1,67 @@
-"""Every agent by name."""
+"""Every agent by name. Reading the names loads no torch: the class of an agent is imported when it is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from pgrl.agent import Agent
-from pgrl.agents.harpg import HARPG
-from pgrl.agents.n_harpg import NHARPG
-from pgrl.agents.n_mpg import NMPG
-from pgrl.agents.n_pg import NPG
-from pgrl.agents.n_pg_igt import NPGIGT
-from pgrl.agents.reinforce import REINFORCE
+if TYPE_CHECKING:
+    from pgrl.agent import Agent
 
 
 @dataclass(frozen=True)
 class AgentEntry:
-    """A registered name: the agent's class, the hyperparameters that the name fixes, and the exponent of the sample complexity
-    (gap ~ (environment steps)^-slope in the worst case; None where no theorem gives one)."""
+    """A registered name.
 
-    make: Callable[..., Agent]
-    preset: dict[str, float]
+    Attributes:
+        source: the agent's class, or where it is: "module:Class".
+        about: the first line of the class's docstring, or one line about the preset.
+        preset: the hyperparameters that the name fixes.
+        slope: the exponent of the sample complexity (gap ~ (environment steps)^-slope in the worst case); None where no theorem
+            gives one.
+    """
+
+    source: str | Callable[..., Agent]
+    about: str = ""
+    preset: dict[str, float] = field(default_factory=dict)
     slope: float | None = None
+
+    @property
+    def make(self) -> Callable[..., Agent]:
+        """The agent's class."""
+        if not isinstance(self.source, str):
+            return self.source
+        module, _, name = self.source.partition(":")
+        make: Callable[..., Agent] = getattr(import_module(module), name)
+        return make
 
 
 def register() -> dict[str, AgentEntry]:
     """Every agent by name."""
     return {
-        "reinforce": AgentEntry(REINFORCE, {}, 1 / 3),
-        "n-pg": AgentEntry(NPG, {}),
-        "n-mpg": AgentEntry(NMPG, {}, 1 / 3),
-        "n-pg-igt": AgentEntry(NPGIGT, {}, 2 / 5),
-        "harpg": AgentEntry(HARPG, {}, 1 / 2),
-        "n-harpg": AgentEntry(NHARPG, {}, 1 / 2),
-        "sharp": AgentEntry(NHARPG, {"step_power": 2 / 3, "eta_power": 2 / 3}),
+        "reinforce": AgentEntry("pgrl.agents.reinforce:REINFORCE", "Stochastic gradient ascent.", slope=1 / 3),
+        "n-pg": AgentEntry("pgrl.agents.n_pg:NPG", "Normalised policy gradient; with a batch of one it need not converge."),
+        "n-mpg": AgentEntry("pgrl.agents.n_mpg:NMPG", "Normalised policy gradient with momentum.", slope=1 / 3),
+        "n-pg-igt": AgentEntry(
+            "pgrl.agents.n_pg_igt:NPGIGT",
+            "Normalised policy gradient with implicit gradient transport; complexity ε^-2.5, one trajectory an iteration.",
+            slope=2 / 5,
+        ),
+        "harpg": AgentEntry(
+            "pgrl.agents.harpg:HARPG",
+            "Hessian-aided recursive policy gradient; complexity ε^-2, two trajectories an iteration.",
+            slope=1 / 2,
+        ),
+        "n-harpg": AgentEntry(
+            "pgrl.agents.n_harpg:NHARPG",
+            "Normalised Hessian-aided recursive policy gradient; complexity ε^-2, two trajectories an iteration.",
+            slope=1 / 2,
+        ),
+        "sharp": AgentEntry(
+            "pgrl.agents.n_harpg:NHARPG",
+            "N-HARPG with the exponents of SHARP: step_power = eta_power = 2/3.",
+            {"step_power": 2 / 3, "eta_power": 2 / 3},
+        ),
     }

@@ -22,11 +22,23 @@ TAGS = {
     "gflownet active": ("experiments.gfn.active", "DESCRIPTIONS"),
 }
 HELP = {
-    "pgrl": [["train", "n-pg-igt"], "resume", "eval", "curves", "check", "check-env", "list", "doctor"],
+    "pgrl": [["train", "n-pg-igt"], "resume", "eval", "curves", "check", "check-env", "list", "completion", "doctor"],
     "gflownet": [
         ["train", "hypergrid", "--objective", "tb"],
         ["train", "molecules", "--objective", "tb"],
-        *("active", "resume", "eval", "sample", "fragments", "curves", "distribution", "check-env", "list", "doctor"),
+        *(
+            "active",
+            "resume",
+            "eval",
+            "sample",
+            "fragments",
+            "curves",
+            "distribution",
+            "check-env",
+            "list",
+            "completion",
+            "doctor",
+        ),
     ],
 }
 WITHOUT_FLAGS = {"list", "doctor"}
@@ -50,7 +62,14 @@ def help_of(tool: str, arguments: list[str]) -> str:
 
 
 def command_line() -> str:
-    parts = ["# Command line\n\nThis page is made from the parsers when the site is built."]
+    parts = [
+        "# Command line\n\nThis page is made from the parsers when the site is built.\n\n"
+        "Completion of verbs, flags and names in the shell:\n\n"
+        "```bash\npgrl completion bash > ~/.local/share/bash-completion/completions/pgrl\n"
+        "gflownet completion bash > ~/.local/share/bash-completion/completions/gflownet\n```\n\n"
+        "In zsh `pgrl completion zsh > ~/.pgrl-completion.zsh`, and `source ~/.pgrl-completion.zsh` in `~/.zshrc`. "
+        "The scripts hold the names and flags of the installed version; make them again after an update."
+    ]
     for tool, verbs in HELP.items():
         parts.append(f"## {tool}")
         for verb in verbs:

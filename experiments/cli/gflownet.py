@@ -1,10 +1,17 @@
-"""GFlowNets from the command line: train, resume, evaluate, draw.
+"""Generative flow networks from the command line.
 
-gflownet train ENV --objective NAME ...     gflownet resume RUN         gflownet eval RUN
-gflownet curves RUN... --out figure.png     gflownet check-env ENV      gflownet list          gflownet doctor
-gflownet distribution RUN --out figure.png
-gflownet active hypergrid --objective NAME ...
-gflownet sample RUN --n 1000 --out mols.sdf|.csv|.smi|.jsonl|-         gflownet fragments --from mols.smi --out fragments.json
+gflownet train ENV --objective NAME             train a GFlowNet or a baseline, its seeds side by side
+gflownet active hypergrid --objective NAME      active learning: rounds of a proxy, a generator, new rewards
+gflownet resume RUN                             continue a run from its last checkpoint
+gflownet eval RUN                               distances to the target distribution, as CSV
+gflownet sample RUN --n 1000 --out FILE         molecules of a trained run: .sdf, .csv, .smi, .jsonl or - (standard output)
+gflownet fragments --from FILE --out FILE       a vocabulary of building blocks from molecules
+gflownet curves RUN... --out FIGURE             learning curves with intervals over seeds
+gflownet distribution RUN --out FIGURE          the learned distribution beside the target, on a two-dimensional hypergrid
+gflownet check-env ENV|file.py:make             check that an environment keeps its contract
+gflownet list                                   names of objectives, baselines and environments
+gflownet completion bash|zsh                    a script for shell completion
+gflownet doctor                                 versions, device, and a short training run
 """
 
 from __future__ import annotations
@@ -19,10 +26,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
+from experiments.cli.completion import completion_verb
 from experiments.cli.errors import UserError
 from experiments.cli.molecules import fragments, sample
 from experiments.cli.threads import quiet
-from experiments.cli.verbs import OUT, QUIET, RESUME, Verb, parse, resumable, run_verb, value_of
+from experiments.cli.verbs import (
+    OUT,
+    QUIET,
+    RESUME,
+    Verb,
+    columns,
+    curves_verb,
+    parse,
+    resumable,
+    resume_verb,
+    run_verb,
+    value_of,
+    without_flags,
+)
 
 if TYPE_CHECKING:
     from experiments.gfn.config import Choice
@@ -30,7 +51,7 @@ if TYPE_CHECKING:
 PLAIN: Any = OmitArgPrefixes  # flags without the name of the field that holds them
 OBJECTIVE = Annotated[str, tyro.conf.arg(help="objective or baseline: a name from `gflownet list`, or file.py:objective")]
 USAGE = (
-    "usage: gflownet {train,active,resume,eval,sample,fragments,curves,distribution,check-env,list,doctor} ...   "
+    "usage: gflownet {train,active,resume,eval,sample,fragments,curves,distribution,check-env,list,completion,doctor} ...   "
     "(gflownet VERB --help says more)"
 )
 
@@ -48,10 +69,10 @@ def train(arguments: list[str]) -> None:
 
 def run(arguments: list[str]) -> Path:
     """Parse, train to the end, return the run folder."""
-    from experiments.gfn.build import find_env
     from experiments.gfn.commands import finished, start
     from experiments.gfn.commands import resume as go_on
     from experiments.gfn.config import GFNSettings, as_config, choose_device, defaults
+    from experiments.gfn.environments import find_env
 
     help_wanted = bool({"-h", "--help"} & set(arguments))
     if not arguments or arguments[0].startswith("-"):
@@ -114,8 +135,8 @@ def active(arguments: list[str]) -> None:
 
 def _asked(program: str, about: str, choice: Choice, own: list[Any], arguments: list[str]) -> tuple[Any, Choice]:
     """(the parsed command, what it chooses): flags of an environment, a method and its objective beside the verb's `own`."""
-    from experiments.gfn.build import find_env
     from experiments.gfn.config import Choice, GFlowNetSettings, find_method, refuse_clashes
+    from experiments.gfn.environments import find_env
 
     entry = find_method(choice.method)
     refuse_clashes(choice.method, entry, choice.env)
@@ -145,63 +166,29 @@ def _asked(program: str, about: str, choice: Choice, own: list[Any], arguments: 
     return parsed, Choice(choice.method, chosen.get("loss", {}), chosen["method"], choice.env, chosen["env"])
 
 
-def resume(arguments: list[str]) -> None:
-    from experiments.gfn.active import is_active
-    from experiments.gfn.active import resume as go_on_with_rounds
-    from experiments.gfn.commands import resume as go_on
+def resume(run: Path, checkpoint: Path | None, quiet: bool) -> None:
+    from experiments.gfn import active, commands
 
-    def command(run: Positional[Path], checkpoint: Path | None = None, quiet: bool = False) -> None:
-        """Continue a run from its last checkpoint, bit for bit on the CPU.
-
-        Args:
-            run: the run folder
-            checkpoint: another checkpoint than the last
-            quiet: no progress
-        """
-        (go_on_with_rounds if is_active(run) else go_on)(run, checkpoint, quiet)
-
-    tyro.cli(command, prog="gflownet resume", args=arguments)
+    (active if active.is_active(run) else commands).resume(run, checkpoint, quiet)
 
 
 def evaluate(arguments: list[str]) -> None:
-    from experiments.gfn.commands import evaluate as score
-
     def command(run: Positional[Path], samples: int = 10_000, checkpoint: Path | None = None) -> None:
         """Print as CSV how far each seed's samples, and its policy's exact distribution, are from the target distribution.
 
         Args:
             run: the run folder
-            samples: fresh objects of each seed; l1_floor is what so many exact samples would score
+            samples: fresh objects of each seed; l1_floor is the expected distance of so many independent samples of the target
             checkpoint: another checkpoint than the last
         """
-        score(run, samples, checkpoint)
+        from experiments.gfn.commands import evaluate
+
+        evaluate(run, samples, checkpoint)
 
     tyro.cli(command, prog="gflownet eval", args=arguments)
 
 
-def curves(arguments: list[str]) -> None:
-    from experiments.plots.curves import curves as draw
-    from experiments.plots.curves import table
-
-    def command(runs: Positional[tuple[Path, ...]], out: Path, metric: str | None = None, x: str = "states") -> None:
-        """Draw a metric against objects visited for one or more runs, and write the numbers as CSV beside it.
-
-        Args:
-            runs: run folders; runs of one objective are pooled
-            out: figure, .png or .svg
-            metric: default: eval/l1 where the target distribution is enumerated, else eval/correlation
-            x: states, iteration or wall
-        """
-        made = draw(list(runs), out, metric, x)
-        print(table(list(runs), metric))
-        print(f"figure: {made}   numbers: {made.with_suffix('.csv')}")
-
-    tyro.cli(command, prog="gflownet curves", args=arguments)
-
-
 def distribution(arguments: list[str]) -> None:
-    from experiments.plots.gflownet import distribution as draw
-
     def command(run: Positional[Path], out: Path, checkpoint: Path | None = None) -> None:
         """Draw the learned distribution beside the target distribution, for a run on a two-dimensional hypergrid.
 
@@ -210,14 +197,16 @@ def distribution(arguments: list[str]) -> None:
             out: figure, .png or .svg
             checkpoint: another checkpoint than the last
         """
-        print(f"figure: {draw(run, out, checkpoint)}")
+        from experiments.plots.gflownet import distribution
+
+        print(f"figure: {distribution(run, out, checkpoint)}")
 
     tyro.cli(command, prog="gflownet distribution", args=arguments)
 
 
 def check_env(arguments: list[str]) -> None:
-    """gflownet check-env ENV: hold an environment to the contract of DAGs; exit 1 when a promise is broken."""
-    from experiments.gfn.build import check_dag_env, find_env
+    """gflownet check-env ENV: check that an environment keeps the contract of a DAG; exit 1 when a check fails."""
+    from experiments.gfn.environments import find_env
 
     if not arguments or (arguments[0].startswith("-") and not {"-h", "--help"} & set(arguments)):
         raise UserError("got no environment: gflownet check-env ENV, with ENV from `gflownet list` or file.py:make")
@@ -225,42 +214,64 @@ def check_env(arguments: list[str]) -> None:
     kind = find_env(env).settings
     command = dataclasses.make_dataclass("Command", [("env", PLAIN[kind], dataclasses.field(default_factory=kind))])
     parsed = parse(command, "gflownet check-env", check_env.__doc__ or "", rest)
-    for promise in check_dag_env(env, parsed.env):
-        print(f"ok  {promise}")
+    from experiments.gfn.build import check_dag_env
+
+    for passed in check_dag_env(env, parsed.env):
+        print(f"ok  {passed}")
 
 
-def show_list(arguments: list[str]) -> None:
-    from experiments.gfn.commands import listing
+def listing() -> None:
+    """Print the names of objectives, baselines and environments."""
+    from experiments.gfn.environments import ENVIRONMENTS
+    from gflownet.registry import register
 
-    def command() -> None:
-        """Objectives, baselines and environments."""
-        print(listing())
+    methods = register().items()
+    print("objectives", columns({name: entry.about for name, entry in methods if entry.objective}), sep="\n")
+    print("  file.py:objective: a dataclass with uses, loss(flows) and log_z(flows)")
+    print("\nbaselines", columns({name: entry.about for name, entry in methods if not entry.objective}), sep="\n")
+    print("\nenvironments", columns({name: env.about for name, env in ENVIRONMENTS.items()}), sep="\n")
+    print("  file.py:make: a function that returns an envs.core.DagEnv")
 
-    tyro.cli(command, prog="gflownet list", args=arguments)
+
+def doctor() -> None:
+    from experiments.gfn.commands import doctor
+
+    doctor()
 
 
-def doctor(arguments: list[str]) -> None:
-    from experiments.gfn.commands import doctor as look
+def examples() -> list[list[str]]:
+    from experiments.gfn.environments import ENVIRONMENTS
+    from gflownet.registry import register
 
-    def command() -> None:
-        """Versions, device, and a training run of a few seconds."""
-        look()
+    objectives = [["hypergrid", "--objective", name] for name in register()]
+    environments = [[name, "--objective", "tb"] for name in ENVIRONMENTS]
+    rounds = [["active", *words] for words in objectives]
+    checks = (["check-env", name] for name in ENVIRONMENTS)
+    return [*(["train", *words] for words in objectives + environments), *rounds, *checks]
 
-    tyro.cli(command, prog="gflownet doctor", args=arguments)
+
+def names() -> dict[str, list[str]]:
+    from experiments.gfn.environments import ENVIRONMENTS
+    from gflownet.registry import register
+
+    environments = [*ENVIRONMENTS]
+    own = {"train": environments, "active": ["hypergrid"], "check-env": environments, "completion": ["bash", "zsh"]}
+    return {**own, "--objective": [*register()]}
 
 
 VERBS: dict[str, Verb] = {
     "train": train,
     "active": active,
-    "resume": resume,
+    "resume": resume_verb("gflownet", resume),
     "eval": evaluate,
     "sample": sample,
     "fragments": fragments,
-    "curves": curves,
+    "curves": curves_verb("gflownet", "states"),
     "distribution": distribution,
     "check-env": check_env,
-    "list": show_list,
-    "doctor": doctor,
+    "list": without_flags("gflownet list", "Names of objectives, baselines and environments.", listing),
+    "completion": lambda arguments: completion_verb("gflownet", VERBS, examples, names)(arguments),
+    "doctor": without_flags("gflownet doctor", "Versions, device, and a training run of a few seconds.", doctor),
 }
 
 if __name__ == "__main__":

@@ -38,3 +38,8 @@ def absolute(value: Any) -> Any:
     """A file.py:name that is found from any folder; anything else as it is."""
     head, colon, tail = value.partition(":") if isinstance(value, str) else ("", "", "")
     return f"{Path(head).resolve()}{colon}{tail}" if head.endswith(".py") else value
+
+
+def short_name(name: str) -> str:
+    """A name whose files have no folders and no suffix, for figures and run folders: /home/me/mine.py:agent is mine:agent."""
+    return ":".join(Path(part).stem if "." in part else part for part in name.split(":"))

@@ -23,7 +23,7 @@ STDOUT = Path("-")
 
 
 def sample(arguments: list[str]) -> None:
-    from experiments.cli.signals import heeded
+    from experiments.cli.signals import deferred_signals
 
     def command(
         run: Positional[Path],
@@ -68,7 +68,7 @@ def sample(arguments: list[str]) -> None:
         wanted = Wanted(n, unique, seed, batch, written.columns, log_p, max_attempts)
         short: Shortfall | None = None
         # standard output has nothing to clear away: there a signal ends the process as it ends any other
-        with nullcontext(list[int]()) if out == STDOUT else heeded() as asked, output(out) as write:
+        with nullcontext(list[int]()) if out == STDOUT else deferred_signals() as asked, output(out) as write:
             silent = quiet or (out == STDOUT and sys.stdout.isatty())
             short = _write(trained(run, checkpoint, device), wanted, written, write, asked, silent)
         if short:

@@ -1,7 +1,14 @@
-"""The verbs of `pgrl`: parsing and calling, nothing else.
+"""Policy gradients from the command line.
 
-pgrl train ALGO --env ENV ...     pgrl resume RUN      pgrl eval RUN       pgrl curves RUN... --out figure.png
-pgrl check ALGO|file.py:agent     pgrl check-env ENV   pgrl list           pgrl doctor
+pgrl train ALGO --env ENV            train an algorithm, its seeds side by side
+pgrl resume RUN                      continue a run from its last checkpoint
+pgrl eval RUN                        returns of the trained policies, as CSV
+pgrl curves RUN... --out FIGURE      learning curves with intervals over seeds
+pgrl check ALGO|file.py:agent        compare an algorithm's direction with exact gradients
+pgrl check-env ENV|file.py:make      check that an environment keeps its contract
+pgrl list                            names of algorithms and environments
+pgrl completion bash|zsh             a script for shell completion
+pgrl doctor                          versions, device, and a short training run
 """
 
 from __future__ import annotations
@@ -14,11 +21,26 @@ from typing import Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
+from experiments.cli.completion import completion_verb
 from experiments.cli.errors import UserError
 from experiments.cli.threads import quiet
-from experiments.cli.verbs import OUT, QUIET, RESUME, Verb, parse, required, resumable, run_verb, value_of
+from experiments.cli.verbs import (
+    OUT,
+    QUIET,
+    RESUME,
+    Verb,
+    columns,
+    curves_verb,
+    parse,
+    required,
+    resumable,
+    resume_verb,
+    run_verb,
+    value_of,
+    without_flags,
+)
 
-USAGE = "usage: pgrl {train,resume,eval,curves,check,check-env,list,doctor} ...   (pgrl VERB --help says more)"
+USAGE = "usage: pgrl {train,resume,eval,curves,check,check-env,list,completion,doctor} ...   (pgrl VERB --help says more)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,72 +101,43 @@ def run(arguments: list[str]) -> Path:
     return start(config, parsed.out, ["pgrl", "train", *arguments], parsed.quiet)
 
 
-def resume(arguments: list[str]) -> None:
-    from experiments.pg.commands import resume as go_on
+def resume(run: Path, checkpoint: Path | None, quiet: bool) -> None:
+    from experiments.pg.commands import resume as continue_run
 
-    def command(run: Positional[Path], checkpoint: Path | None = None, quiet: bool = False) -> None:
-        """Continue a run from its last checkpoint, bit for bit on the CPU.
-
-        Args:
-            run: the run folder
-            checkpoint: another checkpoint than the last
-            quiet: no progress
-        """
-        go_on(run, checkpoint, quiet)
-
-    tyro.cli(command, prog="pgrl resume", args=arguments)
+    continue_run(run, checkpoint, quiet)
 
 
 def evaluate(arguments: list[str]) -> None:
-    from experiments.pg.commands import evaluate as score
-
     def command(run: Positional[Path], episodes: int = 100, checkpoint: Path | None = None) -> None:
-        """Play a trained policy and print each seed's return as CSV.
+        """Sample episodes of the trained policies and print each seed's return as CSV.
 
         Args:
             run: the run folder
-            episodes: of each seed
+            episodes: episodes of each seed
             checkpoint: another checkpoint than the last
         """
-        score(run, episodes, checkpoint)
+        from experiments.pg.commands import evaluate
+
+        evaluate(run, episodes, checkpoint)
 
     tyro.cli(command, prog="pgrl eval", args=arguments)
 
 
-def curves(arguments: list[str]) -> None:
-    from experiments.plots.curves import curves as draw
-    from experiments.plots.curves import table
-
-    def command(runs: Positional[tuple[Path, ...]], out: Path, metric: str | None = None) -> None:
-        """Draw a metric against environment steps for one or more runs, and write the numbers as CSV beside it.
-
-        Args:
-            runs: run folders; runs of one algorithm are pooled
-            out: figure, .png or .svg
-            metric: default: eval/gap where it is exact, else eval/return
-        """
-        made = draw(list(runs), out, metric)
-        print(table(list(runs), metric))
-        print(f"figure: {made}   numbers: {made.with_suffix('.csv')}")
-
-    tyro.cli(command, prog="pgrl curves", args=arguments)
-
-
 def check(arguments: list[str]) -> None:
-    from experiments.pg.oracle import check_agent
-
     def command(
         agent: Positional[str], seeds: int = 16_384, iterations: int = 16, batch_size: int = 1, step_size: float = 0.2
     ) -> None:
-        """Hold an agent's direction against exact gradients on small environments with exact values; exit 1 when a claim fails.
+        """Compare an agent's direction with exact gradients on small finite MDPs; exit 1 when a claim fails.
 
         Args:
             agent: a name, or file.py:agent
-            seeds: replicas side by side; more see smaller biases
-            iterations: of the algorithm
-            batch_size: episodes at each point
+            seeds: independent replicas; more replicas detect a smaller bias
+            iterations: iterations of the algorithm
+            batch_size: episodes of a replica at each point that is sampled
             step_size: the agent's hyperparameter of that name
         """
+        from experiments.pg.commands import check_agent
+
         if not check_agent(agent, seeds, iterations, batch_size, step_size):
             raise SystemExit(1)
 
@@ -153,56 +146,69 @@ def check(arguments: list[str]) -> None:
 
 def check_env(arguments: list[str]) -> None:
     def command(env: Positional[str], episodes: int = 4, steps: int = 64, horizon: int | None = None) -> None:
-        """Hold an environment to the contract; exit 1 when a promise is broken.
+        """Check that an environment keeps its contract; exit 1 when a check fails.
 
         Args:
             env: a name, or file.py:make
-            episodes: in the batch
-            steps: of each
-            horizon: where episodes are cut, for environments that do not say
+            episodes: episodes in the batch
+            steps: steps of each episode
+            horizon: steps after which an episode is cut; default: the environment's own
         """
-        from envs.check import ContractError
-        from envs.check import check_env as hold
+        from envs.check import ContractError, check_env
         from experiments.pg.build import make_env
 
         try:
-            for promise in hold(make_env(env, horizon), n=episodes, steps=steps):
-                print(f"ok  {promise}")
+            for passed in check_env(make_env(env, horizon), n=episodes, steps=steps):
+                print(f"ok  {passed}")
         except ContractError as error:
             raise UserError(f"{env}: {error}", exit_code=1) from error
 
     tyro.cli(command, prog="pgrl check-env", args=arguments)
 
 
-def show_list(arguments: list[str]) -> None:
-    from experiments.pg.commands import listing
+def listing() -> None:
+    """Print the names of algorithms and environments."""
+    from experiments.pg.environments import MUJOCO, OWN
+    from pgrl.registry import register
 
-    def command() -> None:
-        """Algorithms and environments."""
-        print(listing())
+    print("algorithms", columns({name: entry.about for name, entry in register().items()}), sep="\n")
+    print("  file.py:agent: a dataclass with init(theta) and step(state, world)")
+    print("\nenvironments", columns(OWN), sep="\n")
+    print(f"  {', '.join(MUJOCO)}: batched MuJoCo")
+    print("  any other Gymnasium id (CartPole-v1, ...), or file.py:make")
 
-    tyro.cli(command, prog="pgrl list", args=arguments)
+
+def doctor() -> None:
+    from experiments.pg.commands import doctor
+
+    doctor()
 
 
-def doctor(arguments: list[str]) -> None:
-    from experiments.pg.commands import doctor as look
+def examples() -> list[list[str]]:
+    from pgrl.registry import register
 
-    def command() -> None:
-        """Versions, device, and a five-second training run."""
-        look()
+    return [["train", name] for name in register()]
 
-    tyro.cli(command, prog="pgrl doctor", args=arguments)
+
+def names() -> dict[str, list[str]]:
+    from experiments.pg.environments import MUJOCO, OWN
+    from pgrl.registry import register
+
+    algorithms, environments = [*register()], [*OWN, *MUJOCO]
+    own = {"train": algorithms, "check": algorithms, "check-env": environments, "completion": ["bash", "zsh"]}
+    return {**own, "--env": environments}
 
 
 VERBS: dict[str, Verb] = {
     "train": train,
-    "resume": resume,
+    "resume": resume_verb("pgrl", resume),
     "eval": evaluate,
-    "curves": curves,
+    "curves": curves_verb("pgrl", "env_steps"),
     "check": check,
     "check-env": check_env,
-    "list": show_list,
-    "doctor": doctor,
+    "list": without_flags("pgrl list", "Names of algorithms and environments.", listing),
+    "completion": lambda arguments: completion_verb("pgrl", VERBS, examples, names)(arguments),
+    "doctor": without_flags("pgrl doctor", "Versions, device, and a training run of five seconds.", doctor),
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that a loop reads, so that the iteration under way ends and is saved first."""
+"""Deferred handling of SIGINT and SIGTERM: a loop reads them, so that its iteration ends and is saved first."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 
 @contextmanager
-def heeded() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append to while the block runs."""
+def deferred_signals() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM append their number to while the block runs; the third SIGINT raises KeyboardInterrupt."""
     asked: list[int] = []
 
     def ask(number: int, _: Any) -> None:
         asked.append(number)
-        if asked.count(signal.SIGINT) > 2:  # somebody means it: an environment may hang
+        if asked.count(signal.SIGINT) > 2:  # an environment may hang
             raise KeyboardInterrupt
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}

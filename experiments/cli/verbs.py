@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from tyro.conf import Positional
 
 from experiments.cli.errors import UserError, guarded
 
@@ -48,6 +49,66 @@ def _dispatch(program: str, about: str, verbs: Mapping[str, Verb], arguments: li
     else:
         usage = about.rstrip().rsplit("\n", 1)[-1]
         raise UserError(f"no verb is called {verb!r}; close: {close_to(verb, verbs)}\n{usage}")
+
+
+def without_flags(program: str, about: str, work: Callable[[], None]) -> Verb:
+    """A verb that takes nothing but --help."""
+
+    def verb(arguments: list[str]) -> None:
+        def command() -> None:
+            work()
+
+        tyro.cli(command, prog=program, description=about, args=arguments)
+
+    return verb
+
+
+def resume_verb(program: str, resume: Callable[[Path, Path | None, bool], Any]) -> Verb:
+    """The verb that continues a run."""
+
+    def verb(arguments: list[str]) -> None:
+        def command(run: Positional[Path], checkpoint: Path | None = None, quiet: bool = False) -> None:
+            """Continue a run from its last checkpoint, bit for bit on the CPU.
+
+            Args:
+                run: the run folder
+                checkpoint: another checkpoint than the last
+                quiet: no progress on stderr
+            """
+            resume(run, checkpoint, quiet)
+
+        tyro.cli(command, prog=f"{program} resume", args=arguments)
+
+    return verb
+
+
+def curves_verb(program: str, x_axis: str) -> Verb:
+    """The verb that draws learning curves. x_axis: the horizontal axis where none is asked for."""
+
+    def verb(arguments: list[str]) -> None:
+        def command(runs: Positional[tuple[Path, ...]], out: Path, metric: str | None = None, x: str = x_axis) -> None:
+            """Draw a metric over training for one or more runs, and write the numbers as CSV beside the figure.
+
+            Args:
+                runs: run folders; runs of one method are pooled
+                out: figure, .png or .svg
+                metric: a logged tag; default: eval/gap, eval/return, eval/l1 or eval/correlation, the first that is there
+                x: horizontal axis: env_steps (pgrl), states (gflownet: objects visited), iteration or wall (seconds)
+            """
+            from experiments.plots.curves import curves, table
+
+            made = curves(list(runs), out, metric, x)
+            print(table(list(runs), metric))
+            print(f"figure: {made}   numbers: {made.with_suffix('.csv')}")
+
+        tyro.cli(command, prog=f"{program} curves", args=arguments)
+
+    return verb
+
+
+def columns(rows: Mapping[str, str]) -> str:
+    """Names and what they stand for, a line each."""
+    return "\n".join(f"  {name:12s} {text}" for name, text in rows.items())
 
 
 def resumable(out: Path | None, config: Mapping[str, Any], settings: Any) -> bool:

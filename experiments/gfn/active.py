@@ -23,10 +23,11 @@ from envs.dag.hypergrid import HyperGrid
 from envs.dag.search import TooManyStates
 from experiments.cli.errors import MissingPackage, UserError
 from experiments.cli.progress import progress
-from experiments.cli.signals import heeded
+from experiments.cli.signals import deferred_signals
 from experiments.cli.threads import fit
-from experiments.gfn.build import find_env, make_dag_env, refuse_bad_reward
+from experiments.gfn.build import make_dag_env, refuse_bad_reward
 from experiments.gfn.config import Choice, GFNSettings, as_config, defaults, from_config, make_method
+from experiments.gfn.environments import find_env
 from experiments.gfn.faults import faults_as_sentences
 from experiments.run.log import read_metrics
 from experiments.run.run import Run, run_name
@@ -174,7 +175,7 @@ def play(run: Run, begun: ActiveRun, tick: Callable[[int], None], quiet: bool) -
     if run.empty:
         run.log(known.shape[1], _row(begun, known, 0, []))
         run.checkpoint(0, {"known": known}, {})
-    with heeded() as asked:
+    with deferred_signals() as asked:
         for i in range(begun.round, settings.rounds):
             done = [_round(begun, known[s], s, i, tick) for s in range(settings.seeds)]
             known = torch.stack([x.known for x in done])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +15,10 @@ from torch import Tensor
 from envs.dag.enumeration import Enumeration
 from envs.molecules.block_trees import BlockTrees
 from experiments.cli.errors import UserError
+from experiments.cli.load import short_name
 from experiments.cli.progress import progress
 from experiments.cli.threads import fit
-from experiments.gfn.build import ENVIRONMENTS, truth
+from experiments.gfn.build import truth
 from experiments.gfn.config import GFNSettings, as_config, defaults, from_config, make_method, make_problem
 from experiments.gfn.faults import faults_as_sentences
 from experiments.gfn.metrics import against, fresh, has_policy, of_the_policy
@@ -28,10 +26,10 @@ from experiments.gfn.train import DESCRIPTIONS, GFNTraining
 from experiments.gfn.train import train as run_loop
 from experiments.run import checkpoint as checkpoints
 from experiments.run.device import use_matmul
+from experiments.run.provenance import examine
 from experiments.run.run import Run, run_name
 from gflownet.metrics import empirical, noise_floor
 from gflownet.problem import DagProblem, Method
-from gflownet.registry import register
 
 if TYPE_CHECKING:
     from experiments.molecules.metrics import Molecules
@@ -81,7 +79,7 @@ def _molecules(problem: DagProblem, env_settings: dict[str, Any], top_k: int) ->
 def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
     """A new run, trained to the end. The run folder."""
     begun = made(config)
-    name = run_name(_plain(config["env"]), _plain(config["method"]), config["seed"], config)
+    name = run_name(short_name(config["env"]), short_name(config["method"]), config["seed"], config)
     with Run.create(out, name, config, argv, begun.descriptions) as run:
         if not quiet:
             print(f"{config['method']} on {config['title']} -> {run.folder}", file=sys.stderr)
@@ -112,11 +110,6 @@ def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:
         run_loop(run, problem, method, exact, settings, training, tick, molecules)
     if not quiet:
         print(f"done: {run.folder}   curves: tensorboard --logdir {run.folder / 'tensorboard'}", file=sys.stderr)
-
-
-def _plain(name: str) -> str:
-    """A file's name without its folders, for a run folder's name."""
-    return "-".join(Path(part).stem if "." in part else part for part in name.split(":"))
 
 
 def _summary(config: dict[str, Any], begun: GFNRun) -> str:
@@ -187,29 +180,12 @@ def samples_of(method: Method, state: Any, problem: DagProblem, t: int, samples:
     return torch.cat([x for x, _ in parts], 1)[:, :samples], torch.cat([r for _, r in parts], 1)[:, :samples]
 
 
-def listing() -> str:
-    lines: list[str] = []
-    for title, wanted in (("objectives", True), ("baselines", False)):
-        names = {name: entry for name, entry in register().items() if entry.objective is wanted}
-        lines += [title, *(f"  {name:12s} {entry.about}" for name, entry in names.items()), ""]
-    lines[-2] += "\n  file.py:objective: a dataclass with uses, loss(flows) and log_z(flows)"
-    lines += ["environments", *(f"  {name:12s} {env.about}" for name, env in ENVIRONMENTS.items())]
-    return "\n".join([*lines, "  file.py:make: a function that returns an envs.core.DagEnv"])
-
-
 def doctor() -> None:
-    """Prints versions and device, then trains for a moment and says how fast."""
-    from experiments.run.provenance import surroundings
+    """Print versions and device, then train for a moment and say how fast."""
 
-    for name, value in surroundings("cuda" if torch.cuda.is_available() else "cpu").items():
-        print(f"{name:12s} {value}")
-    train, choice, _ = defaults("fm", "hypergrid")
-    folder = Path(tempfile.mkdtemp())
-    try:
-        begun = time.perf_counter()
-        short = replace(train, states=8_000, evaluations=2)
-        start(as_config(choice, short, "cpu"), folder / "run", ["gflownet", "doctor"], quiet=True)
-        seconds = time.perf_counter() - begun
-        print(f"{'training':12s} ok: fm on the 4-D hypergrid, {8_000 / seconds:,.0f} objects/s")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    def short(out: Path) -> None:
+        settings, choice, _ = defaults("fm", "hypergrid")
+        settings = replace(settings, states=8_000, evaluations=2)
+        start(as_config(choice, settings, "cpu"), out, ["gflownet", "doctor"], quiet=True)
+
+    examine(short, "fm on the 4-D hypergrid", 8_000, "objects")

@@ -15,7 +15,8 @@ from envs.core import EnvironmentFault
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
 from experiments.cli.verbs import close_to
-from experiments.gfn.build import find_env, make_dag_env
+from experiments.gfn.build import make_dag_env
+from experiments.gfn.environments import find_env
 from experiments.recipes.gfn.recipe import GFNRecipe
 from experiments.recipes.gfn.registry import recipe_for
 from experiments.run.device import Matmul, choose, matmul_on, use_matmul

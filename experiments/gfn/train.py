@@ -20,7 +20,7 @@ from envs.core import to_tensor
 from envs.dag.enumeration import Enumeration
 from envs.dag.protocols import WithModes, offers
 from experiments.cli.errors import UserError
-from experiments.cli.signals import heeded
+from experiments.cli.signals import deferred_signals
 from experiments.gfn.build import refuse_bad_reward
 from experiments.gfn.config import GFNSettings, step_of
 from experiments.gfn.faults import REWARD_FAULT, failing, faults_as_sentences, keep_fault, skipped
@@ -218,7 +218,7 @@ def train(
             if asked and keep and not last:  # a signal during the evaluation waits for the next iteration, which is saved
                 raise UserError(f"stopped; continue with: gflownet resume {run.folder}", 128 + asked[0])
 
-    with heeded() as asked:
+    with deferred_signals() as asked:
         go(asked)
     return training
 

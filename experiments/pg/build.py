@@ -21,14 +21,9 @@ from envs.mdp.lqr import LQR, double_integrator
 from envs.mdp.tabular import FiniteMDP, garnet, gridworld
 from experiments.cli.errors import UserError
 from experiments.cli.load import load_object
+from experiments.pg.environments import OWN
 from pgrl.nets import MLP, TabularNet
 from pgrl.policy import Policy
-
-OWN = {
-    "gridworld": "5×5 grid with walls, pits, slip and a goal, or your own map: gridworld:FILE",
-    "garnet": "random finite MDP with 8 states and 3 actions, or another draw: garnet:SEED",
-    "lqr": "linear-quadratic regulator, a double integrator",
-}
 
 
 def make_env(name: str, horizon: int | None = None, device: str = "cpu") -> Env:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import shutil
+import dataclasses
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,21 +16,22 @@ import torch
 
 from envs.workers import Workers
 from experiments.cli.errors import UserError
+from experiments.cli.load import short_name
 from experiments.cli.progress import progress
-from experiments.pg.build import OWN
-from experiments.pg.config import from_config, make_agent, make_problem, tabular, worker_count
+from experiments.pg.config import as_config, defaults, find_agent, from_config, make_agent, make_problem, tabular, worker_count
 from experiments.pg.train import DESCRIPTIONS, PGTraining
 from experiments.pg.train import train as run_loop
 from experiments.run import checkpoint as checkpoints
+from experiments.run.provenance import examine
 from experiments.run.run import Run, run_name
 from pgrl.agent import Agent
+from pgrl.check import LIMIT, benches, bias, decay, order, verdict
 from pgrl.problem import Problem
-from pgrl.registry import register
 
 
 def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
     """A new run, trained to the end. The run folder."""
-    name = run_name(_plain(config["env"]), _plain(config["algo"]), config["seed"], config)
+    name = run_name(short_name(config["env"]), short_name(config["algo"]), config["seed"], config)
     with _made(config) as (problem, agent), Run.create(out, name, config, argv, DESCRIPTIONS) as run:
         training = PGTraining.begin(agent, problem)
         if not quiet:
@@ -82,11 +81,6 @@ def _to_the_end(run: Run, problem: Problem, agent: Agent, training: PGTraining, 
         print(f"done: {run.folder}   curves: tensorboard --logdir {run.folder / 'tensorboard'}", file=sys.stderr)
 
 
-def _plain(name: str) -> str:
-    """A file's or a map's name without its folders, for a run folder's name."""
-    return "-".join(Path(part).stem if "." in part else part for part in name.split(":"))
-
-
 def _settings(config: dict[str, Any], problem: Problem) -> str:
     hyperparameters = ", ".join(
         f"{name} {value:g}" for name, value in config["hyperparameters"].items() if isinstance(value, int | float)
@@ -119,33 +113,40 @@ def evaluate(folder: Path, episodes: int, checkpoint: Path | None) -> None:
         out.writerow([seed, episodes, *(f"{x:.6g}" for x in numbers)])
 
 
-def listing() -> str:
-    from envs.mdp.mujoco_tasks import TASKS
-
-    lines = ["algorithms"]
-    for name, entry in register().items():
-        what = (entry.make.__doc__ or "").strip().split("\n")[0]
-        lines.append(f"  {name:12s} {what}" + (f" ({entry.preset})" if entry.preset else ""))
-    lines += ["", "environments"] + [f"  {name:12s} {what}" for name, what in OWN.items()]
-    lines += ["  " + ", ".join(f"{task}-v5" for task in TASKS) + ": batched MuJoCo"]
-    lines += ["  any other Gymnasium id (CartPole-v1, ...), or file.py:make"]
-    return "\n".join(lines)
+def check_agent(algo: str, seeds: int, iterations: int, batch_size: int, step_size: float) -> bool:
+    """Prints the table and the verdicts; True when every claim is kept."""
+    if seeds < 2 or iterations < 3 or batch_size < 1:
+        raise UserError(
+            f"got --seeds {seeds} --iterations {iterations} --batch-size {batch_size}, expected at least 2, 3 and 1"
+        )
+    entry: Any = find_agent(algo)
+    hyperparameters = dict(entry.preset)
+    if "step_size" in {f.name for f in dataclasses.fields(entry.make)} and "step_size" not in hyperparameters:
+        hyperparameters["step_size"] = step_size
+    agent = make_agent(algo, hyperparameters)
+    marks = sorted({0, *(round((iterations - 1) ** (k / 4)) for k in range(5))})
+    found, orders = {}, {}
+    print(f"{algo}: error of the direction d_t - ∇J_H(θ_t) over {seeds} replicas")
+    print(f"{'env':8s} {'t':>4s} {'‖mean‖/‖∇J‖':>12s} {'visible from':>13s} {'max |z|':>8s} {'rms':>8s}")
+    for bench in benches(seeds, batch_size):
+        found[bench.name] = bias(agent, bench, marks)
+        for f in found[bench.name]:
+            flag = " *" if f.z >= LIMIT else ""
+            print(f"{bench.name:8s} {f.t:4d} {f.share:12.2%} {f.visible:13.2%} {f.z:8.1f} {f.rms:8.3f}{flag}")
+        orders[bench.name] = order(agent, bench)
+        print(f"{bench.name:8s} rms ~ t^{decay(found[bench.name]):.2f}")
+    claims = verdict(agent, found, orders)
+    for kept, sentence in claims:
+        print(f"{'ok  ' if kept else 'FAIL'} {algo} {sentence}")
+    return all(kept for kept, _ in claims)
 
 
 def doctor() -> None:
-    """Prints versions and device, then trains for a moment and says how fast."""
-    from experiments.pg.config import as_config, defaults
-    from experiments.run.provenance import surroundings
+    """Print versions and device, then train for a moment and say how fast."""
 
-    for name, value in surroundings("cuda" if torch.cuda.is_available() else "cpu").items():
-        print(f"{name:12s} {value}")
-    settings, hyperparameters, _ = defaults("n-harpg", "gridworld")
-    folder = Path(tempfile.mkdtemp())
-    try:
-        begun = time.perf_counter()
-        short = replace(settings, env_steps=5_000)
-        start(as_config("n-harpg", short, hyperparameters, "cpu"), folder / "run", ["pgrl", "doctor"], quiet=True)
-        seconds = time.perf_counter() - begun
-        print(f"{'training':12s} ok: ten seeds of n-harpg on gridworld, {50_000 / seconds:,.0f} environment steps/s")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    def short(out: Path) -> None:
+        settings, hyperparameters, _ = defaults("n-harpg", "gridworld")
+        settings = replace(settings, env_steps=5_000)
+        start(as_config("n-harpg", settings, hyperparameters, "cpu"), out, ["pgrl", "doctor"], quiet=True)
+
+    examine(short, "ten seeds of n-harpg on gridworld", 50_000, "environment steps")

@@ -14,7 +14,8 @@ import torch
 from envs.core import Env
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
-from experiments.pg.build import OWN, make_env
+from experiments.pg.build import make_env
+from experiments.pg.environments import OWN
 from experiments.recipes.pg.recipe import PGRecipe
 from experiments.recipes.pg.registry import recipe_for
 from experiments.run.device import choose
@@ -84,7 +85,7 @@ def find_agent(algo: str) -> AgentEntry:
             raise UserError(f"{algo} is not an agent: expected a dataclass with methods init(theta) and step(state, world)")
         preset = {} if isinstance(found, type) else {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
         make: Any = found if isinstance(found, type) else type(found)
-        return AgentEntry(make, preset)
+        return AgentEntry(make, preset=preset)
     agents = register()
     if algo not in agents:
         close = difflib.get_close_matches(algo, agents, 3, 0.4)

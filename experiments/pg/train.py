@@ -19,7 +19,7 @@ from torch import Tensor
 from envs.core import Diverged, EnvironmentFault
 from envs.mdp.exact import Exact, gradient
 from experiments.cli.errors import UserError
-from experiments.cli.signals import heeded
+from experiments.cli.signals import deferred_signals
 from experiments.pg.build import exact_values
 from experiments.pg.config import PGSettings
 from experiments.run.run import Run
@@ -129,7 +129,7 @@ def train(
             if asked and not last:
                 raise UserError(f"stopped; continue with: pgrl resume {run.folder}", 128 + asked[0])
 
-    with heeded() as asked:
+    with deferred_signals() as asked:
         try:
             go(asked)
         except (EnvironmentFault, Diverged) as fault:

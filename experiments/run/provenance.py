@@ -1,4 +1,4 @@
-"""Where and with what a run was made. Nothing heavy is imported to find out."""
+"""Provenance of a run: versions, device, threads, processor, commit. No package is imported to find its version."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ import torch
 PACKAGES = ("pgrl", "torch", "numpy", "gymnasium", "mujoco", "tensorboard", "safetensors", "scikit-learn")
 
 
-def surroundings(device: str = "cpu") -> dict[str, Any]:
+def provenance(device: str = "cpu") -> dict[str, Any]:
     """Versions, device, threads, processor, platform, commit and UTC time, as JSON; what is not there is null."""
     on_gpu = device.startswith("cuda") and torch.cuda.is_available()
     return {
@@ -63,3 +67,23 @@ def commit() -> str | None:
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def examine(train: Callable[[Path], None], what: str, count: int, unit: str) -> None:
+    """Print provenance and the speed of a short run: the verb `doctor`.
+
+    Args:
+        train: makes the run in a folder.
+        what: says which run it is.
+        count: what it does, in `unit`.
+        unit: "objects", "environment steps".
+    """
+    for name, value in provenance("cuda" if torch.cuda.is_available() else "cpu").items():
+        print(f"{name:12s} {value}")
+    folder = Path(tempfile.mkdtemp())
+    try:
+        begun = time.perf_counter()
+        train(folder / "run")
+        print(f"{'training':12s} ok: {what}, {count / (time.perf_counter() - begun):,.0f} {unit}/s")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -30,7 +30,7 @@ from torch import Tensor
 from experiments.run import checkpoint as checkpoints
 from experiments.run.folder import RunError, dump, must_be_empty, new_folder, run_name
 from experiments.run.log import MetricsError, MetricsLog, finite, read_metrics
-from experiments.run.provenance import surroundings
+from experiments.run.provenance import provenance
 from experiments.run.tensorboard import ScalarWriter
 
 __all__ = ["MetricsError", "Run", "RunError", "read_metrics", "run_name"]
@@ -86,7 +86,7 @@ class Run:
         try:
             must_be_empty(folder)  # again, now that nobody else can fill it
             (folder / "cmd.txt").write_text(shlex.join(argv) + "\n")
-            (folder / "environment.json").write_text(dump(surroundings(str(config.get("device", "cpu")))))
+            (folder / "environment.json").write_text(dump(provenance(str(config.get("device", "cpu")))))
             run.checkpoints.mkdir()
             (folder / "config.json").write_text(text)
             run._start(0, 0.0)
@@ -234,7 +234,7 @@ class Run:
                 if int(later.name) > iteration:
                     shutil.rmtree(aside := self.checkpoints / f"discarded-{later.name}", ignore_errors=True)
                     later.rename(aside)
-            now = dump(surroundings(str(self.config.get("device", "cpu"))))
+            now = dump(provenance(str(self.config.get("device", "cpu"))))
             (self.folder / f"environment.{iteration:09d}.json").write_text(now)
             self._start(length, float(wall))
         except OSError as error:

@@ -40,7 +40,10 @@ class Chains(NamedTuple):
 
 @dataclass(frozen=True)
 class Metropolis:
-    """Needs an environment with propose(obs [M, *obs], rng) -> (x' [M, *obs], log q(x|x') - log q(x'|x) [M])."""
+    """Metropolis-Hastings on finished objects, rejections counted.
+
+    Needs an environment with propose(obs [M, *obs], rng) -> (x' [M, *obs], log q(x|x') - log q(x'|x) [M]).
+    """
 
     def init(self, problem: DagProblem) -> Chains:
         """Raises ValueError when the environment offers no moves between objects."""

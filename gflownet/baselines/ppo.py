@@ -77,6 +77,8 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True)
 class PPO:
+    """Proximal policy optimisation of R(x) (Schulman et al. 2017, 1707.06347)."""
+
     learning_rate: float = 1e-4
     """step of Adam"""
     updates: int = 32

@@ -47,6 +47,8 @@ class SoftState(NamedTuple):
 
 @dataclass(frozen=True)
 class SoftPolicyGradient:
+    """Entropy-regularised policy gradient (Tiapkin et al. 2023, 2310.12934)."""
+
     learning_rate: float = 1e-3
     """step of Adam"""
     backward: Literal["uniform", "maxent"] = "uniform"

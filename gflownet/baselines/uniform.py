@@ -34,6 +34,8 @@ class UniformState(NamedTuple):
 
 @dataclass(frozen=True)
 class Uniform:
+    """Uniform valid actions: the policy before any learning."""
+
     def init(self, problem: DagProblem) -> UniformState:
         return UniformState(0)
 

@@ -21,6 +21,8 @@ def detailed_balance(log_flow: Tensor, log_pf: Tensor, log_pb: Tensor) -> Tensor
 
 @dataclass(frozen=True)
 class DetailedBalance:
+    """Detailed balance (Bengio et al. 2021, 2111.09266)."""
+
     residual: Residual = "squared"
     """squared, huber or shifted-cosh"""
 

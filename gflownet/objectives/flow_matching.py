@@ -32,6 +32,8 @@ def flow_matching(log_inflow: Tensor, log_outflow: Tensor, smoothing: float) -> 
 
 @dataclass(frozen=True)
 class FlowMatching:
+    """Flow matching: inflow equals outflow (Bengio et al. 2021)."""
+
     smoothing: float = 0.0
     """ε of eq. 12: flows well below it are not told apart (the smallest reward, or 0)"""
     terminal_weight: float = 1.0

@@ -25,6 +25,8 @@ def forward_looking(flows: Flows) -> Tensor:
 
 @dataclass(frozen=True)
 class ForwardLookingDB:
+    """Forward-looking detailed balance (Pan et al. 2023, 2302.01687)."""
+
     residual: Residual = "squared"
     """squared, huber or shifted-cosh"""
 
@@ -40,6 +42,8 @@ class ForwardLookingDB:
 
 @dataclass(frozen=True)
 class ForwardLookingSubTB:
+    """Forward-looking sub-trajectory balance (Pan et al. 2023, 2302.01687)."""
+
     decay: float = 0.9
     """λ: weight of a piece of length l is λ^l"""
     residual: Residual = "squared"

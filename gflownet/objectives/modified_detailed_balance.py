@@ -24,6 +24,8 @@ def modified_detailed_balance(log_reward: Tensor, log_stop: Tensor, log_pf: Tens
 
 @dataclass(frozen=True)
 class ModifiedDetailedBalance:
+    """Modified detailed balance, where every state may be final (Deleu et al. 2022, 2202.13903)."""
+
     residual: Residual = "squared"
     """squared, huber or shifted-cosh"""
 

@@ -26,6 +26,8 @@ def soft_bellman(q: Tensor, log_pb: Tensor, bonus: Tensor, value_next: Tensor) -
 
 @dataclass(frozen=True)
 class SoftDQN:
+    """Soft Q-learning with rewards log P_B (Tiapkin et al. 2023, 2310.12934)."""
+
     munchausen: float = 0.0
     """α, the weight of the log-policy bonus; 0.15 is usual, 0 is plain soft DQN"""
     clip: float = -2500.0

@@ -58,6 +58,8 @@ def _lag(v: Tensor, weight: Tensor, lag: int, decay: float, residual: str) -> Te
 
 @dataclass(frozen=True)
 class SubTrajectoryBalance:
+    """Sub-trajectory balance, SubTB(λ) (Madan et al. 2023, 2209.12782)."""
+
     decay: float = 0.9
     """λ: weight of a piece of length l is λ^l; near 0 it is DB, at 1 all pieces count alike"""
     residual: Residual = "squared"

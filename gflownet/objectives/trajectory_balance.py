@@ -21,6 +21,8 @@ def trajectory_balance(log_z: Tensor, log_pf: Tensor, log_pb: Tensor, log_reward
 
 @dataclass(frozen=True)
 class TrajectoryBalance:
+    """Trajectory balance (Malkin et al. 2022, 2201.13259)."""
+
     residual: Residual = "squared"
     """squared, huber or shifted-cosh"""
 

@@ -23,6 +23,8 @@ def log_partition(log_pf: Tensor, log_pb: Tensor, log_reward: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class VarGrad:
+    """Trajectory balance without log Z: variance over the batch (Zhang et al. 2023, 2302.05446)."""
+
     residual: Residual = "squared"
     """squared, huber or shifted-cosh"""
 

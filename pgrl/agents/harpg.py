@@ -25,8 +25,10 @@ from pgrl.schedules import check_eta, check_step, polynomial
 
 @dataclass(frozen=True)
 class HARPG:
-    """Hessian-aided recursive policy gradient; complexity ε^-2, two trajectories an iteration. The step is multiplied by the
-    gradient, so it must suit the problem's scale: N-HARPG is the one to tune less."""
+    """Hessian-aided recursive policy gradient; complexity ε^-2, two trajectories an iteration.
+
+    The step is multiplied by the gradient, so it must suit the problem's scale: N-HARPG needs less tuning.
+    """
 
     step_size: float
     """γ_0: the step at t = 0, multiplied by the direction"""

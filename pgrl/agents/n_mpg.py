@@ -21,7 +21,7 @@ from pgrl.schedules import check_eta, check_step, polynomial
 
 @dataclass(frozen=True)
 class NMPG:
-    """Normalised momentum."""
+    """Normalised policy gradient with momentum."""
 
     step_size: float
     """γ_0: the length of the step at t = 0, in parameter space"""

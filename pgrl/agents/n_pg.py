@@ -19,7 +19,7 @@ from pgrl.schedules import check_step, polynomial
 
 @dataclass(frozen=True)
 class NPG:
-    """Normalised policy gradient. Its noise does not average out: with a batch of one it need not converge."""
+    """Normalised policy gradient; with a batch of one it need not converge."""
 
     step_size: float
     """γ_0: the length of the step at t = 0, in parameter space"""

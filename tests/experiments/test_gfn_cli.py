@@ -352,8 +352,8 @@ def test_every_hyperparameter_is_one_flag_without_a_prefix(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from experiments.cli.gflownet import main
-    from experiments.gfn.build import ENVIRONMENTS
     from experiments.gfn.config import refuse_clashes
+    from experiments.gfn.environments import ENVIRONMENTS
     from gflownet.registry import register
 
     for name, entry in register().items():
