@@ -11,8 +11,9 @@ import dataclasses
 import difflib
 import inspect
 import io
+import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import redirect_stdout
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from envs.core import DagEnv
 from experiments.cli.errors import UserError
 from experiments.run import checkpoint as checkpoints
 from experiments.run.log import read_metrics
@@ -131,30 +133,44 @@ class GFlowNetRun(TrainedRun):
 
 
 def train_policy_gradient(
-    algo: str, env: str = "gridworld", out: Path | str | None = None, **settings: Any
+    algo: Any, env: Any = "gridworld", out: Path | str | None = None, **settings: Any
 ) -> PolicyGradientRun:
     """See `pgrl.train`."""
     from experiments.cli.pgrl import run
     from experiments.pg.config import PGSettings, find_agent
+    from pgrl.registry import register
 
-    flags = _flags({"env": env, "out": _folder(out, "pgrl", settings), **settings})
-    _, algo = _flags({"algo": algo})
-    _refuse_unknown(settings, _names(PGSettings) | _names(find_agent(algo).make))
-    return PolicyGradientRun(run([algo, *flags]))
+    name, fields = _named("algo", algo, register())
+    _refuse_unknown(settings, _names(PGSettings) | _names(find_agent(name).make))
+    settings = {"env": env, "out": _folder(out, "pgrl", settings), **_together(algo, fields, settings)}
+    return PolicyGradientRun(run([name, *_flags(settings)]))
 
 
-def train_gflownet(env: str, objective: str, out: Path | str | None = None, **settings: Any) -> GFlowNetRun:
+def train_gflownet(env: Any, objective: Any, out: Path | str | None = None, **settings: Any) -> GFlowNetRun:
     """See `gflownet.train`."""
     from experiments.cli.gflownet import run
     from experiments.gfn.config import GFlowNetSettings, GFNSettings, find_method
     from experiments.gfn.environments import find_env
+    from gflownet.registry import register
 
-    flags = _flags({"objective": objective, "out": _folder(out, "gflownet", settings), **settings})
-    _, env = _flags({"env": env})
-    entry = find_method(objective)
+    env = _text("env", env)
+    name, fields = _named("objective", objective, register())
+    entry = find_method(name)
     own = _names(entry.make) | (_names(GFlowNetSettings) - {"objective"} if entry.objective else set())
     _refuse_unknown(settings, _names(GFNSettings) | own | _names(find_env(env).settings))
-    return GFlowNetRun(run([env, *flags]))
+    settings = {"objective": name, "out": _folder(out, "gflownet", settings), **_together(objective, fields, settings)}
+    return GFlowNetRun(run([env, *_flags(settings)]))
+
+
+def make_dag_env(name: Any, device: str = "cpu", **settings: Any) -> DagEnv:
+    """See `gflownet.make_env`."""
+    from experiments.gfn.build import make_dag_env as make
+    from experiments.gfn.environments import find_env
+
+    name = _text("name", name)
+    kind = find_env(name).settings
+    _refuse_unknown(settings, _names(kind), own=())
+    return make(name, kind(**{key: _text(key, x) if callable(x) else x for key, x in settings.items()}), device)
 
 
 def load(folder: Path | str) -> PolicyGradientRun | GFlowNetRun:
@@ -185,9 +201,9 @@ def _names(kind: Any) -> set[str]:
     return {f.name for f in dataclasses.fields(kind)}
 
 
-def _refuse_unknown(settings: Iterable[str], known: set[str]) -> None:
+def _refuse_unknown(settings: Iterable[str], known: set[str], own: Collection[str] = ("quiet", "resume")) -> None:
     for name in settings:
-        if name not in known | {"quiet", "resume"}:
+        if name not in known and name not in own:
             close = difflib.get_close_matches(name, known, 3, 0.5)
             raise UserError(f"got {name}, which is no setting here; close: {', '.join(close or sorted(known))}")
 
@@ -196,16 +212,56 @@ def _flags(settings: Mapping[str, Any]) -> list[str]:
     """Keywords as the command line writes them."""
     flags: list[str] = []
     for name, value in settings.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool | np.bool_):
+            flags.append(flag if value else f"--no{flag[1:]}")
         elif isinstance(value, tuple | list):
-            flags += [f"--{flag}", *map(str, value)]
-        elif not isinstance(value, str | int | float | Path | None):
-            raise UserError(_not_plain(name, value))
+            flags += [flag, *(_text(name, x) for x in value)]
         else:
-            flags += [f"--{flag}", str(value)]
+            flags.append(f"{flag}={_text(name, value)}")
     return flags
+
+
+def _text(name: str, value: Any) -> str:
+    """A value as the command line writes it. UserError for an object that a run folder could not make again."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str | int | float | Path | None):
+        return str(value)
+    found = _in_file(value) if inspect.isfunction(value) else None
+    if found is None:
+        raise UserError(_not_plain(name, value))
+    return found
+
+
+def _in_file(value: Any) -> str | None:
+    """`/path/file.py:name` of a function or class at the top level of a module that was imported from a file, else None.
+
+    Not for the script or notebook that runs: to load it again would be to run it again.
+    """
+    module = sys.modules.get(value.__module__)
+    file = getattr(module, "__file__", None) or ""
+    outermost = getattr(module, value.__name__, None) is value
+    return f"{file}:{value.__name__}" if outermost and file.endswith(".py") and value.__module__ != "__main__" else None
+
+
+def _named(name: str, value: Any, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """An agent, an objective or its class as (the name that the command line knows, its hyperparameters)."""
+    if isinstance(value, str):
+        return value, {}
+    kind = value if isinstance(value, type) else type(value)
+    ours = next((other for other, entry in known.items() if entry.make is kind and not entry.preset), None)
+    found = ours or (_in_file(kind) if dataclasses.is_dataclass(kind) else None)
+    if found is None:
+        raise UserError(_not_plain(name, value))
+    return found, {} if value is kind else {f.name: getattr(value, f.name) for f in dataclasses.fields(kind) if f.init}
+
+
+def _together(given: Any, fields: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters of an object and other settings; UserError where one is given in both."""
+    if both := sorted(set(fields) & set(settings)):
+        raise UserError(f"got {both[0]} twice, in {given!r} and as a setting: leave one of them out")
+    return {**fields, **settings}
 
 
 def _not_plain(name: str, value: Any) -> str:

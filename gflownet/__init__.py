@@ -28,21 +28,106 @@ def _refuse_shadows() -> None:
 _refuse_shadows()
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from envs.core import DagEnv
+    from envs.dag.bits import Bits
+    from envs.dag.check_dag import check_dag
+    from envs.dag.enumeration import Enumeration, enumerate_dag
+    from envs.dag.hypergrid import HyperGrid
+    from envs.dag.sets import Sets
+    from envs.molecules.block_trees import BlockTrees
     from experiments.api import GFlowNetRun, PolicyGradientRun
+    from gflownet.baselines.metropolis import Metropolis
+    from gflownet.baselines.ppo import PPO
+    from gflownet.baselines.soft_pg import SoftPolicyGradient
+    from gflownet.baselines.uniform import Uniform
+    from gflownet.evaluation import exact_law, exact_log_p
+    from gflownet.flows.flows import Flows
+    from gflownet.gflownet import GFlowNet
+    from gflownet.model import Model
+    from gflownet.networks import Stacked
+    from gflownet.objectives import Objective
+    from gflownet.objectives.detailed_balance import DetailedBalance
+    from gflownet.objectives.flow_matching import FlowMatching
+    from gflownet.objectives.forward_looking import ForwardLookingDB, ForwardLookingSubTB
+    from gflownet.objectives.modified_detailed_balance import ModifiedDetailedBalance
+    from gflownet.objectives.soft_dqn import SoftDQN
+    from gflownet.objectives.subtrajectory_balance import SubTrajectoryBalance
+    from gflownet.objectives.trajectory_balance import TrajectoryBalance
+    from gflownet.objectives.vargrad import VarGrad
+    from gflownet.optimiser import Adam
+    from gflownet.problem import DagProblem
+    from gflownet.registry import register
+    from gflownet.rewards.combine import MoleculeReward, Tempering
+    from gflownet.rewards.expression import Expression
+    from gflownet.rewards.trees import TreeReward
+    from gflownet.sampling.sampler import sampler
 
+__all__ = [
+    "PPO",
+    "Adam",
+    "Bits",
+    "BlockTrees",
+    "DagEnv",
+    "DagProblem",
+    "DetailedBalance",
+    "Enumeration",
+    "Expression",
+    "FlowMatching",
+    "Flows",
+    "ForwardLookingDB",
+    "ForwardLookingSubTB",
+    "GFlowNet",
+    "HyperGrid",
+    "Metropolis",
+    "Model",
+    "ModifiedDetailedBalance",
+    "MoleculeReward",
+    "Objective",
+    "Sets",
+    "SoftDQN",
+    "SoftPolicyGradient",
+    "Stacked",
+    "SubTrajectoryBalance",
+    "Tempering",
+    "TrajectoryBalance",
+    "TreeReward",
+    "Uniform",
+    "VarGrad",
+    "check_dag",
+    "enumerate_dag",
+    "exact_law",
+    "exact_log_p",
+    "load",
+    "make_env",
+    "register",
+    "sampler",
+    "train",
+]
+
+# where each name comes from: it is loaded when it is first used
 _EXPORTS = {
-    "HyperGrid": "envs.dag.hypergrid",
+    "DagEnv": "envs.core",
+    "Bits": "envs.dag.bits",
+    "check_dag": "envs.dag.check_dag",
+    "Enumeration": "envs.dag.enumeration",
     "enumerate_dag": "envs.dag.enumeration",
+    "HyperGrid": "envs.dag.hypergrid",
+    "Sets": "envs.dag.sets",
     "BlockTrees": "envs.molecules.block_trees",
-    "Adam": "gflownet.optimiser",
+    "Metropolis": "gflownet.baselines.metropolis",
+    "PPO": "gflownet.baselines.ppo",
+    "SoftPolicyGradient": "gflownet.baselines.soft_pg",
+    "Uniform": "gflownet.baselines.uniform",
+    "exact_law": "gflownet.evaluation",
+    "exact_log_p": "gflownet.evaluation",
     "Flows": "gflownet.flows.flows",
     "GFlowNet": "gflownet.gflownet",
-    "DagProblem": "gflownet.problem",
     "Model": "gflownet.model",
     "Stacked": "gflownet.networks",
-    "sampler": "gflownet.sampling.sampler",
+    "Objective": "gflownet.objectives",
     "DetailedBalance": "gflownet.objectives.detailed_balance",
     "FlowMatching": "gflownet.objectives.flow_matching",
     "ForwardLookingDB": "gflownet.objectives.forward_looking",
@@ -52,18 +137,29 @@ _EXPORTS = {
     "SubTrajectoryBalance": "gflownet.objectives.subtrajectory_balance",
     "TrajectoryBalance": "gflownet.objectives.trajectory_balance",
     "VarGrad": "gflownet.objectives.vargrad",
-    "Expression": "gflownet.rewards.expression",
+    "Adam": "gflownet.optimiser",
+    "DagProblem": "gflownet.problem",
     "register": "gflownet.registry",
+    "MoleculeReward": "gflownet.rewards.combine",
+    "Tempering": "gflownet.rewards.combine",
+    "Expression": "gflownet.rewards.expression",
+    "TreeReward": "gflownet.rewards.trees",
+    "sampler": "gflownet.sampling.sampler",
 }
-__all__ = [*_EXPORTS, "load", "train"]
 
 
-def train(env: str, objective: str, out: Path | str | None = None, **settings: Any) -> GFlowNetRun:
+def train(
+    env: str | Callable[..., DagEnv],
+    objective: str | Objective | type[Objective],
+    out: Path | str | None = None,
+    **settings: Any,
+) -> GFlowNetRun:
     """Train a sampler, as `gflownet train` does: same settings, same recipes, same bytes.
 
     Args:
-        env: hypergrid, bits, sets, molecules, or file.py:make.
-        objective: an objective or baseline from `gflownet list`, or file.py:objective.
+        env: hypergrid, bits, sets, molecules, file.py:make, or a function of an imported module that makes one.
+        objective: an objective or baseline from `gflownet list`, file.py:objective, or an object such as
+            `gflownet.TrajectoryBalance()`.
         out: the run folder; None: a temporary folder. With resume=True a run of the same settings that is there is continued,
             bit for bit, or loaded when it is finished.
         settings: flags of `gflownet train ENV --objective NAME --help` with underscores, e.g. states=10_000, reward="qed*sa".
@@ -96,12 +192,33 @@ def load(folder: Path | str) -> PolicyGradientRun | GFlowNetRun:
     return load(folder)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'gflownet' has no attribute {name!r}")
-    from importlib import import_module
+def make_env(name: str | Callable[..., DagEnv], device: str = "cpu", **settings: Any) -> DagEnv:
+    """Make an environment by name.
 
-    return getattr(import_module(_EXPORTS[name]), name)
+    Args:
+        name: as for `train`.
+        device: where tensors live.
+        settings: flags of the environment with underscores, e.g. ndim=2, height=8, or reward="qed*sa".
+
+    Returns:
+        The environment, for `DagProblem`, `check_dag` and `enumerate_dag`.
+
+    Raises:
+        UserError: there is no such environment, or a setting is unknown or outside its range.
+    """
+    from experiments.api import make_dag_env
+
+    return make_dag_env(name, device, **settings)
+
+
+if not TYPE_CHECKING:  # a type checker then knows which names there are
+
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module
+
+        if name not in _EXPORTS:
+            raise AttributeError(f"module 'gflownet' has no attribute {name!r}")
+        return getattr(import_module(_EXPORTS[name]), name)
 
 
 def __dir__() -> list[str]:

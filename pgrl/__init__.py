@@ -32,11 +32,64 @@ _refuse_shadows()
 import envs.registration  # noqa: E402, F401  Gymnasium loads no plugins since 1.0
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from envs.check import check_env
+    from envs.core import Env
+    from envs.mdp.exact import ExactLQR, ExactMDP
     from experiments.api import GFlowNetRun, PolicyGradientRun
+    from pgrl import check
+    from pgrl.agent import Agent, World
+    from pgrl.agents.harpg import HARPG
+    from pgrl.agents.n_harpg import NHARPG
+    from pgrl.agents.n_mpg import NMPG
+    from pgrl.agents.n_pg import NPG
+    from pgrl.agents.n_pg_igt import NPGIGT
+    from pgrl.agents.reinforce import REINFORCE
+    from pgrl.baselines import baseline_for
+    from pgrl.gradients import Estimator, effective_sample_size, importance_weights, weighted_gradient
+    from pgrl.policy import Policy, policy_for
+    from pgrl.problem import Problem
+    from pgrl.registry import register
+    from pgrl.theory import ProblemConstants, suggest_horizon
 
+__all__ = [
+    "HARPG",
+    "NHARPG",
+    "NMPG",
+    "NPG",
+    "NPGIGT",
+    "REINFORCE",
+    "Agent",
+    "Env",
+    "Estimator",
+    "ExactLQR",
+    "ExactMDP",
+    "Policy",
+    "Problem",
+    "ProblemConstants",
+    "World",
+    "baseline_for",
+    "check",
+    "check_env",
+    "effective_sample_size",
+    "importance_weights",
+    "load",
+    "make_env",
+    "policy_for",
+    "register",
+    "suggest_horizon",
+    "train",
+    "weighted_gradient",
+]
+
+# where each name comes from: it is loaded when it is first used
 _EXPORTS = {
+    "check_env": "envs.check",
+    "Env": "envs.core",
+    "ExactLQR": "envs.mdp.exact",
+    "ExactMDP": "envs.mdp.exact",
     "Agent": "pgrl.agent",
     "World": "pgrl.agent",
     "HARPG": "pgrl.agents.harpg",
@@ -45,28 +98,31 @@ _EXPORTS = {
     "NPG": "pgrl.agents.n_pg",
     "NPGIGT": "pgrl.agents.n_pg_igt",
     "REINFORCE": "pgrl.agents.reinforce",
+    "baseline_for": "pgrl.baselines",
+    "Estimator": "pgrl.gradients",
+    "effective_sample_size": "pgrl.gradients",
+    "importance_weights": "pgrl.gradients",
+    "weighted_gradient": "pgrl.gradients",
     "Policy": "pgrl.policy",
     "policy_for": "pgrl.policy",
     "Problem": "pgrl.problem",
-    "Estimator": "pgrl.gradients",
-    "importance_weights": "pgrl.gradients",
-    "effective_sample_size": "pgrl.gradients",
-    "weighted_gradient": "pgrl.gradients",
-    "ExactLQR": "envs.mdp.exact",
-    "ExactMDP": "envs.mdp.exact",
+    "register": "pgrl.registry",
     "ProblemConstants": "pgrl.theory",
     "suggest_horizon": "pgrl.theory",
-    "register": "pgrl.registry",
 }
-__all__ = [*_EXPORTS, "load", "make_env", "train"]
 
 
-def train(algo: str, env: str = "gridworld", out: Path | str | None = None, **settings: Any) -> PolicyGradientRun:
+def train(
+    algo: str | Agent | type[Agent],
+    env: str | Callable[[], Any] = "gridworld",
+    out: Path | str | None = None,
+    **settings: Any,
+) -> PolicyGradientRun:
     """Train an agent, as `pgrl train` does: same settings, same recipes, same bytes.
 
     Args:
-        algo: a name from `pgrl list`, or file.py:agent.
-        env: a name from `pgrl list`, a Gymnasium id, or file.py:make.
+        algo: a name from `pgrl list`, file.py:agent, or an agent such as `pgrl.NPG(step_size=0.1)`.
+        env: a name from `pgrl list`, a Gymnasium id, file.py:make, or a function of an imported module that makes one.
         out: the run folder; None: a temporary folder. With resume=True a run of the same settings that is there is continued,
             bit for bit, or loaded when it is finished.
         settings: flags of `pgrl train ALGO --help` with underscores, e.g. seeds=10, step_size=0.1, quiet=True.
@@ -99,7 +155,7 @@ def load(folder: Path | str) -> PolicyGradientRun | GFlowNetRun:
     return load(folder)
 
 
-def make_env(name: str, horizon: int | None = None, device: str = "cpu") -> Any:
+def make_env(name: str, horizon: int | None = None, device: str = "cpu") -> Env:
     """Make an environment by name.
 
     Args:
@@ -108,7 +164,7 @@ def make_env(name: str, horizon: int | None = None, device: str = "cpu") -> Any:
         device: where tensors live, for environments that are tensor programs.
 
     Returns:
-        An `envs.core.Env`.
+        The environment, for `Problem`, `check_env` and `policy_for`.
 
     Raises:
         UserError: there is no such environment.
@@ -118,12 +174,16 @@ def make_env(name: str, horizon: int | None = None, device: str = "cpu") -> Any:
     return make_env(name, horizon, device)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'pgrl' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # a type checker then knows which names there are
 
-    return getattr(import_module(_EXPORTS[name]), name)
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module
+
+        if name == "check":
+            return import_module("pgrl.check")
+        if name not in _EXPORTS:
+            raise AttributeError(f"module 'pgrl' has no attribute {name!r}")
+        return getattr(import_module(_EXPORTS[name]), name)
 
 
 def __dir__() -> list[str]:
