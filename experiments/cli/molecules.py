@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import Positional
 
 from experiments.cli.errors import MissingPackage, UserError
+from experiments.cli.ranges import at_least
 
 if TYPE_CHECKING:
     from envs.molecules.fragments import Fragment
@@ -145,9 +146,8 @@ def _vocabulary(
     for path, suffix in ((out, ".json"), (image, ".png")):
         if path and path.suffix.lower() != suffix:
             raise UserError(f"expected a name that ends in {suffix}, got {str(path)!r}")
-    for name, bound in zip(("min-count", "max-atoms", "limit"), bounds, strict=True):
-        if bound < 1:
-            raise UserError(f"--{name} is {bound}, expected at least 1")
+    min_count, max_atoms, limit = bounds
+    at_least(1, min_count=min_count, max_atoms=max_atoms, limit=limit)
     try:
         from envs.molecules.fragments import as_json, blocks_of, default_fragments
     except ImportError as error:

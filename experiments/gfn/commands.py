@@ -17,6 +17,7 @@ from envs.molecules.block_trees import BlockTrees
 from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.cli.progress import progress
+from experiments.cli.ranges import at_least
 from experiments.cli.threads import fit
 from experiments.gfn.build import truth
 from experiments.gfn.config import GFNSettings, as_config, defaults, from_config, make_method, make_problem
@@ -129,8 +130,7 @@ def opened(folder: Path, checkpoint: Path | None = None) -> tuple[Run, GFNRun]:
 
 def evaluate(folder: Path, samples: int, checkpoint: Path | None) -> None:
     """Prints what is known of each seed's policy, and of fresh samples, as CSV."""
-    if samples < 1:
-        raise UserError(f"--samples is {samples}, expected at least 1")
+    at_least(1, samples=samples)
     _, begun = opened(folder, checkpoint)
     with faults_as_sentences(f"iteration {begun.training.iteration}"):
         columns = _known(begun, samples)

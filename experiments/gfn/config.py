@@ -14,6 +14,7 @@ from tyro.conf import Fixed, Suppress
 from envs.core import EnvironmentFault
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
+from experiments.cli.ranges import at_least, check_seed
 from experiments.cli.verbs import close_to
 from experiments.gfn.build import make_dag_env
 from experiments.gfn.environments import find_env
@@ -161,11 +162,10 @@ def make_method(choice: Choice) -> Method:
 
 def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str) -> DagProblem:
     """UserError for a setting outside its range."""
-    for name in ("seeds", "states", "batch_size", "window", "top_k", "max_faults", "evaluations", "log_rows", "checkpoints"):
-        if getattr(train, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(train, name)}, expected at least 1")
-    if not 0 <= train.seed < 2**62:
-        raise UserError(f"--seed is {train.seed}, expected a number from 0 to 2^62")
+    at_least(1, seeds=train.seeds, states=train.states, batch_size=train.batch_size, window=train.window, top_k=train.top_k)
+    at_least(1, max_faults=train.max_faults, evaluations=train.evaluations, log_rows=train.log_rows)
+    at_least(1, checkpoints=train.checkpoints)
+    check_seed(train.seed)
     try:
         env_settings = find_env(choice.env).settings(**choice.env_settings)
     except TypeError as error:

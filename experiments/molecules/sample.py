@@ -27,6 +27,7 @@ from torch import Tensor
 from envs.random import Rng
 from envs.rollout import rollout
 from experiments.cli.errors import UserError
+from experiments.cli.ranges import at_least, check_seed
 from experiments.gfn.commands import made
 from experiments.gfn.faults import faults_as_sentences
 from experiments.gfn.metrics import has_policy, policies
@@ -67,11 +68,8 @@ class Wanted:
     max_attempts: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("n", self.n), ("batch", self.batch), ("max-attempts", self.limit)):
-            if value < 1:
-                raise UserError(f"--{name} is {value}, expected at least 1")
-        if not 0 <= self.seed < 2**62:
-            raise UserError(f"--seed is {self.seed}, expected a number from 0 to 2^62")
+        at_least(1, n=self.n, batch=self.batch, max_attempts=self.limit)
+        check_seed(self.seed)
 
     @property
     def limit(self) -> int:

@@ -18,6 +18,7 @@ from envs.workers import Workers
 from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.cli.progress import progress
+from experiments.cli.ranges import at_least
 from experiments.pg.config import as_config, defaults, find_agent, from_config, make_agent, make_problem, tabular, worker_count
 from experiments.pg.train import DESCRIPTIONS, PGTraining
 from experiments.pg.train import train as run_loop
@@ -95,8 +96,7 @@ def _settings(config: dict[str, Any], problem: Problem) -> str:
 
 def evaluate(folder: Path, episodes: int, checkpoint: Path | None) -> None:
     """Prints seed, mean and standard deviation of the return, discounted return, and length, as CSV."""
-    if episodes < 1:
-        raise UserError(f"--episodes is {episodes}, expected at least 1")
+    at_least(1, episodes=episodes)
     run = Run.open(folder)
     tensors, meta = checkpoints.load(run.named(checkpoint)) if checkpoint else checkpoints.load_latest(run.checkpoints)
     with _made(run.config) as (problem, agent):

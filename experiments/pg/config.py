@@ -14,6 +14,7 @@ import torch
 from envs.core import Env
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
+from experiments.cli.ranges import at_least, check_seed
 from experiments.pg.build import make_env
 from experiments.pg.environments import OWN
 from experiments.recipes.pg.recipe import PGRecipe
@@ -119,11 +120,9 @@ def make_agent(algo: str, hyperparameters: dict[str, Any]) -> Agent:
 
 def make_problem(train: PGSettings, device: str) -> Problem:
     """UserError for a setting outside its range."""
-    for name in ("seeds", "env_steps", "batch_size", "evaluations", "log_rows", "checkpoints", "eval_episodes"):
-        if getattr(train, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(train, name)}, expected at least 1")
-    if not 0 <= train.seed < 2**62:
-        raise UserError(f"--seed is {train.seed}, expected a number from 0 to 2^62")
+    at_least(1, seeds=train.seeds, env_steps=train.env_steps, batch_size=train.batch_size, evaluations=train.evaluations)
+    at_least(1, log_rows=train.log_rows, checkpoints=train.checkpoints, eval_episodes=train.eval_episodes)
+    check_seed(train.seed)
     if min((1, *train.hidden)) < 1:
         raise UserError(f"--hidden is {train.hidden}, expected widths of at least 1")
     if not 0 < train.discount <= 1:

@@ -80,22 +80,6 @@ class Settings:
     top_k: int = 10
     """k, best cells of which the mean and the distances are reported"""
 
-    def refuse(self) -> None:
-        """Raises ValueError for a setting outside its range."""
-        for name, least in (("seeds", 1), ("rounds", 1), ("queries", 1), ("states", 1), ("batch_size", 1), ("top_k", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least {least}")
-        if not 0 <= self.seed < 2**62:
-            raise ValueError(f"--seed is {self.seed}, expected a number from 0 to 2^62")
-        if self.initial < self.top_k:
-            raise ValueError(f"--initial is {self.initial}, expected at least --top-k, {self.top_k}")
-        if self.proxy not in ("gp", "oracle"):
-            raise ValueError(f"--proxy is {self.proxy!r}, expected gp or oracle")
-        if not 0 <= self.kappa < float("inf") or not 0 < self.beta < float("inf") or not 0 < self.floor < float("inf"):
-            raise ValueError(
-                f"--kappa is {self.kappa}, --beta {self.beta}, --floor {self.floor}: expected kappa >= 0, beta > 0, floor > 0"
-            )
-
     def rng(self, seed: int, stream: int, i: int = 0) -> Rng:
         rng = Rng.of_seeds((seed,))
         rng.dtype = torch.float64  # a Gumbel of a float32 is never above 16

@@ -14,7 +14,7 @@ from torch import Tensor
 from gflownet.flows.flows import Flows
 from gflownet.objectives.detailed_balance import detailed_balance
 from gflownet.objectives.residuals import LOSSES, Residual
-from gflownet.objectives.subtrajectory_balance import subtrajectory_balance
+from gflownet.objectives.subtrajectory_balance import check_decay, subtrajectory_balance
 
 
 def forward_looking(flows: Flows) -> Tensor:
@@ -52,8 +52,7 @@ class ForwardLookingSubTB:
     uses: ClassVar[frozenset[str]] = frozenset({"state_flow"})
 
     def __post_init__(self) -> None:
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"decay is {self.decay}, expected a number in (0, 1] (0.9 is usual)")
+        check_decay(self.decay)
 
     def loss(self, flows: Flows) -> Tensor:
         log_flow = forward_looking(flows)

@@ -43,6 +43,12 @@ def subtrajectory_balance(
     return torch.stack(sums).sum(0) / total
 
 
+def check_decay(decay: float) -> None:
+    """ValueError unless λ is in (0, 1]."""
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay is {decay}, expected a number in (0, 1] (0.9 is usual)")
+
+
 def _pairs(length: int, decay: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[length, length] λ^|i - j|, 0 where i = j."""
     times = torch.arange(length, device=device)
@@ -68,8 +74,7 @@ class SubTrajectoryBalance:
     uses: ClassVar[frozenset[str]] = frozenset({"state_flow"})
 
     def __post_init__(self) -> None:
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"decay is {self.decay}, expected a number in (0, 1] (0.9 is usual)")
+        check_decay(self.decay)
 
     def loss(self, flows: Flows) -> Tensor:
         return flows.mean(
