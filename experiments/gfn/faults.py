@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from envs.core import Diverged, EnvironmentFault, RewardFault
+from envs.pytree import tensors_of
 from experiments.cli.errors import UserError
-from gflownet.problem import tensors_of
 
 KEPT = 3
 REWARD_FAULT = 6  # exit code

@@ -19,6 +19,7 @@ from torch import Tensor
 from envs.core import to_tensor
 from envs.dag.enumeration import Enumeration
 from envs.dag.protocols import WithModes, offers
+from envs.pytree import numbers_of, rebuilt, tensors_of
 from experiments.cli.errors import UserError
 from experiments.cli.signals import deferred_signals
 from experiments.gfn.build import refuse_bad_reward
@@ -30,7 +31,7 @@ from experiments.run.schedule import Marks
 from gflownet.flows.states import key_of
 from gflownet.metrics import SlidingWindow
 from gflownet.molecules.top_k import TopK
-from gflownet.problem import EVALUATION, DagProblem, Method, Outcome, numbers_of, rebuilt, tensors_of
+from gflownet.problem import EVALUATION, DagProblem, Method, Outcome
 from gflownet.static.capture import Step
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.pytree import numbers_of, rebuilt, tensors_of
 from envs.random import Rng
 from envs.rollout import rollout
 from experiments.cli.errors import UserError
@@ -34,7 +35,7 @@ from experiments.gfn.metrics import has_policy, policies
 from experiments.run import checkpoint as checkpoints
 from experiments.run.run import Run
 from gflownet.evaluation import exact_log_p
-from gflownet.problem import DagProblem, Method, numbers_of, rebuilt, tensors_of
+from gflownet.problem import DagProblem, Method
 
 if TYPE_CHECKING:
     from rdkit import Chem

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from envs.core import Diverged, EnvironmentFault
 from envs.mdp.exact import Exact, gradient
+from envs.pytree import numbers_of, rebuilt, tensors_of
 from experiments.cli.errors import UserError
 from experiments.cli.signals import deferred_signals
 from experiments.pg.build import exact_values
 from experiments.pg.config import PGSettings
 from experiments.run.run import Run
+from experiments.run.schedule import EvenMarks
 from pgrl.agent import Agent, Metrics, norm
 from pgrl.baselines import Fitted
 from pgrl.problem import Iteration, Problem
@@ -63,13 +65,11 @@ class PGTraining:
     iteration: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        fields = self.state._asdict()
-        state = {f"state/{name}": x for name, x in fields.items() if isinstance(x, Tensor)}
         fitted = {f"baseline/{name}": x for name, x in self.fitted.items()}
-        return {**state, **fitted, "env_steps": self.env_steps, "eval_steps": self.eval_steps}
+        return {**tensors_of(self.state, "state/"), **fitted, "env_steps": self.env_steps, "eval_steps": self.eval_steps}
 
     def numbers(self) -> dict[str, Any]:
-        return {name: x for name, x in self.state._asdict().items() if not isinstance(x, Tensor)}
+        return numbers_of(self.state)
 
     @staticmethod
     def begin(agent: Agent, problem: Problem) -> PGTraining:
@@ -84,14 +84,10 @@ class PGTraining:
         wanted = {name: (x.shape, x.dtype) for name, x in fresh.tensors().items()}
         if wanted != {name: (x.shape, x.dtype) for name, x in tensors.items()} or set(meta["state"]) != set(fresh.numbers()):
             raise UserError("the checkpoint does not fit this agent and problem: was a file changed since?", exit_code=3)
-        device = problem.device
-        state = fresh.state._replace(
-            **{n: tensors[f"state/{n}"].to(device) for n in fresh.state._fields if f"state/{n}" in tensors}
-        )
-        fitted = {name: tensors[f"baseline/{name}"].to(device) for name in fresh.fitted}
-        return PGTraining(
-            state._replace(**meta["state"]), fitted, tensors["env_steps"], tensors["eval_steps"], meta["iteration"]
-        )
+        numbers = {f"state/{name}": x for name, x in meta["state"].items()}
+        state = rebuilt(fresh.state, tensors, numbers, "state/")
+        fitted = {name: tensors[f"baseline/{name}"].to(problem.device) for name in fresh.fitted}
+        return PGTraining(state, fitted, tensors["env_steps"], tensors["eval_steps"], meta["iteration"])
 
 
 def train(
@@ -103,13 +99,12 @@ def train(
     after a checkpoint of the last good iteration.
     """
     exact = exact_values(problem.env, problem.policy, problem.discount)
+    rows, evaluations, checkpoints = (
+        EvenMarks(settings.env_steps, count) for count in (settings.log_rows, settings.evaluations, settings.checkpoints)
+    )
 
     def save() -> None:
         run.checkpoint(training.iteration, training.tensors(), {"state": training.numbers()})
-
-    def due(times: int, before: float, after: float) -> bool:
-        """Has the run passed another of `times` equal parts of its budget?"""
-        return int(before * times / settings.env_steps) < int(after * times / settings.env_steps)
 
     def go(asked: list[int]) -> None:
         nonlocal training
@@ -120,10 +115,10 @@ def train(
             training, metrics, iteration = step(problem, agent, training, settings.env_steps)
             now = float(training.env_steps.double().mean())
             last = not bool((training.env_steps < settings.env_steps).any())
-            if last or due(settings.log_rows, used, now):
-                evaluate = last or due(settings.evaluations, used, now)
+            if last or rows.passed(used, now):
+                evaluate = last or evaluations.passed(used, now)
                 log(run, problem, exact, settings, training, metrics, iteration, theta, evaluate)
-            if last or asked or due(settings.checkpoints, used, now):
+            if last or asked or checkpoints.passed(used, now):
                 save()
             tick(int(now))
             if asked and not last:

@@ -1,8 +1,22 @@
-"""When something is due that is to happen a given number of times in a run, seen on both a linear and a logarithmic axis."""
+"""When something is due that is to happen a given number of times in a run: evenly, or half of it on a logarithmic axis."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+
+
+@dataclass(frozen=True)
+class EvenMarks:
+    """`count` marks evenly apart, the last at `total`."""
+
+    total: int
+    count: int
+
+    def passed(self, before: float, now: float) -> bool:
+        """Is there a mark in (before, now]?"""
+        return int(before * self.count / self.total) < int(now * self.count / self.total)
 
 
 class Marks:

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs.pytree import numbers_of, rebuilt, tensors_of
 from gflownet.gflownet import GFlowNet
-from gflownet.problem import DagProblem, Method, Outcome, numbers_of, rebuilt, tensors_of
+from gflownet.problem import DagProblem, Method, Outcome
 from gflownet.static.table import Static, table_of
 
 Step = Callable[[Any, DagProblem, int], tuple[Any, Outcome]]

@@ -13,6 +13,7 @@ from envs.dag.bits import Bits
 from envs.dag.enumeration import Enumeration, enumerate_dag
 from envs.dag.hypergrid import HyperGrid
 from envs.dag.sets import Sets
+from envs.pytree import tensors_of
 from envs.random import Rng
 from gflownet.baselines.metropolis import Metropolis, log_acceptance
 from gflownet.baselines.ppo import PPO, Steps, advantages, clipped, entropy
@@ -22,7 +23,7 @@ from gflownet.evaluation import exact_law
 from gflownet.flows.flows import Flows
 from gflownet.metrics import l1_sum, noise_floor, total_variation
 from gflownet.objectives.vargrad import VarGrad
-from gflownet.problem import DagProblem, Method, tensors_of
+from gflownet.problem import DagProblem, Method
 from tests.dags import crossing
 
 F64 = torch.float64

@@ -14,13 +14,14 @@ from envs.core import Trajectories
 from envs.dag.backward import sample_backward
 from envs.dag.enumeration import enumerate_dag
 from envs.dag.hypergrid import HyperGrid
+from envs.pytree import tensors_of
 from envs.random import Rng
 from gflownet.evaluation import exact_law
 from gflownet.flows.flows import Flows
 from gflownet.gflownet import GFlowNet, GFlowNetState
 from gflownet.metrics import l1_sum, noise_floor
 from gflownet.optimiser import Adam
-from gflownet.problem import DagProblem, tensors_of
+from gflownet.problem import DagProblem
 from gflownet.sampling.local_search import LocalSearch, local_search
 from gflownet.sampling.replay import Replay
 from tests.exact_flows import DAGS, WORLDS, draws, fitting, model_for, wander

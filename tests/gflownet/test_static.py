@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from envs.dag.bits import Bits
 from envs.dag.hypergrid import HyperGrid
+from envs.pytree import tensors_of
 from envs.rollout import rollout
 from experiments.cli.gflownet import main
 from experiments.run.log import read_metrics
@@ -25,7 +26,7 @@ from gflownet.flows.edges import edges_of
 from gflownet.flows.flows import Flows
 from gflownet.gflownet import GFlowNet
 from gflownet.objectives.subtrajectory_balance import SubTrajectoryBalance
-from gflownet.problem import DagProblem, tensors_of
+from gflownet.problem import DagProblem
 from gflownet.static.capture import CapturedIteration, captured
 from gflownet.static.table import Static, table_of
 from tests.dags import torch_twin
