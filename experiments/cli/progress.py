@@ -1,4 +1,4 @@
-"""A line on stderr with rate and remaining time."""
+"""A bar with rate and remaining time: on stderr in a terminal, below the cell in a notebook."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 @contextmanager
 def progress(total: int, unit: str, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """What is called with the number of `unit` done so far, of `total`; silent where stderr is no terminal."""
-    if quiet or not sys.stderr.isatty():
+    """What is called with the number of `unit` done so far, of `total`; silent where there is no terminal and no notebook."""
+    if quiet or not (sys.stderr.isatty() or in_notebook()):
         yield lambda done: None
         return
     from rich.console import Console
@@ -32,3 +33,8 @@ def progress(total: int, unit: str, quiet: bool) -> Iterator[Callable[[int], Non
             bar.update(task, completed=min(done, total), rate=f"{rate:,.0f}/s")
 
         yield tick
+
+
+def in_notebook() -> bool:
+    """Whether this is a Jupyter kernel that can draw a bar; Rich draws with ipywidgets."""
+    return "ipykernel" in sys.modules and find_spec("ipywidgets") is not None

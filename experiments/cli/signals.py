@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 
 @contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append their number to while the block runs; the third SIGINT raises KeyboardInterrupt."""
+    """A list that SIGINT and SIGTERM append their number to while the block runs; the third SIGINT raises KeyboardInterrupt.
+
+    Only the main thread can handle signals: in another the list stays empty.
+    """
     asked: list[int] = []
 
     def ask(number: int, _: Any) -> None:
@@ -18,7 +22,8 @@ def deferred_signals() -> Iterator[list[int]]:
         if asked.count(signal.SIGINT) > 2:  # an environment may hang
             raise KeyboardInterrupt
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    main = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try:
         yield asked
     finally:
