@@ -25,7 +25,7 @@ from envs.random import Rng
 from envs.rollout import Act
 from gflownet.flows.flows import BACKWARD, Flows
 from gflownet.model import Model
-from gflownet.objectives import Objective
+from gflownet.objectives import Objective, RestrictsBackward
 from gflownet.optimiser import Adam
 from gflownet.problem import INIT, ITERATION, DagProblem, Metrics, Outcome, skipped_batch
 from gflownet.sampling.exploration import Exploration
@@ -103,7 +103,7 @@ class GFlowNet:
         for name, options in (("backward", BACKWARD), ("replay", REPLAY)):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected {', '.join(options)}")
-        able = getattr(self.objective, "backwards", BACKWARD)
+        able = self.objective.backwards if isinstance(self.objective, RestrictsBackward) else BACKWARD
         if self.backward not in able:
             raise ValueError(f"backward {self.backward} has no part in this objective, which takes {', '.join(able)}")
         if self.heads < 1 or self.capacity < 1 or min((1, *self.hidden)) < 1:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Protocol, TypeGuard, TypeVar
 
 import torch
@@ -96,6 +97,12 @@ T = TypeVar("T")
 
 def offers(env: Any, protocol: type[T]) -> TypeGuard[T]:
     """Whether `env` has all members of one of the protocols above."""
+    return all(hasattr(env, name) for name in _members(protocol))  # type: ignore[arg-type]
+
+
+@cache
+def _members(protocol: type) -> frozenset[str]:
+    """What a protocol asks for beyond `DagEnv`. Cached: `offers` is called in every iteration."""
     more = [base for base in protocol.__mro__ if base not in DagEnv.__mro__]
-    members = {name for base in more for name in (*vars(base), *vars(base).get("__annotations__", ()))}
-    return all(hasattr(env, name) for name in members if not name.startswith("_"))
+    names = {name for base in more for name in (*vars(base), *vars(base).get("__annotations__", ()))}
+    return frozenset(name for name in names if not name.startswith("_"))

@@ -25,6 +25,7 @@ from experiments.gfn.faults import faults_as_sentences
 from experiments.gfn.metrics import against, fresh, has_policy, of_the_policy
 from experiments.gfn.train import DESCRIPTIONS, GFNTraining
 from experiments.gfn.train import train as run_loop
+from experiments.molecules.config import tree_reward
 from experiments.run import checkpoint as checkpoints
 from experiments.run.device import use_matmul
 from experiments.run.provenance import examine
@@ -70,7 +71,7 @@ def made(config: dict[str, Any]) -> GFNRun:
 
 def _molecules(problem: DagProblem, env_settings: dict[str, Any], top_k: int) -> Molecules | None:
     """Where objects have SMILES."""
-    if not hasattr(getattr(problem.env, "reward", None), "smiles"):
+    if tree_reward(problem.env) is None:
         return None
     from experiments.molecules.metrics import THRESHOLD, Molecules
 

@@ -96,6 +96,19 @@ def molecules(settings: MoleculeSettings, device: str) -> DagEnv:
     return bare.with_reward(_reward(settings, fragments, bare, device))
 
 
+def tree_reward(env: DagEnv) -> TreeReward | None:
+    """The reward of block trees as molecules, which knows their SMILES; None in every other environment."""
+    from envs.molecules.block_trees import BlockTrees
+
+    if not isinstance(env, BlockTrees):
+        return None
+    try:
+        from gflownet.rewards.trees import TreeReward
+    except ImportError:  # without RDKit there is none
+        return None
+    return env.reward if isinstance(env.reward, TreeReward) else None
+
+
 def vocabulary(settings: MoleculeSettings) -> tuple[Fragment, ...]:
     """The fragments of a resolved config. UserError (exit code 3) where they are not those it was made with."""
     from envs.molecules.fragments import fragments_from_json

@@ -32,6 +32,7 @@ from experiments.cli.ranges import at_least, check_seed
 from experiments.gfn.commands import made
 from experiments.gfn.faults import faults_as_sentences
 from experiments.gfn.metrics import has_policy, policies
+from experiments.molecules.config import tree_reward
 from experiments.run import checkpoint as checkpoints
 from experiments.run.run import Run
 from gflownet.evaluation import exact_log_p
@@ -220,8 +221,8 @@ def trained(run: Path, checkpoint: Path | None = None, device: str = "auto") -> 
     # the target distribution is not needed here, and enumeration could take long
     begun = made({**config, "metrics": "sampled", "device": device})
     method, problem = begun.method, begun.problem
-    reward: Any = getattr(problem.env, "reward", None)
-    if not all(hasattr(reward, name) for name in ("fragments", "parts", "tempered")):
+    reward = tree_reward(problem.env)
+    if reward is None:
         raise UserError(
             f"{run} was trained on {config.get('title', config['env'])}, and only molecules can be sampled to a file"
         )

@@ -2,7 +2,6 @@
 
     uses    what the model must hold beside the policy: "state_flow", "log_z", "target" (a slow copy of the parameters)
     log_z   the objective's own estimate of log Z, [S]
-    backwards  optional: the backward policies that make sense with it
 
 An objective is zero, with zero gradient, exactly where the policy samples objects in proportion to their reward.
 """
@@ -23,3 +22,10 @@ class Objective(Protocol):
     def loss(self, flows: Flows) -> Tensor: ...
 
     def log_z(self, flows: Flows) -> Tensor: ...
+
+
+@runtime_checkable
+class RestrictsBackward(Protocol):
+    """An objective that makes sense with some backward policies only."""
+
+    backwards: ClassVar[tuple[str, ...]]
