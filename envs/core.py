@@ -170,6 +170,9 @@ class DagEnv(Env, Protocol):
     What an environment may offer beyond this are the protocols of `envs.dag.protocols`.
     """
 
+    @property
+    def action_space(self) -> gymnasium.spaces.Discrete: ...
+
     def state_at(self, obs: Array, terminated: Array) -> State: ...
 
     def parents(self, obs: Tensor, terminated: Tensor) -> Parents: ...

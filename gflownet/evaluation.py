@@ -18,7 +18,7 @@ from envs.dag.ancestry import Ancestry, ancestry
 from envs.dag.backward import edges_in, sample_backward, valid_actions_at
 from envs.dag.enumeration import Enumeration
 from envs.random import Rng
-from gflownet.flows.states import distinct, key_of
+from gflownet.flows.states import distinct, key_of, states_after
 from gflownet.problem import DagProblem, EvaluatesActions, Method
 
 ROWS = 1 << 17  # states of all seeds together that a net sees at once
@@ -72,10 +72,8 @@ def log_p(method: Method, state: Any, problem: DagProblem, obs: Tensor, m: int, 
     """
     env = problem.env
     tau = sample_backward(env, obs.repeat_interleave(m, 0), rng.spawn(m))
-    assert tau.last is not None
     assert tau.action_mask is not None
-    ended = torch.cat([~tau.mask[1:], torch.ones_like(tau.mask[:1])]).flatten()
-    edges = edges_in(env, torch.cat([tau.obs[1:], tau.last[None]]).flatten(0, 1), ended).sum(1).clamp_min(1)
+    edges = edges_in(env, *states_after(tau)).sum(1).clamp_min(1)
     log_pb = -torch.where(tau.mask, edges.view(tau.mask.shape).double().log(), 0.0).sum(0)
 
     visits = tau.mask.flatten().nonzero()[:, 0]

@@ -50,7 +50,7 @@ class Model:
         """With the usual net; errors of `net_for`."""
         counts: dict[Column, int] = {"policy": heads, "flow": state_flow, "backward": backward}
         columns = [column for column, count in counts.items() for _ in range(count)]
-        actions = int(env.action_space.n)  # type: ignore[attr-defined]
+        actions = int(env.action_space.n)
         return Model(net_for(env, columns, hidden, tabular), actions, heads, state_flow, backward)
 
     def init(self, rng: Rng, log_z: float = 0.0) -> Tensor:
@@ -88,7 +88,7 @@ def net_for(env: DagEnv, columns: Sequence[Column], hidden: tuple[int, ...], tab
     columns  what it gives, in order: "policy" and "backward" A numbers, "flow" one
     Raises ValueError for a space that no net fits, or a table of states that are not numbered or too many.
     """
-    space, A = env.observation_space, int(env.action_space.n)  # type: ignore[attr-defined]
+    space, A = env.observation_space, int(env.action_space.n)
     outputs = sum(1 if column == "flow" else A for column in columns)
     if tabular:
         if not offers(env, Indexed):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from envs.core import DagEnv
 from envs.dag.search import hash_key, levels
+from envs.dag.segments import distinct_keys
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ class Ancestry:
 def ancestry(env: DagEnv, obs: Tensor, terminated: Tensor | None = None) -> Ancestry:
     """Of the states obs [M, *obs] (finished objects, where `terminated` [M] is left out)."""
     ended = torch.ones(len(obs), dtype=torch.bool, device=obs.device) if terminated is None else terminated
-    known, row = torch.unique(hash_key(obs, ended), return_inverse=True)
-    first = torch.empty_like(known).scatter_(0, row, torch.arange(len(row), device=row.device))
+    known, row, first = distinct_keys(hash_key(obs, ended))
     new = torch.arange(len(known), device=row.device)
     states, flags, keys = [obs[first]], [ended[first]], known
     edges: list[Tensor] = []
@@ -69,12 +69,11 @@ def ancestry(env: DagEnv, obs: Tensor, terminated: Tensor | None = None) -> Ance
         base = len(keys) - len(new)
         listed = env.parents(states[-1], flags[-1])
         going = torch.zeros_like(listed.child, dtype=torch.bool)
-        found, where = torch.unique(hash_key(listed.obs, going), return_inverse=True)
+        found, where, example = distinct_keys(hash_key(listed.obs, going))
         ordered, order = keys.sort()
         place = torch.searchsorted(ordered, found).clamp_max(len(ordered) - 1)
         met = ordered[place] == found
         rank = torch.where(met, order[place], len(keys) - 1 + (~met).cumsum(0))
-        example = torch.empty_like(found).scatter_(0, where, torch.arange(len(where), device=where.device))
         fresh = example[~met]
         edges.append(torch.stack([rank[where], listed.action, base + listed.child]))
         states.append(listed.obs[fresh])

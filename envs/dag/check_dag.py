@@ -22,6 +22,7 @@ from envs.core import DagEnv, Parents
 from envs.dag.enumeration import Enumeration, enumeration_of
 from envs.dag.protocols import CountsEdges, CountsPaths, Indexed, PartialReward, WithModes, offers
 from envs.dag.search import NotADag, TooManyStates, differ, hash_key, mask_of, search, states_at, step_from
+from envs.dag.segments import distinct_keys
 from envs.random import Rng
 from envs.rollout import rollout
 
@@ -117,8 +118,7 @@ def _play(env: DagEnv, rng: Rng, checks: Checks, device: torch.device | str) -> 
     _agrees(at.terminated, terminated, obs, "terminated", checks)
     _agrees(at.obs, obs, obs, "obs", checks)
     checks.require("state_at", not at.reward.any() and not at.truncated.any(), "a reward, or truncated")
-    keys, row = torch.unique(hash_key(obs, terminated), return_inverse=True)
-    some = torch.empty_like(keys).scatter_(0, row, torch.arange(len(row), device=obs.device))
+    _, _, some = distinct_keys(hash_key(obs, terminated))
     return obs[some], terminated[some]
 
 
@@ -211,7 +211,7 @@ def _compare(
         extra = ~torch.isin(number, truth)
         checks.require("reachable", not extra.any(), *_first(extra, before, "as a parent of", obs[child]))
     if offers(env, CountsEdges):
-        given, width = env.edges_in(obs, terminated), int(env.action_space.n)  # type: ignore[attr-defined]
+        given, width = env.edges_in(obs, terminated), int(env.action_space.n)
         count = torch.bincount(child * width + action, minlength=len(obs) * width).reshape(len(obs), width)
         checks.require("edges_in", given.shape == count.shape, "shape", tuple(given.shape), "and not", tuple(count.shape))
         wrong = differ(given, count)

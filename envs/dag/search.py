@@ -17,6 +17,7 @@ from torch import Tensor
 
 from envs.core import Array, DagEnv, State, to_tensor
 from envs.dag.protocols import WithDevice, offers
+from envs.dag.segments import distinct_keys
 from envs.random import GOLDEN, Rng, mix
 
 KeyOf = Callable[[Tensor, Tensor], Tensor]  # (obs [M, *obs], terminated [M]) -> [M] int64, another for another state
@@ -104,8 +105,7 @@ class _Known:
 
     def meet(self, obs: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of these states, and where among them those are that are new."""
-        keys, inverse = torch.unique(self.key_of(obs, ended), return_inverse=True)
-        example = torch.empty_like(keys).scatter_(0, inverse, torch.arange(len(inverse), device=keys.device))
+        keys, inverse, example = distinct_keys(self.key_of(obs, ended))
         rows = torch.full_like(keys, -1)
         for run, at in self.runs:
             place = torch.searchsorted(run, keys).clamp(max=len(run) - 1)

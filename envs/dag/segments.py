@@ -1,9 +1,22 @@
-"""Sums over segments, such as all edges into a state."""
+"""Groups of equal keys, and sums over segments, such as all edges into a state."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def distinct_keys(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Group equal keys.
+
+    Args:
+        keys: [R] int64.
+
+    Returns:
+        The U distinct keys, ascending; [R] which of them each key is; [U] a place in `keys` where each stands.
+    """
+    distinct, row = torch.unique(keys, return_inverse=True)
+    return distinct, row, torch.empty_like(distinct).scatter_(0, row, torch.arange(len(row), device=keys.device))
 
 
 def segment_logsumexp(x: Tensor, segment: Tensor, segments: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from envs.dag.search import TooManyStates
+from envs.dag.segments import distinct_keys
 from envs.molecules.block_trees import BlockTrees
 
 ROWS = 1 << 19  # numbers of a mask that is looked at at once
@@ -31,12 +32,11 @@ def count_states(env: BlockTrees, limit: int) -> int:
 
 def _grown(env: BlockTrees, trees: Tensor, room: int) -> Tensor:
     """Distinct trees with a block more; not all of them where there are more than `room`."""
-    found, keys = trees[:0], torch.zeros(0, dtype=torch.int64, device=trees.device)
+    found = trees[:0]
     for some in torch.split(trees, max(1, ROWS // env.n_actions)):
         parent, action = env.valid_actions(env.canonical(some))[:, :-1].nonzero(as_tuple=True)
         more = torch.cat([found, env.canonical(env.attached(some[parent], action)).obs])
-        keys, row = torch.unique(env.index(more), return_inverse=True)
-        found = more[torch.empty_like(keys).scatter_(0, row, torch.arange(len(row), device=row.device))]
+        found = more[distinct_keys(env.index(more))[2]]
         if len(found) > room:
             break
     return found

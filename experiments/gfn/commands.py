@@ -170,7 +170,7 @@ def samples_of(method: Method, state: Any, problem: DagProblem, t: int, samples:
     """`samples` objects of each seed [S, n, *obs] with log-rewards: of the policies, or of chains that go on."""
     parts: list[tuple[Tensor, Tensor]] = []
     if has_policy(method, state, problem):
-        actions = int(problem.env.action_space.n)  # type: ignore[attr-defined]
+        actions = int(problem.env.action_space.n)
         most = max(1, ROOM // (actions * len(problem.seeds)))
         for part, done in enumerate(range(0, samples, most)):
             parts.append(fresh(method, state, problem, min(most, samples - done), -1 - part))

@@ -18,7 +18,7 @@ from torch import Tensor
 from envs.core import DagEnv, Trajectories
 from envs.dag.backward import edges_in
 from envs.dag.protocols import CountsParents, CountsPaths, PartialReward, WithStop, offers
-from gflownet.flows.states import distinct, key_of
+from gflownet.flows.states import distinct, key_of, states_after
 from gflownet.model import Model
 from gflownet.sampling.tape import Tape
 from gflownet.static.table import Static
@@ -91,11 +91,7 @@ class Flows:
     @cached_property
     def next(self) -> tuple[Tensor, Tensor]:
         """s_t+1 [T·B, *obs] and whether it is finished [T·B]."""
-        tau = self.tau
-        assert tau.last is not None
-        obs = torch.cat([tau.obs[1:], tau.last[None]]).flatten(0, 1)
-        ended = torch.cat([~tau.mask[1:], torch.ones_like(tau.mask[:1])]).flatten()
-        return obs, ended
+        return states_after(self.tau)
 
     @cached_property
     def states(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs.core import Trajectories
 from envs.dag.protocols import Indexed, Keyed, offers
 from envs.dag.search import hash_key
 
@@ -56,6 +57,20 @@ def distinct(key: Tensor, seed: Tensor | None, seeds: int, n_keys: int | None) -
         owner = unique[:, 0]
     first = key.new_zeros(len(count)).scatter_(0, row, torch.arange(len(row), device=key.device))
     return _padded(row, first, count, owner, seeds)
+
+
+def states_after(tau: Trajectories) -> tuple[Tensor, Tensor]:
+    """The states that the steps of trajectories led to.
+
+    Args:
+        tau: [T, B], episodes with their last states.
+
+    Returns:
+        s_t+1, [T·B, *obs], and whether it is finished, [T·B] bool; the finished object beyond an episode's end.
+    """
+    assert tau.last is not None
+    ended = torch.cat([~tau.mask[1:], torch.ones_like(tau.mask[:1])])
+    return torch.cat([tau.obs[1:], tau.last[None]]).flatten(0, 1), ended.flatten()
 
 
 def _by_table(key: Tensor, total: int, seeds: int) -> Distinct:

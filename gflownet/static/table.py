@@ -58,7 +58,7 @@ def table_of(env: DagEnv) -> StateTable | None:
     """None where states have no numbers, or more than LIMIT."""
     if not offers(env, Indexed) or env.n_states > LIMIT:
         return None
-    N, A = env.n_states, int(env.action_space.n)  # type: ignore[attr-defined]
+    N, A = env.n_states, int(env.action_space.n)
     dag = enumerate_dag(env, 2 * LIMIT)
     number, going = env.index(dag.obs), ~dag.terminated
     obs = dag.obs[:1].repeat(N, *(1,) * (dag.obs.dim() - 1))
