@@ -33,6 +33,7 @@ def progress(total: int, unit: str, quiet: bool) -> Iterator[Callable[[int], Non
             bar.update(task, completed=min(done, total), rate=f"{rate:,.0f}/s")
 
         yield tick
+        bar.refresh()  # a notebook is not redrawn at the end
 
 
 def in_notebook() -> bool:

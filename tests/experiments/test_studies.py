@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from experiments.cli import gflownet as fragments_cli
 from experiments.cli.errors import UserError
 from experiments.studies import scaled
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "seh"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data" / "seh"
 STUDIES: dict[str, dict[str, Any]] = {
     "gridworld": {"needs": ("matplotlib",)},
     "halfcheetah": {"needs": ("matplotlib", "mujoco")},
@@ -117,3 +120,14 @@ def test_scale_is_positive() -> None:
     assert scaled(10, 0.001) == 1
     with pytest.raises(UserError, match="got --scale 0"):
         scaled(10, 0)
+
+
+@pytest.mark.slow
+def test_the_demo_draws_its_figures(tmp_path: Path) -> None:
+    pytest.importorskip("rdkit")
+    pytest.importorskip("matplotlib")
+    command = [sys.executable, "-m", "experiments.demo", "--out", str(tmp_path), "--scale", "0.001"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for figure in ("gridworld/gridworld.png", "molecules/molecules.png", "hypergrid/l1.png", "hypergrid/distribution.png"):
+        assert f"figure: {tmp_path / figure}" in said
+        assert (tmp_path / figure).read_bytes()[:4] == b"\x89PNG"
