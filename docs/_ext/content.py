@@ -80,13 +80,25 @@ def command_line() -> str:
 
 
 def tensorboard() -> str:
+    from experiments.run.tensorboard import X_AXIS
+
     parts = [
-        "# TensorBoard, tag by tag\n\nThis page is made from the dictionaries that describe the tags in TensorBoard itself.\n"
-        "The horizontal axis of every tag is the number of environment steps (`pgrl`) or of objects visited (`gflownet`)."
+        "# TensorBoard, tag by tag\n\nThis page is made from the dictionaries that describe the tags in TensorBoard itself.\n\n"
+        "The horizontal axis of every tag is the number of environment steps (`pgrl`), of objects visited (`gflownet`) or of\n"
+        "rewards known (`gflownet active`). `metrics.jsonl` has them as `env_steps`, `states` and `known`; they have no curve.\n\n"
+        "| run in TensorBoard | what it shows |\n|---|---|\n"
+        "| `RUN/seed-0`, ... | one seed |\n"
+        "| `RUN/iqm` | interquartile mean over seeds, where there are several |\n"
+        "| `RUN/iqm-low`, `RUN/iqm-high` | the ends of its 95 % bootstrap interval |\n"
+        "| `RUN/all` | numbers that are not per seed, and pictures |\n"
+        "| `RUN/hparams` | the config (Text tab), and what the HParams tab shows |\n\n"
+        "The HParams tab has one row a run folder: its settings, and as metrics the interquartile means over seeds of\n"
+        "`eval/...` and `mol/...` at the last evaluation."
     ]
     for title, (module, name) in TAGS.items():
         tags: dict[str, str] = getattr(importlib.import_module(module), name)
-        rows = "\n".join(f"| `{tag}` | {str(text).replace('|', chr(92) + '|')} |" for tag, text in tags.items())
+        shown = {tag: text for tag, text in tags.items() if tag not in X_AXIS}
+        rows = "\n".join(f"| `{tag}` | {str(text).replace('|', chr(92) + '|')} |" for tag, text in shown.items())
         parts.append(f"## {title}\n\n| tag | meaning |\n|---|---|\n{rows}")
     return "\n\n".join(parts) + "\n"
 

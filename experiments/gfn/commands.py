@@ -111,7 +111,7 @@ def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:
     with progress(settings.states, "objects a seed", quiet) as tick:
         run_loop(run, problem, method, exact, settings, training, tick, molecules)
     if not quiet:
-        print(f"done: {run.folder}   curves: tensorboard --logdir {run.folder / 'tensorboard'}", file=sys.stderr)
+        print(f"done: {run.folder}   curves: tensorboard --logdir {run.folder}", file=sys.stderr)
 
 
 def _summary(config: dict[str, Any], begun: GFNRun) -> str:

@@ -79,7 +79,7 @@ def _to_the_end(run: Run, problem: Problem, agent: Agent, training: PGTraining, 
     with progress(settings.env_steps, "steps a seed", quiet) as tick:
         run_loop(run, problem, agent, settings, training, tick)
     if not quiet:
-        print(f"done: {run.folder}   curves: tensorboard --logdir {run.folder / 'tensorboard'}", file=sys.stderr)
+        print(f"done: {run.folder}   curves: tensorboard --logdir {run.folder}", file=sys.stderr)
 
 
 def _settings(config: dict[str, Any], problem: Problem) -> str:

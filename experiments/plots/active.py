@@ -28,7 +28,7 @@ def figure(runs: Positional[tuple[Path, ...]], out: Path) -> Path:
     """
     ready(out)
     found = [gather(runs, metric, "iteration") for metric, _ in PANELS]
-    title, seeds = found[0][2][0].env, max(len(curve.y) for curve in found[0][1])
+    title, seeds = found[0][2][0].title, max(len(curve.y) for curve in found[0][1])
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import difflib
 import importlib.util
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.cli.errors import MissingPackage, UserError
+from experiments.cli.load import short_name
 from experiments.plots.figure import Curve, draw
 from experiments.plots.statistics import bootstrap_interval, iqm
-from experiments.run.run import Run, flat, read_metrics
+from experiments.run.folder import flat
+from experiments.run.run import Run, read_metrics
 
 Array = NDArray[np.float64]
 
@@ -52,6 +55,11 @@ class Series:
     y: Array
     floor: Array | None = None
 
+    @property
+    def title(self) -> str:
+        """The environment, for people: a file without its folders."""
+        return str(self.config.get("title") or short_name(self.env))
+
 
 def curves(runs: Sequence[Path], out: Path, metric: str | None = None, x: str = "env_steps", log: bool | None = None) -> Path:
     """Draw the figure `out` (.png or .svg) and the CSV beside it (algo, x, iqm, low, high, seeds); returns `out`.
@@ -67,7 +75,7 @@ def curves(runs: Sequence[Path], out: Path, metric: str | None = None, x: str = 
     logarithmic = metric in LOGARITHMIC if log is None else log
     try:
         write_csv(out.with_suffix(".csv"), found, x)
-        draw(found, out, metric, x, series[0].env, logarithmic)
+        draw(found, out, metric, x, series[0].title, logarithmic)
     except OSError as error:
         raise CurvesError(f"could not write {out}: {error.strerror}", exit_code=1) from error
     return out
@@ -138,7 +146,10 @@ def gather(runs: Sequence[Path], metric: str | None, x: str, limit: int | None =
     for s in series:
         methods.setdefault(s.algo, []).append(s)
     grid = _grid(np.unique(np.concatenate([s.x.flatten() for s in series])), limit)
-    return metric, [_curve(algo, group, grid) for algo, group in methods.items()], series
+    names = {algo: short_name(algo) for algo in methods}
+    same = {name for name, count in Counter(names.values()).items() if count > 1}  # two files called alike
+    found = [_curve(algo if names[algo] in same else names[algo], group, grid) for algo, group in methods.items()]
+    return metric, found, series
 
 
 def _series(run: Run, rows: list[dict[str, Any]], metric: str, x: str) -> Series:

@@ -41,7 +41,7 @@ def panels(runs: Sequence[Path], out: Path) -> Path:
         except CurvesError:
             _, curves, series = gather([run], WITHOUT, "states")
         found += curves
-        titles.add(series[0].env)
+        titles.add(series[0].title)
     if len(titles) != 1:
         raise CurvesError(f"the runs are of {len(titles)} environments, {' and '.join(sorted(titles))}: give runs of one")
     write_csv(out.with_suffix(".csv"), found, "states")

@@ -75,6 +75,14 @@ def dump(value: Mapping[str, Any], sort_keys: bool = False) -> str:
     return json.dumps(value, indent=1, allow_nan=False, default=plain, sort_keys=sort_keys) + "\n"
 
 
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting by its own name: no two are called the same."""
+    table: dict[str, Any] = {}
+    for key, value in config.items():
+        table |= flat(value) if isinstance(value, Mapping) else {key: value}
+    return table
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.=+-]+", "-", name).strip("-.") or "unnamed"
 

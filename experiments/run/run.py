@@ -2,7 +2,7 @@
 
     config.json        the complete, resolved settings       environment.json   versions, device, threads, processor, commit
     cmd.txt            the command that made it              metrics.jsonl      one JSON line per log row
-    checkpoints/       whole or absent, see checkpoint.py    tensorboard/       a view of metrics.jsonl
+    checkpoints/       whole or absent, see checkpoint.py    seed-0/, iqm/, ... TensorBoard's view of metrics.jsonl
     lock               held by the one process that writes   best/              <step>.png, pictures that belong to rows
 
 A row of metrics.jsonl is {"step": environment steps per seed, "wall": training seconds, tag: number, list of S numbers, or
@@ -28,10 +28,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from experiments.run import checkpoint as checkpoints
-from experiments.run.folder import RunError, dump, must_be_empty, new_folder, run_name
+from experiments.run.folder import RunError, dump, flat, must_be_empty, new_folder, run_name
 from experiments.run.log import MetricsError, MetricsLog, finite, read_metrics
 from experiments.run.provenance import provenance
-from experiments.run.tensorboard import ScalarWriter
+from experiments.run.tensorboard import ScalarWriter, clear
 
 __all__ = ["MetricsError", "Run", "RunError", "read_metrics", "run_name"]
 
@@ -299,8 +299,8 @@ class Run:
         if not self._tensorboard:
             return
         rows = read_metrics(self.metrics)
-        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-        self._writer = ScalarWriter(self.folder / "tensorboard", self._descriptions)
+        clear(self.folder)
+        self._writer = ScalarWriter(self.folder, self._descriptions, self.config)
         zero = time.time() - wall
         for row in rows:
             self._show(row, zero + row["wall"])
@@ -337,14 +337,6 @@ class Run:
             return False
         self._failures[what] = 0
         return True
-
-
-def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting by its own name: no two are called the same."""
-    table: dict[str, Any] = {}
-    for key, value in config.items():
-        table |= flat(value) if isinstance(value, Mapping) else {key: value}
-    return table
 
 
 def _short(value: Any) -> str:

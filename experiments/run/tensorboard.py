@@ -1,14 +1,16 @@
-"""Scalars, histograms and pictures for TensorBoard: every seed a run, and the aggregate over seeds as runs of its own.
+"""TensorBoard's view of a run: every seed a sub-run, the aggregate over seeds, hyperparameters and config.
 
     seed-0 ... seed-9     one value per seed
-    aggregate/iqm         interquartile mean over seeds
-    aggregate/low, /high  the ends of its 95 % bootstrap interval
+    iqm                   interquartile mean over seeds
+    iqm-low, iqm-high     the ends of its 95 % bootstrap interval
     all                   numbers that are not per seed, and pictures
+    hparams               the HParams tab: settings, with the interquartile means of eval/... and mol/... as metrics; the config
 
-With more than 32 seeds only the first 8 have runs of their own; the aggregate is over all of them. With one seed there is no
-aggregate. The x-axis is the step handed in (environment steps), the wall time is real time, and each tag carries a sentence
-that says what it means (the i beside its title). A value that is None (not measured, or not finite) leaves no point, and the
-aggregate is over the seeds that have one.
+The event files stand in the run folder itself, so that the names in TensorBoard are short. With more than 32 seeds only the
+first 8 have sub-runs of their own; the aggregate is over all of them. With one seed there is no aggregate. The x-axis is the
+step handed in (environment steps, objects visited), so the tag of that number has no curve. The wall time is real time. Each
+tag carries a sentence that says what it means (the i beside its title). A value that is None (not measured, or not finite)
+leaves no point, and the aggregate is over the seeds that have one.
 
 The files are written with TensorBoard's own record writer and protocol buffers, in the form that its plain and its fast loader
 and `EventAccumulator` all read: `simple_value` with the metadata of the scalar plugin, `histo` and `image`. Not with its
@@ -19,6 +21,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
+import shutil
 import struct
 import time
 from collections.abc import Iterator, Mapping
@@ -27,13 +31,19 @@ from typing import Any
 
 import numpy as np
 
+from experiments.cli.load import short_name
 from experiments.plots.statistics import bootstrap_interval, iqm
+from experiments.run.folder import flat
 
 Number = float | None
 Histogram = Mapping[str, list[Any]]  # edges [n + 1], counts [S][n]
 Values = Mapping[str, Number | list[Number] | Histogram | Path]
 
 MANY, SHOWN = 32, 8
+X_AXIS = ("env_steps", "states", "known")  # tags that are the step itself
+METRICS = ("eval/", "mol/")  # of the HParams tab
+SUB_RUNS = ("seed-*", "iqm", "iqm-low", "iqm-high", "all", "hparams")
+LONGEST = 200  # letters of a text among the settings
 FLUSH_SECONDS = 2.0
 _counter = itertools.count()  # two writers in one second need two file names
 
@@ -41,11 +51,13 @@ _counter = itertools.count()  # two writers in one second need two file names
 class ScalarWriter:
     """Event files of one run folder, `folder/<sub-run>/events...`; OSError from `add`, `flush` and `close` when the disk fails.
 
-    descriptions: tag -> one sentence; an unknown tag is described by its name.
+    descriptions: tag -> one sentence; an unknown tag is described by its name. config: written before the first row.
     """
 
-    def __init__(self, folder: Path, descriptions: Mapping[str, str] | None = None) -> None:
-        self.folder, self._descriptions = folder, dict(descriptions or {})
+    def __init__(
+        self, folder: Path, descriptions: Mapping[str, str] | None = None, config: Mapping[str, Any] | None = None
+    ) -> None:
+        self.folder, self._descriptions, self._config = folder, dict(descriptions or {}), config
         self._files: dict[str, Any] = {}
         self._told: set[tuple[str, str]] = set()
         self._flushed = time.monotonic()
@@ -58,9 +70,14 @@ class ScalarWriter:
         A seed stands at its own "env_steps" where that tag is there; everything else stands at `step`.
         """
         now = time.time() if wall_time is None else wall_time
-        for name, points in _by_run(values).items():
-            own = points.get("env_steps") if name.startswith("seed-") else None
-            self._write(name, step if own is None else int(own), now, points)
+        if self._config is not None:
+            settings, text = _settings(self._config), _short(self._config)
+            self._write("hparams", 0, now, {"_hparams_/session_start_info": settings, "config": text})
+            self._config = None
+        own: Any = values.get("env_steps")
+        for name, points in _by_run({tag: value for tag, value in values.items() if tag not in X_AXIS}).items():
+            at = own[int(name[5:])] if name.startswith("seed-") and isinstance(own, list) else None
+            self._write(name, step if at is None else int(at), now, points)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -107,9 +124,21 @@ class ScalarWriter:
 
 
 def _entry(tag: str, value: Any) -> tuple[Any, str, Any]:
-    """(a Summary.Value, the plugin that shows it, its data class). value: number, (edges, counts), or a picture's file."""
-    from tensorboard.compat.proto import histogram_pb2, summary_pb2
+    """(a Summary.Value, the plugin that shows it, its data class).
 
+    value: number, (edges, counts), a picture's file, text, or bytes of the HParams plugin.
+    """
+    from tensorboard.compat.proto import histogram_pb2, summary_pb2, tensor_pb2, types_pb2
+
+    if isinstance(value, bytes):
+        from tensorboard.plugins.hparams.metadata import NULL_TENSOR
+
+        settings = summary_pb2.Summary.Value(tag=tag, tensor=NULL_TENSOR)
+        settings.metadata.plugin_data.content = value
+        return settings, "hparams", summary_pb2.DATA_CLASS_TENSOR
+    if isinstance(value, str):
+        text = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[value.encode()])
+        return summary_pb2.Summary.Value(tag=tag, tensor=text), "text", summary_pb2.DATA_CLASS_TENSOR
     if isinstance(value, Path):
         png = value.read_bytes()
         width, height = struct.unpack(">II", png[16:24])  # where every PNG says it
@@ -144,7 +173,10 @@ def _by_run(values: Values) -> dict[str, dict[str, Any]]:
             if value is not None:
                 runs.setdefault(f"seed-{k}", {})[tag] = value
     for tag, end, value in _aggregate(per_seed):
-        runs.setdefault(f"aggregate/{end}", {})[tag] = value
+        runs.setdefault(end, {})[tag] = value
+    one = {**runs.get("all", {}), **(runs.get("iqm") or runs.get("seed-0", {}))}
+    if metrics := {tag: value for tag, value in one.items() if tag.startswith(METRICS) and isinstance(value, float | int)}:
+        runs["hparams"] = metrics
     return runs
 
 
@@ -153,7 +185,7 @@ def _shown(per_seed: list[Any]) -> list[Any]:
 
 
 def _aggregate(per_seed: Mapping[str, list[Number]]) -> Iterator[tuple[str, str, float]]:
-    """(tag, "iqm" | "low" | "high", value); tags with the same number of values share one bootstrap."""
+    """(tag, "iqm" | "iqm-low" | "iqm-high", value); tags with the same number of values share one bootstrap."""
     groups: dict[int, dict[str, list[float]]] = {}
     for tag, values in per_seed.items():
         measured = [v for v in values if v is not None]
@@ -162,5 +194,47 @@ def _aggregate(per_seed: Mapping[str, list[Number]]) -> Iterator[tuple[str, str,
     for group in groups.values():
         x = np.array(list(group.values()), dtype=np.float64).T
         low, high = bootstrap_interval(x, resamples=2000 if len(x) <= MANY else 400)
-        for end, ends in (("iqm", iqm(x)), ("low", low), ("high", high)):
+        for end, ends in (("iqm", iqm(x)), ("iqm-low", low), ("iqm-high", high)):
             yield from zip(group, itertools.repeat(end), ends.tolist(), strict=False)
+
+
+def clear(folder: Path) -> None:
+    """Remove the event files of a run folder, and nothing else."""
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # where runs before 0.4 have them
+    for sub in (path for name in SUB_RUNS for path in folder.glob(name)):
+        for file in sub.glob("events.out.tfevents.*"):
+            file.unlink()
+        with contextlib.suppress(OSError):
+            sub.rmdir()
+
+
+def _settings(config: Mapping[str, Any]) -> bytes:
+    """The settings of a session of the HParams plugin: numbers, switches and short texts, each by its own name."""
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    start = plugin_data_pb2.SessionStartInfo()
+    for name, value in flat(config).items():
+        if isinstance(value, bool):
+            start.hparams[name].bool_value = value
+        elif isinstance(value, int | float):
+            start.hparams[name].number_value = value
+        elif value is not None and len(text := _text(value)) <= LONGEST:
+            start.hparams[name].string_value = text
+    data = plugin_data_pb2.HParamsPluginData(session_start_info=start, version=metadata.PLUGIN_DATA_VERSION)
+    content: bytes = data.SerializeToString()
+    return content
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else short_name(str(value))
+
+
+def _short(config: Mapping[str, Any]) -> str:
+    """The config as Markdown, as it stands in config.json but for long texts (a vocabulary)."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: cut(x) for key, x in value.items()}
+        return f"{value[:LONGEST]}..." if isinstance(value, str) and len(value) > LONGEST else value
+
+    return "\n".join(f"    {line}" for line in json.dumps(cut(config), indent=1, ensure_ascii=False).splitlines())

@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,15 @@ def test_importing_does_not_import_matplotlib() -> None:
         "import sys, experiments.plots.curves; print([m for m in ('matplotlib', 'tensorboard', 'mujoco') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_files_are_named_without_their_folders(tmp_path: Path) -> None:
+    one, two = power(tmp_path / "1", "/home/me/mine.py:agent", -0.3), power(tmp_path / "2", "/home/you/mine.py:agent", -0.3)
+    three = power(tmp_path / "3", "n-pg", -0.3)
+    _, found, series = module.gather([one, three], None, "env_steps")
+    assert [curve.algo for curve in found] == ["mine:agent", "n-pg"]
+    _, found, _ = module.gather([one, two], None, "env_steps")  # which of the two would be unclear
+    assert [curve.algo for curve in found] == ["/home/me/mine.py:agent", "/home/you/mine.py:agent"]
+    series = [replace(s, env="/home/me/world.py:make") for s in series]
+    assert series[0].title == "world:make"
+    assert replace(series[0], config={"title": "hypergrid 4-D, R0 = 0.1"}).title == "hypergrid 4-D, R0 = 0.1"

@@ -99,7 +99,7 @@ def check_events(folder: Path, rows: list[dict[str, Any]], pictures: list[Path])
 
     size = {"histograms": 0, "images": 0}
     for seed in range(2):
-        found = EventAccumulator(str(folder / "tensorboard" / f"seed-{seed}"), size).Reload().Histograms("hist/reward")
+        found = EventAccumulator(str(folder / f"seed-{seed}"), size).Reload().Histograms("hist/reward")
         told = [row for row in rows if "hist/reward" in row]
         assert [e.step for e in found] == [row["step"] for row in told]
         for event, row in zip(found, told, strict=True):
@@ -110,7 +110,7 @@ def check_events(folder: Path, rows: list[dict[str, Any]], pictures: list[Path])
             assert (shown.min, shown.max, shown.num) == (edges[0], edges[-1], 128)
             # means of the histogram are those of the rewards up to the width of a bin
             assert shown.sum / 128 == pytest.approx(row["mol/reward"][seed], abs=edges[1] - edges[0])
-    images = EventAccumulator(str(folder / "tensorboard" / "all"), size).Reload().Images("best/molecules")
+    images = EventAccumulator(str(folder / "all"), size).Reload().Images("best/molecules")
     assert [e.step for e in images] == [int(p.stem) for p in pictures]
     for event, path in zip(images, pictures, strict=True):
         assert event.encoded_image_string == path.read_bytes()

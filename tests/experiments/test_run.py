@@ -39,7 +39,7 @@ def row(k: int) -> dict[str, Any]:
 def events(folder: Path, name: str) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    return EventAccumulator(str(folder / "tensorboard" / name)).Reload()
+    return EventAccumulator(str(folder / name)).Reload()
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_resume_has_no_gap_and_no_repeat(tmp_path: Path) -> None:
     assert read_metrics(run.folder, timing=False) == read_metrics(whole.folder, timing=False)
     walls = [r["wall"] for r in read_metrics(run.folder)]
     assert walls == sorted(walls)
-    for name in ("seed-0", "seed-2", "aggregate/low", "all"):
+    for name in ("seed-0", "seed-2", "iqm-low", "all"):
         a, b = events(run.folder, name), events(whole.folder, name)
         assert a.Tags()["scalars"] == b.Tags()["scalars"]
         for tag in set(a.Tags()["scalars"]) - {"time/wall"}:
@@ -357,8 +357,8 @@ def test_tensorboard_reads_back_values_steps_times_and_descriptions(tmp_path: Pa
     x = np.array([row(k)["eval/gap"] for k in range(1, 6)]).T
     low, high = bootstrap_interval(x)
     expected = {f"seed-{k}": x[k] for k in range(3)}
-    expected |= {"aggregate/iqm": iqm(x), "aggregate/low": low, "aggregate/high": high}
-    assert {str(p.parent.relative_to(run.folder / "tensorboard")) for p in run.folder.rglob("events*")} == {*expected, "all"}
+    expected |= {"iqm": iqm(x), "iqm-low": low, "iqm-high": high}
+    assert {p.parent.relative_to(run.folder).name for p in run.folder.rglob("events*")} == {*expected, "all", "hparams"}
     for name, values in expected.items():
         found = events(run.folder, name).Scalars("eval/gap")
         assert [e.step for e in found] == [1000 * k for k in range(1, 6)]
@@ -367,13 +367,13 @@ def test_tensorboard_reads_back_values_steps_times_and_descriptions(tmp_path: Pa
     everything = events(run.folder, "all")
     assert set(everything.Tags()["scalars"]) == {"time/wall", "time/iteration", "train/loss", "unknown"}
     assert "sick" not in events(run.folder, "seed-1").Tags()["scalars"]
-    assert events(run.folder, "aggregate/iqm").Scalars("sick")[0].value == 2.0
+    assert events(run.folder, "iqm").Scalars("sick")[0].value == 2.0
 
     told = {}  # as the server's own loader sees it, and with what the fast loader needs to keep a description
-    for path in sorted((run.folder / "tensorboard").rglob("events*")):
+    for path in sorted(run.folder.rglob("events*")):
         for event in event_file_loader.LegacyEventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                if value.metadata.summary_description:
+                if value.metadata.summary_description and path.parent.name != "hparams":
                     assert value.metadata.plugin_data.plugin_name == "scalars"
                     assert value.WhichOneof("value") == "simple_value"
                     assert value.metadata.data_class == DATA_CLASS_SCALAR
@@ -387,7 +387,73 @@ def test_tensorboard_reads_back_values_steps_times_and_descriptions(tmp_path: Pa
 def test_many_seeds_show_the_first_few(tmp_path: Path, seeds: int, shown: int, aggregate: bool) -> None:
     with new(tmp_path) as run:
         run.log(1, {"eval/gap": [float(k) for k in range(seeds)]})
-    names = {p.name for p in (run.folder / "tensorboard").iterdir()}
-    assert names == {"all", *(f"seed-{k}" for k in range(shown)), *(["aggregate"] if aggregate else [])}
+    names = {p.parent.name for p in run.folder.rglob("events*")}
+    intervals = ["iqm", "iqm-low", "iqm-high"] if aggregate else []
+    assert names == {"all", "hparams", *(f"seed-{k}" for k in range(shown)), *intervals}
     if aggregate:
-        assert events(run.folder, "aggregate/iqm").Scalars("eval/gap")[0].value == (seeds - 1) / 2
+        assert events(run.folder, "iqm").Scalars("eval/gap")[0].value == (seeds - 1) / 2
+
+
+def hparams_tab(folder: Path) -> tuple[Any, Any]:
+    """(experiment, session groups), as TensorBoard's plugin sees the runs below a folder."""
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder))
+    multiplexer.Reload()
+    backend = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(folder))))
+    context, nothing = RequestContext(), []
+    experiment = backend.experiment_from_metadata(context, "", True, backend.hparams_metadata(context, ""), nothing)
+    request = api_pb2.ListSessionGroupsRequest(start_index=0, slice_size=10, aggregation_type=api_pb2.AGGREGATION_AVG)
+    request.allowed_statuses.extend([api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_RUNNING])
+    return experiment, list_session_groups.Handler(context, backend, "", request).run().session_groups
+
+
+def test_the_hparams_tab_has_a_row_a_run_with_settings_and_evaluations(tmp_path: Path) -> None:
+    other = {"algo": "/home/me/mine.py:agent", "env": "lqr", "seed": 0, "seeds": 3, "causal": True, "vocabulary": "C" * 5000}
+    for name, config, shift in (("a", {**CONFIG, "env_settings": {"height": 8, "horizon": None}}, 0.0), ("b", other, 1.0)):
+        with Run.create(tmp_path / name, "", config, ["pgrl"]) as run:
+            for k in (1, 2):
+                run.log(100 * k, {"train/loss": 1.0, "eval/gap": [k + shift, k + shift, k + shift + 3]})
+    experiment, groups = hparams_tab(tmp_path)
+    assert {info.name.tag for info in experiment.metric_infos} == {"eval/gap"}
+    assert {info.name for info in experiment.hparam_infos} >= {"algo", "env", "eta", "height", "causal"}
+    assert "vocabulary" not in {info.name for info in experiment.hparam_infos}
+    assert len(groups) == 2
+    first, second = sorted(groups, key=lambda group: group.name)
+    assert first.name == "a/hparams"
+    assert (first.hparams["height"].number_value, first.hparams["algo"].string_value) == (8.0, "n-harpg")
+    assert (second.hparams["causal"].bool_value, second.hparams["algo"].string_value) == (True, "mine:agent")
+    assert [group.metric_values[0].value for group in (first, second)] == [3.0, 4.0]  # of the last evaluation
+    text = events(tmp_path / "a", "hparams").Tensors("config")[0].tensor_proto.string_val[0].decode()
+    assert json.loads(text) == json.loads((tmp_path / "a" / "config.json").read_text())
+    assert len(events(tmp_path / "b", "hparams").Tensors("config")[0].tensor_proto.string_val[0]) < 1000
+
+
+def test_the_horizontal_axis_has_no_curve_and_seeds_stand_at_their_own_steps(tmp_path: Path) -> None:
+    with new(tmp_path) as run:
+        run.log(15, {"env_steps": [10, 20], "rollout/return": [1.0, 2.0], "states": 15})
+    for name, step in (("seed-0", 10), ("seed-1", 20), ("iqm", 15)):
+        assert [event.step for event in events(run.folder, name).Scalars("rollout/return")] == [step]
+        assert "env_steps" not in events(run.folder, name).Tags()["scalars"]
+    assert events(run.folder, "all").Tags()["scalars"] == ["time/wall"]
+    assert read_metrics(run.folder)[0]["env_steps"] == [10, 20]
+
+
+def test_event_files_are_made_again_on_resume_where_older_runs_had_them_elsewhere(tmp_path: Path) -> None:
+    run = new(tmp_path)
+    run.log(1, row(1))
+    run.checkpoint(1, {}, {})
+    run.close()
+    (run.folder / "tensorboard" / "aggregate").mkdir(parents=True)
+    (run.folder / "all" / "notes.txt").write_text("mine")
+    old = {path.name for path in run.folder.rglob("events*")}
+    with Run.open(run.folder) as again:
+        again.resume(both)
+    assert not old & {path.name for path in run.folder.rglob("events*")}
+    assert not (run.folder / "tensorboard").exists()
+    assert (run.folder / "all" / "notes.txt").read_text() == "mine"
+    assert events(run.folder, "hparams").Tags()["tensors"]
