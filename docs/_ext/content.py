@@ -85,7 +85,7 @@ def tensorboard() -> str:
     parts = [
         "# TensorBoard, tag by tag\n\nThis page is made from the dictionaries that describe the tags in TensorBoard itself.\n\n"
         "The horizontal axis of every tag is the number of environment steps (`pgrl`), of objects visited (`gflownet`) or of\n"
-        "rewards known (`gflownet active`). They are `env_steps`, `states` and `known` of `metrics.jsonl`, and have no curve.\n\n"
+        "rewards known (`gflownet active`). They are `env_steps`, `states`, `known` of `metrics.jsonl`, and have no curve.\n\n"
         "| run in TensorBoard | what it shows |\n|---|---|\n"
         "| `RUN/seed-0`, ... | one seed |\n"
         "| `RUN/iqm` | interquartile mean over seeds, where there are several |\n"
