@@ -1,1 +1,1 @@
-"""Worlds and the journeys through them: environments, their exact solutions, `rollout`."""
+"""Environments, their exact solutions, and `rollout`, which samples trajectories."""

@@ -1,4 +1,4 @@
-"""What a worker process does first: it leaves Ctrl-C to its parent, and ends when the parent does. Imports nothing heavy."""
+"""Set-up of a worker process: it ignores Ctrl-C, and ends when its parent does. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import threading
 
 
 def follow_parent() -> None:
-    """To be called in a child process of `multiprocessing`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which finishes what it is doing
+    """Ignore SIGINT and exit when the parent process ends. Call it in a child process of `multiprocessing`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and finishes its work first
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
         parent.join()
-        os._exit(1)  # the parent was killed: nobody will ask for anything any more
+        os._exit(1)  # the parent was killed
 
     threading.Thread(target=watch, daemon=True).start()

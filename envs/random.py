@@ -1,8 +1,8 @@
-"""Random numbers as a function of (key, time, draw): nothing to save, nothing shared.
+"""Counter-based random numbers: a function of (key, time step, draw), without a generator state to save or share.
 
-Every episode has a key, derived from its seed, its stream and its place in the run by `Rng.fold`. The numbers of step t
-are SplitMix64 outputs (Steele, Lea and Flood, OOPSLA 2014) at counters that belong to t alone. So seed k meets the same
-world alone or among a thousand others, a resumed run needs no generator state, and CPU and GPU see the same bits.
+Every episode has a key, derived from its seed, its stream and its position in the run by `Rng.fold`. The numbers of step t
+are SplitMix64 outputs (Steele, Lea and Flood, OOPSLA 2014) at counters that belong to t alone. So seed k samples the same
+episodes alone or among a thousand others, a resumed run needs no generator state, and CPU and GPU get the same bits.
 
 A block of `ahead` steps is drawn at once, because a vectorised draw costs the same for 1 step as for 64.
 """
@@ -36,8 +36,8 @@ def _shift_xor(z: Tensor, by: int) -> Tensor:
 
 
 def mix(z: Tensor) -> Tensor:
-    """SplitMix64's output function on int64 (arithmetic wraps modulo 2^64)."""
-    if z.device.type == "cpu" and z.dim():  # the same in numpy, where a small operation costs a third of torch's
+    """The output function of SplitMix64 on an int64 tensor of any shape; arithmetic wraps modulo 2^64."""
+    if z.device.type == "cpu" and z.dim():  # the same in numpy, whose small operations take a third of the time of torch's
         u = z.numpy().view(np.uint64)
         u = (u ^ (u >> _30)) * _MIX_1
         u = (u ^ (u >> _27)) * _MIX_2
@@ -47,14 +47,16 @@ def mix(z: Tensor) -> Tensor:
 
 
 class Rng:
-    """One random stream per row.
-
-    key    [B] int64, or a function that gives it
-    ahead  how many time steps are drawn at once
-    numpy  hand out numpy arrays instead of tensors
+    """B independent random streams, one for each row.
 
     `uniform` and `normal` return [B, *shape]. Two calls at the same time step are two independent draws; `at(t)` moves to
-    time t and starts counting draws anew.
+    time step t and resets the count of draws.
+
+    Args:
+        key: [B] int64, or a function that returns it, which is called at first use.
+        ahead: time steps drawn at once.
+        numpy: return numpy arrays instead of tensors.
+        dtype: of the numbers, torch.float32 or torch.float64.
     """
 
     def __init__(
@@ -66,12 +68,12 @@ class Rng:
 
     @staticmethod
     def of_seeds(seeds: Sequence[int], device: torch.device | str = "cpu") -> Rng:
-        """One row per seed (integers; equal seeds give equal rows)."""
+        """One row for each seed; equal seeds give equal rows."""
         return Rng(mix(mix(torch.tensor(list(seeds), dtype=torch.int64, device=device) + GOLDEN)))
 
     @property
     def key(self) -> Tensor:
-        """[B] int64; of a stream that nobody draws from it is never worked out."""
+        """[B] int64, computed at first use."""
         if not isinstance(self._key, Tensor):
             self._key = self._key()
         return self._key
@@ -83,22 +85,24 @@ class Rng:
         return len(self.key)
 
     def fold(self, word: int | Tensor) -> Rng:
-        """The stream named `word` (an integer, or one per row) of each row."""
+        """The sub-stream number `word` of each row; `word` is an integer or an int64 tensor [B]."""
         return Rng(lambda: mix(self.key + _spread(word)), dtype=self.dtype)
 
     def spawn(self, n: int) -> Rng:
-        """n streams of each row, row-major: [B] -> [B·n]."""
+        """n sub-streams of each row, row-major: [B] -> [B·n]."""
         words = torch.arange(n, device=self.key.device)
         return Rng(mix(self.key[:, None] + _spread(words)).flatten(), dtype=self.dtype)
 
     def rows(self, lo: int, hi: int) -> Rng:
+        """The streams of rows lo..hi-1."""
         return Rng(self.key[lo:hi], self.ahead, self.numpy, self.dtype)
 
     def drawn(self, ahead: int, numpy: bool) -> Rng:
-        """The same streams, drawn `ahead` steps at once, as numpy or torch."""
+        """The same streams, with `ahead` steps drawn at once, as numpy arrays or tensors."""
         return Rng(lambda: self.key, ahead, numpy, self.dtype)
 
     def at(self, t: int) -> Rng:
+        """Move to time step t, in place, and return self."""
         self._t, self._draw = t, 0
         return self
 
@@ -111,7 +115,7 @@ class Rng:
         return self._next("normal", shape)
 
     def integers(self) -> Any:
-        """Uniform on 0 .. 2^31 - 1, [B]: seeds for worlds that have generators of their own."""
+        """Uniform on 0 .. 2^31 - 1, [B] int64: seeds for environments with random generators of their own."""
         bits = self._bits(1)[0, :, 0]
         self._draw += 1
         value = (bits >> 32) & 0x7FFFFFFF
@@ -128,7 +132,7 @@ class Rng:
 
     def _block(self, kind: str, shape: tuple[int, ...]) -> Any:
         bits = self._bits(math.prod(shape))
-        if kind == "normal":  # the inverse distribution function in float64: one number in, one number out
+        if kind == "normal":  # the inverse distribution function in float64: one uniform number for each normal one
             value = torch.special.ndtri(((bits >> 11) & ((1 << 53) - 1)).double().add_(0.5).mul_(2.0**-53)).to(self.dtype)
         else:  # 23 bits in float32, so that k + 1/2 is exact and 1.0 is never reached
             keep = 23 if self.dtype == torch.float32 else 52
@@ -139,14 +143,14 @@ class Rng:
     def _bits(self, width: int) -> Tensor:
         """[ahead, B, width] random bits of times t .. t+ahead-1."""
         key = mix(self.key + _spread(self._draw))
-        # not from the cache on a GPU: a CUDA graph would go on reading a tensor that the cache has let go
+        # not from the cache on a GPU: a CUDA graph would keep reading a tensor that the cache has freed
         counters = _counters if key.device.type == "cpu" else _counters.__wrapped__
         return mix(key[None, :, None] + counters(self._t, self.ahead, width, key.device))
 
 
 @lru_cache(64)
 def _counters(t: int, ahead: int, width: int, device: torch.device) -> Tensor:
-    """[ahead, 1, width]: what is added to a key, one number for each time and place."""
+    """[ahead, 1, width]: the counters that are added to a key, one for each time step and position."""
     times = torch.arange(t, t + ahead, device=device)
     return _spread(times[:, None] * 65536 + torch.arange(width, device=device))[:, None, :]
 

@@ -1,11 +1,11 @@
-"""Our exact worlds under Gymnasium ids: pgrl/GridWorld-v0, pgrl/Garnet-v0, pgrl/LQR-v0.
+"""Registers our exact environments with Gymnasium: pgrl/GridWorld-v0, pgrl/Garnet-v0, pgrl/LQR-v0.
 
-Gymnasium 1.0 and later load no plugins, so somebody has to import this module. It registers when imported, and
-`gymnasium.make` can do that itself:
+Gymnasium 1.0 and later load no plugins, so this module must be imported. It registers when imported, and `gymnasium.make` can
+import it:
 
     gymnasium.make("envs.registration:pgrl/GridWorld-v0", slip=0.2)
 
-A world is never changed under its id: a change gets a new version. Nothing heavy is imported before a world is made.
+An environment never changes under its id: a change gets a new version. torch is imported only when an environment is made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENTRY_POINTS = {
 
 
 def register_envs() -> None:
-    """Registers the worlds that are not registered yet."""
+    """Register the environments that are not registered yet."""
     for name, entry_point in ENTRY_POINTS.items():
         if name not in gymnasium.registry:
             gymnasium.register(name, entry_point)

@@ -1,12 +1,12 @@
-"""rollout(env, act, rng) -> Trajectories: the only loop over time in the repository.
+"""`rollout(env, act, rng)`: samples a batch of episodes and returns `Trajectories`. It is the only loop over time.
 
     state = env.reset()
-    for t = 0 .. horizon-1:   action = act(state); state = env.step(state, action); write down
+    for t = 0 .. horizon-1:   action = act(state); state = env.step(state, action); record
     until every episode has ended
 
-With `Workers`, shares of the episodes are played side by side in other processes, each from reset to end: no barrier between
-steps. An episode depends on its own key only, so the number of workers does not change what happens (up to rounding, where a
-policy's products are cut through the middle of a seed's episodes).
+With `Workers`, other processes run part of the episodes from reset to end, without a barrier between steps. An episode depends
+on its own key only, so the number of workers does not change the trajectories (up to rounding, if the episodes of one seed are
+split over several processes and the policy's matrix products have another size).
 """
 
 from __future__ import annotations
@@ -22,36 +22,38 @@ from torch import Tensor
 from envs.core import Array, Env, EnvironmentFault, State, Trajectories, any_last, to_tensor
 from envs.random import Rng
 
-ENV, POLICY, RESET = 0, 1, 2  # streams of an episode
+ENV, POLICY, RESET = 0, 1, 2  # random streams of an episode
 AHEAD = 64  # time steps of noise drawn at once
 
 
 class Act(Protocol):
-    """Chooses an action for each of B episodes from what is seen; `rows` restricts it to some of them, for worker processes.
+    """A policy for `rollout`: maps observations [B, *obs] to actions [B, *act].
 
-    A class that inherits from this one and leaves `rows` out is for one process.
+    `rows(lo, hi)` restricts it to the episodes lo..hi-1, for worker processes. A class that inherits from this one and does not
+    define `rows` works in one process only.
 
-    Optional: `watch(ended)` is told before each choice which episodes have ended [B], whose actions nobody will look at.
+    Optional: `watch(ended)` is called before each choice with a bool [B]: the episodes that have ended. Their actions are
+    ignored.
     """
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array: ...
 
     def rows(self, lo: int, hi: int) -> Act:
-        why = "episodes of tensor worlds are played in one process"
+        why = "episodes of tensor environments are sampled in one process"
         raise NotImplementedError(why)
 
 
-Job = tuple[Act, Rng, int]  # what one process samples: the policy, the keys of its episodes, the horizon
+Job = tuple[Act, Rng, int]  # the work of one process: policy, keys of its episodes, horizon
 
 
 class EpisodeWorkers(Protocol):
-    """Processes that sample episodes beside this one, e.g. `envs.workers.Workers`."""
+    """Processes that sample episodes in parallel with this one, e.g. `envs.workers.Workers`."""
 
     @property
     def count(self) -> int: ...
 
     def play(self, jobs: Sequence[Job], ours: Callable[[], Trajectories]) -> list[Callable[[], Trajectories]]:
-        """Start `jobs`, run `ours` here; for each, ours first, a function that waits for its result."""
+        """Start `jobs` in the workers, run `ours` here; return a function for each, `ours` first, that waits for its result."""
         ...
 
 
@@ -64,12 +66,23 @@ def rollout(
     start: State | None = None,
     checks: bool = True,
 ) -> Trajectories:
-    """Plays one episode for each row of `rng` (its keys decide everything random) for at most `horizon` steps.
+    """Sample one episode for each row of `rng`.
 
-    workers  hold copies of `env`; this process plays a share as well
-    start    where the episodes begin (environments that keep nothing outside their states); default: `env.reset`
-    checks   False: no number is read back from a GPU, so that the rollout can be captured in a CUDA graph; faults pass unseen
-    Raises EnvironmentFault when an observation or a reward is not finite, or no action is legal.
+    Args:
+        env: the environment.
+        act: the policy.
+        rng: B random keys; they determine all randomness.
+        horizon: the most steps of an episode; None: `env.horizon`.
+        workers: processes with copies of `env`; this process runs a part of the episodes too.
+        start: initial states, for environments that keep no state of their own; None: `env.reset`.
+        checks: False: check for no faults and read nothing back from the GPU, so that a CUDA graph can capture the rollout.
+
+    Returns:
+        Trajectories of B episodes, [T, B, ...], with T at most `horizon`.
+
+    Raises:
+        EnvironmentFault: an observation or a reward is not finite, or a state has no valid action.
+        ValueError: `start` and `workers` are both given.
     """
     horizon = env.horizon if horizon is None else horizon
     n = len(rng)
@@ -77,7 +90,7 @@ def rollout(
     if shares == 1 or workers is None:
         return run_episodes(env, act, rng, horizon, start, checks)
     if start is not None:
-        raise ValueError("episodes that begin at given states are played in one process: leave `workers` out")
+        raise ValueError("episodes that begin at given states are sampled in one process: leave `workers` out")
     group = getattr(act, "n", 1)  # rows that share parameters stay together where they can: one product for all of them
     unit = group if n // group >= shares else 1
     cuts = [n // unit * i // shares * unit for i in range(shares + 1)]
@@ -93,12 +106,12 @@ def rollout(
 
 @torch.no_grad()
 def run_episodes(env: Env, act: Act, rng: Rng, horizon: int, start: State | None = None, checks: bool = True) -> Trajectories:
-    """One process's share of `rollout`."""
+    """`rollout` in one process, without workers; same arguments."""
     numpy, ahead = env.backend == "numpy", min(AHEAD, horizon)
     env_rng = rng.fold(ENV).drawn(ahead, numpy)
     policy_rng = rng.fold(POLICY).drawn(ahead, numpy)
     ends = getattr(env, "terminates", True)
-    look = rng.key.device.type == "cpu"  # elsewhere asking whether all have ended would stop the queue at every step
+    look = rng.key.device.type == "cpu"  # on a GPU, asking whether all have ended would synchronise at every step
     state = start or env.reset(len(rng), rng.fold(RESET).drawn(1, numpy))
     watch = getattr(act, "watch", None) if ends else None
     before: list[State] = []
@@ -140,9 +153,9 @@ def _refuse_non_finite(tau: Trajectories, last_obs: Tensor) -> None:
         stuck = tau.mask & ~possible
         if bool(stuck.any()):
             step, row = stuck.nonzero()[0].tolist()
-            raise EnvironmentFault("action mask (nothing is legal)", row, step, "those before")
+            raise EnvironmentFault("action mask (no action is valid)", row, step, "those before")
     if tau.obs.is_floating_point():
-        _refuse("observation", tau.obs, tau, since=1)  # an observation shows what the action before it did
+        _refuse("observation", tau.obs, tau, since=1)  # a faulty observation is due to the action before it
         _refuse("observation", last_obs[None], tau, since=1 - len(tau.mask))
 
 

@@ -1,9 +1,10 @@
-"""Processes that each hold a copy of an environment and play episodes from reset to end.
+"""Worker processes: each holds a copy of an environment and samples episodes from reset to end.
 
-One hand-over per rollout, not per step. A worker that dies is replaced and its episodes are played again: they depend on
-their keys only, so nothing changes but `restarts`.
+Data is exchanged once per rollout, not per step. A worker that dies is replaced and its episodes are sampled again. They depend
+on their keys only, so the trajectories are the same and only `restarts` changes.
 
-A program that makes `Workers` must be importable (`if __name__ == "__main__":`), as for every started process in Python.
+The main module of a program that creates `Workers` must be importable (`if __name__ == "__main__":`), as always with Python's
+spawned processes.
 """
 
 from __future__ import annotations
@@ -22,11 +23,19 @@ from envs.core import Env, Trajectories
 from envs.random import Rng
 from envs.rollout import Act, Job, run_episodes
 
-RESTARTS = 3  # of one rollout: more, and the environment itself is at fault
+RESTARTS = 3  # the most in one rollout; after that the environment itself is assumed to be faulty
 
 
 class Workers:
-    """`count` processes with copies of `env` (which must be picklable). A context manager; `close` ends them."""
+    """A pool of processes with copies of an environment. It is a context manager; `close` ends the processes.
+
+    Args:
+        env: the environment; it must be picklable.
+        count: processes.
+
+    Raises:
+        ValueError: `count` is below 1.
+    """
 
     def __init__(self, env: Env, count: int) -> None:
         if count < 1:
@@ -39,9 +48,17 @@ class Workers:
         return ProcessPoolExecutor(self.count, context, initializer=_settle, initargs=(self._env,))
 
     def play(self, jobs: Sequence[Job], ours: Callable[[], Trajectories]) -> list[Callable[[], Trajectories]]:
-        """Starts `jobs` (at most `count`), then plays `ours` here; for each, ours first, a function that waits for its result.
+        """Start `jobs` in the workers, then run `ours` in this process.
 
-        Raises RuntimeError when workers keep dying.
+        Args:
+            jobs: at most `count`: (policy, keys, horizon) for each process.
+            ours: samples this process's part of the episodes.
+
+        Returns:
+            A function for each part, `ours` first, that waits for its trajectories.
+
+        Raises:
+            RuntimeError: from the returned functions, when workers die repeatedly.
         """
         futures = [self._submit(job) for job in jobs]
         played = _Outcome(ours)
@@ -53,7 +70,7 @@ class Workers:
     def _submit(self, job: Job) -> Future[dict[str, Any]] | None:
         try:
             return self._pool.submit(_play, *job)
-        except BrokenProcessPool:  # noticed between two rollouts
+        except BrokenProcessPool:  # a worker died between two rollouts
             return None
 
     def _wait(self, job: Job, future: Future[dict[str, Any]] | None) -> Trajectories:
@@ -64,17 +81,18 @@ class Workers:
                     return _received(future.result())
             except BrokenProcessPool:
                 pass
-            if pool is self._pool:  # a sibling that waited before may have restarted it
+            if pool is self._pool:  # another job may have restarted it already
                 pool.shutdown(wait=False)
                 self._pool = self._started()
                 self.restarts += 1
             pool, future = self._pool, self._submit(job)
         raise RuntimeError(
-            f"a worker process died {RESTARTS} times while playing the same episodes: run without workers to see why; a script "
-            'of one\'s own must make them under `if __name__ == "__main__":`'
+            f"a worker process died {RESTARTS} times while sampling the same episodes: run without workers to see why; a "
+            'script that creates workers must do so under `if __name__ == "__main__":`'
         )
 
     def close(self) -> None:
+        """End the processes."""
         self._pool.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Workers:
@@ -85,7 +103,7 @@ class Workers:
 
 
 class _Outcome:
-    """Runs now, tells later: the others are waited for even when this one fails."""
+    """Run `work` at once and return or raise its result when called, so that the other jobs are started even if it fails."""
 
     def __init__(self, work: Callable[[], Trajectories]) -> None:
         self.error: Exception | None = None
@@ -100,7 +118,7 @@ class _Outcome:
         return self.value
 
 
-_copies: list[Env] = []  # in a worker: its own environment
+_copies: list[Env] = []  # in a worker process: its copy of the environment
 
 
 def _settle(env: Env) -> None:

@@ -1,1 +1,1 @@
-"""DAG environments, which GFlowNets sample from, and their exact solutions."""
+"""DAG environments for GFlowNets, and their exact solutions."""

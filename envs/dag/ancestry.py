@@ -1,9 +1,9 @@
-"""All ways to given objects: the part of a DAG that lies behind them, for spaces too large to enumerate.
+"""`ancestry`: all ancestors of given objects, for exact p(x) in DAGs that are too large to enumerate.
 
     new = the objects;  while new: new = their parents that were not met before
     u(source) = 1,  u(s') = Σ_(s,a)->s' u(s) P_F(a | s)                                          level by level, in float64
 
-An object of n parts has at most 2^n ancestors (a tree of blocks: its connected parts), so p(x) = u(x) is exact and cheap.
+An object of n parts has at most 2^n ancestors (for a block tree, its connected subtrees), so p(x) = u(x) is exact and cheap.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Ancestry:
 
     obs [N, *obs], terminated [N] bool      parent, action, child [E], sorted by the child's level
     level [N]   length of the longest path from the source
-    objects [M] rows of the objects that were asked for
+    objects [M] rows of the given objects
     """
 
     obs: Tensor
@@ -43,7 +43,7 @@ class Ancestry:
         return [0, *by_level.cumsum(0).tolist()]
 
     def law_of(self, edge_log_pf: Tensor) -> Tensor:
-        """[..., M] float64 probabilities of the objects, from log P_F of each edge [..., E]."""
+        """Probabilities p(x) of the objects, [..., M] float64, from log P_F of each edge [..., E]."""
         lead = edge_log_pf.shape[:-1]
         p = edge_log_pf.reshape(-1, len(self.child)).double().exp().T
         visits = torch.zeros(len(self.obs), p.shape[1], dtype=torch.float64, device=p.device)
@@ -54,12 +54,21 @@ class Ancestry:
         return visits[self.objects].T.reshape(*lead, len(self.objects))
 
     def log_paths(self) -> Tensor:
-        """[M] float64, log of the number of paths from the source to the objects."""
+        """Log of the number of paths from the source to each object, [M] float64."""
         return self.law_of(torch.zeros(len(self.child), device=self.child.device)).log()
 
 
 def ancestry(env: DagEnv, obs: Tensor, terminated: Tensor | None = None) -> Ancestry:
-    """Of the states obs [M, *obs] (finished objects, where `terminated` [M] is left out)."""
+    """Find all ancestors of M states with `env.parents`.
+
+    Args:
+        env: the environment.
+        obs: the states, [M, *obs]; repeated ones are allowed.
+        terminated: [M] bool; None: all states are finished objects.
+
+    Returns:
+        The ancestors, including the states themselves, and all edges into them.
+    """
     ended = torch.ones(len(obs), dtype=torch.bool, device=obs.device) if terminated is None else terminated
     known, row, first = distinct_keys(hash_key(obs, ended))
     new = torch.arange(len(known), device=row.device)

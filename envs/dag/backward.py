@@ -1,8 +1,8 @@
-"""Backward journeys through a DAG: from finished objects to the source, by a backward policy.
+"""Backward sampling in a DAG: trajectories from finished objects to the source, by a backward policy.
 
-    until all stand at the source:   count the edges into each state by action;  a ~ counts · exp(logits);  step to that parent
+    until all are at the source:   count the edges into each state by action;  a ~ counts · exp(logits);  go to that parent
 
-The paths come back as `Trajectories` in forward time, as if they had been walked that way.
+The result is `Trajectories` in forward time, as if they had been sampled forwards.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from envs.core import DagEnv, Trajectories
 from envs.dag.protocols import CountsEdges, offers
 from envs.random import Rng
 
-BackwardLogits = Callable[
-    [Tensor], Tensor
-]  # observations [B, *obs] -> [B, A], one number for each action that may have led here
+BackwardLogits = Callable[[Tensor], Tensor]  # observations [B, *obs] -> [B, A], a logit for each action as the last one
 
 
 def edges_in(env: Any, obs: Tensor, ended: Tensor) -> Tensor:
-    """[M, A] how many edges each action has into these states."""
+    """Number of edges into each state by action, [M, A] int64, for states obs [M, *obs], ended [M]."""
     if offers(env, CountsEdges):
         return env.edges_in(obs, ended).long()
     parents, A = env.parents(obs, ended), int(env.action_space.n)
@@ -31,20 +29,29 @@ def edges_in(env: Any, obs: Tensor, ended: Tensor) -> Tensor:
 
 
 def valid_actions_at(env: Any, obs: Tensor) -> Tensor:
-    """[M, A] legal actions of states that have not ended."""
+    """Valid actions, [M, A] bool, of states obs [M, *obs] that have not ended."""
     ended = torch.zeros(len(obs), dtype=torch.bool, device=obs.device)
     if env.backend == "numpy":
         return torch.from_numpy(env.state_at(obs.numpy(), ended.numpy()).action_mask)
-    legal: Tensor = env.state_at(obs, ended).action_mask
-    return legal
+    mask: Tensor = env.state_at(obs, ended).action_mask
+    return mask
 
 
 @torch.no_grad()
 def sample_backward(env: DagEnv, obs: Tensor, rng: Rng, logits: BackwardLogits | None = None) -> Trajectories:
-    """[T, B] paths from the source to the finished objects obs [B, *obs]; one key of `rng` for each.
+    """Sample one trajectory from the source to each of B finished objects.
 
-    logits  of the backward policy; default: uniform over the edges into a state
-    Raises ValueError when a path is longer than the environment's horizon.
+    Args:
+        env: the environment.
+        obs: the objects, [B, *obs].
+        rng: B random keys.
+        logits: of the backward policy; None: uniform over the edges into a state.
+
+    Returns:
+        Trajectories [T, B] in forward time that end at the objects.
+
+    Raises:
+        ValueError: a path is longer than the environment's horizon.
     """
     B, here, ended = len(obs), obs, torch.ones(len(obs), dtype=torch.bool, device=obs.device)
     at_source = torch.zeros_like(ended)
@@ -64,7 +71,7 @@ def sample_backward(env: DagEnv, obs: Tensor, rng: Rng, logits: BackwardLogits |
         weight = torch.where(counts > 0, scores + counts.clamp_min(1).log(), -torch.inf)
         cdf = torch.softmax(torch.where(at_source[:, None], 0.0, weight), 1).cumsum(1)
         action = (cdf < uniform[:, :1] * cdf[:, -1:]).sum(1)
-        nth = (uniform[:, 1] * counts.gather(1, action[:, None])[:, 0]).long()  # of several edges with this action
+        nth = (uniform[:, 1] * counts.gather(1, action[:, None])[:, 0]).long()  # among the edges with this action
         moving = (~at_source).nonzero()[:, 0]
         parents = env.parents(here[moving], ended[moving])
         hit = (parents.action == action[moving][parents.child]).nonzero()[:, 0]
@@ -81,14 +88,14 @@ def sample_backward(env: DagEnv, obs: Tensor, rng: Rng, logits: BackwardLogits |
 
 
 def _forward_in_time(env: Any, last: Tensor, states: Tensor, actions: Tensor, moved: Tensor, B: int) -> Trajectories:
-    """Turned around: step t of a path of length L is backward step L-1-t; beyond the end the object is seen."""
+    """Reverse the time: step t of a path of length L is backward step L-1-t; after the end `obs` is the object."""
     T, length = len(moved), moved.sum(0)
     times = torch.arange(T, device=last.device)[:, None]
     back = (length - 1 - times).clamp_min(0)
     mask, columns = times < length, torch.arange(B, device=last.device)
     shape = (T, B) + (1,) * (last.dim() - 1)
     obs = torch.where(mask.view(shape), states[back, columns], last)
-    legal = valid_actions_at(env, obs.flatten(0, 1)).view(T, B, -1)
+    valid = valid_actions_at(env, obs.flatten(0, 1)).view(T, B, -1)
     return Trajectories(
         obs=obs,
         action=torch.where(mask, actions[back, columns], 0),
@@ -96,6 +103,6 @@ def _forward_in_time(env: Any, last: Tensor, states: Tensor, actions: Tensor, mo
         mask=mask,
         terminated=torch.ones(B, dtype=torch.bool, device=last.device),
         truncated=torch.zeros(B, dtype=torch.bool, device=last.device),
-        action_mask=legal,
+        action_mask=valid,
         last=last,
     )

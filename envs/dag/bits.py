@@ -1,10 +1,10 @@
-"""Bit sequences (Malkin et al., NeurIPS 2022, 2201.13259): a string of bits, written in words of k bits.
+"""Bit sequences (Malkin et al., NeurIPS 2022, 2201.13259): strings of bits, built word by word with k bits a word.
 
-    order "append"   the next word, from left to right: a tree, every state has one parent
-    order "any"      any word at any empty position (Tiapkin et al., AISTATS 2024, 2310.12934): a DAG, t words have t parents
+    order "append"   write the next word, from left to right: a tree, every state has one parent
+    order "any"      write any word at any empty position (Tiapkin et al., AISTATS 2024, 2310.12934): t words have t parents
 
-The episode ends by itself with the last word. R(x) = exp(-β min_m d(x, m) / length), d the Hamming distance to one of M hidden
-modes: concatenated blocks, drawn at random. The test set is every mode with 0, 1, .., length-1 of its bits flipped.
+The episode ends by itself with the last word. R(x) = exp(-β min_m d(x, m) / length) with d the Hamming distance to one of M
+hidden modes, which are concatenations of random blocks. The test set is every mode with 0, 1, .., length-1 of its bits flipped.
 
 Differs from the papers: the distance is that of Tiapkin et al., not the edit distance of Malkin et al., and is divided by the
 length; β = 2·length gives the reward of the former's code. Modes are distinct.
@@ -28,17 +28,21 @@ BLOCKS = ("00000000", "11111111", "11110000", "00001111", "00111100")
 
 
 class Bits:
-    """`length` bits in words of `word` bits. An observation shows the words as numbers, 2^word where none is written yet.
+    """Strings of bits. An observation is [length / word] int64: the words as numbers, 2^word at positions not yet written.
 
-    n_modes      hidden modes
-    mode_blocks  what modes are made of, where their length divides that of the string; elsewhere modes are random bits
-    order        "append" or "any"
-    beta         β, how peaked R is: R falls from 1 to e^-β over a distance of `length` bits
-    radius       an object within so many bits of a mode has found it (28 to 30 of 120 in the papers)
-    seed         of the modes and the test set
-    device       on the CPU a batch is stepped in numpy, elsewhere in torch
+    Args:
+        length: bits of a finished string.
+        word: bits of a word, 1 to 16; it divides `length`.
+        n_modes: hidden modes.
+        mode_blocks: blocks of which modes are made, if their length divides `length`; otherwise modes are random bits.
+        order: "append" or "any".
+        beta: β, at least 0; R falls from 1 to e^-β over a distance of `length` bits.
+        radius: a mode counts as found by an object within this many bits (28 to 30 of 120 in the papers).
+        seed: of the modes and the test set.
+        device: on the CPU a batch is stepped in numpy, elsewhere in torch.
 
-    Raises ValueError for numbers out of range, and where there are not as many distinct modes.
+    Raises:
+        ValueError: an argument is out of range, or there are fewer than `n_modes` distinct modes.
     """
 
     masked = True
@@ -73,7 +77,7 @@ class Bits:
         tree = (self.words ** (self.positions + 1) - 1) // (self.words - 1)
         self.n_states = tree if order == "append" else (self.words + 1) ** self.positions
 
-    # -- the walk, in numpy on the CPU
+    # -- forward dynamics, in numpy on the CPU
 
     def reset(self, n: int, rng: Rng) -> State:
         if self.backend == "numpy":
@@ -93,7 +97,7 @@ class Bits:
         return self._state(obs, state.reward, state.truncated)
 
     def state_at(self, obs: Array, terminated: Array) -> State:
-        """`terminated` is not read: a string has ended when no position is empty."""
+        """The states with these observations. `terminated` is not used: a string has ended when no position is empty."""
         never = terminated & ~terminated
         return self._state(obs, never.astype(np.float32) if self.backend == "numpy" else never.float(), never)
 
@@ -108,7 +112,7 @@ class Bits:
     # -- the DAG, in torch
 
     def edges_in(self, obs: Tensor, terminated: Tensor) -> Tensor:
-        """[M, A]: 1 for each action that can have been the last, else 0."""
+        """[M, A] int64: 1 for each action that may have been the last, else 0."""
         count = torch.zeros(len(obs), int(self.action_space.n), dtype=torch.int64, device=obs.device)
         child, _, action = self._last(obs)
         count[child, action] = 1
@@ -121,7 +125,7 @@ class Bits:
         return Parents(child, before, action)
 
     def _last(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The words that can have been written last: rows, positions and actions."""
+        """The words that may have been written last: rows, positions and actions, [E] each."""
         written = obs != self.words
         if self.order == "append":
             written = written & (written.cumsum(1) == written.sum(1, keepdim=True))
@@ -129,14 +133,17 @@ class Bits:
         return child, place, obs[child, place] + (place * self.words if self.order == "any" else 0)
 
     def log_paths(self, obs: Tensor, terminated: Tensor) -> Tensor:
-        """log t! for t words in any order, 0 from left to right."""
+        """Log of the number of paths from the source, [M] float64: log t! for t words in any order, 0 for "append"."""
         count = (obs != self.words).sum(1).double()
         return torch.lgamma(count + 1) if self.order == "any" else torch.zeros_like(count)
 
     def index(self, obs: Tensor) -> Tensor:
-        """Shorter strings first, then by their words ("append"); digits to the base 2^word + 1 ("any").
+        """A unique number of each observation, [...] int64, below `n_states`, for obs [..., positions].
 
-        Raises ValueError where the numbers do not fit into 62 bits.
+        "append": shorter strings first, then by their words. "any": the words are digits to the base 2^word + 1.
+
+        Raises:
+            ValueError: the numbers do not fit into 62 bits.
         """
         if self.n_states >= 2**62:
             raise ValueError(f"{self.n_states} strings cannot be numbered, expected fewer than 2^62: do without `index`")
@@ -149,53 +156,55 @@ class Bits:
         return number
 
     def propose(self, obs: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """One bit of a finished string is flipped, all bits alike.
+        """Propose x' for MCMC: flip one bit of each finished string, chosen uniformly.
 
-        Returns (strings [M, positions], log q(x|x') - log q(x'|x) [M]: 0).
+        Returns:
+            The strings [M, positions], and log q(x|x') - log q(x'|x), [M] float64, which is 0.
         """
         bit = (rng.uniform() * self.length).long().clamp_max(self.length - 1)[:, None]
         place, flip = bit // self.word, 1 << (bit % self.word)
         return obs.scatter(1, place, obs.gather(1, place) ^ flip), torch.zeros(len(obs), dtype=torch.float64, device=obs.device)
 
-    # -- what strings are worth
+    # -- rewards and modes
 
     def bits(self, obs: Tensor) -> Tensor:
-        """[M, length] of 0 and 1, -1 where nothing is written yet."""
+        """The bits of observations, [M, length] of 0 and 1, -1 at positions not yet written."""
         shift = torch.arange(self.word - 1, -1, -1, device=obs.device)
         bits = torch.where((obs == self.words)[..., None], -1, obs[..., None] >> shift & 1)
         return bits.reshape(len(obs), self.length)
 
     def tokens(self, bits: Tensor) -> Tensor:
-        """Observations [M, positions] of bits [M, length] without gaps."""
+        """Observations, [M, positions], of finished strings given as bits [M, length]."""
         weight = 2 ** torch.arange(self.word - 1, -1, -1, device=bits.device)
         return (bits.reshape(len(bits), self.positions, self.word) * weight).sum(-1)
 
     def distances(self, obs: Tensor) -> Tensor:
-        """Bits written otherwise than in each mode, [M, n_modes]."""
+        """Hamming distance of the written bits to each mode, [M, n_modes] int64."""
         bits = self.bits(obs)
         sign = torch.where(bits < 0, 0, 2 * bits - 1).double()  # the product counts agreements minus disagreements
         written = (bits >= 0).sum(1, keepdim=True)
         return ((written - sign @ (2 * self.mode_bits - 1).double().T) / 2).round().long()
 
     def log_reward(self, obs: Tensor) -> Tensor:
-        """-β/length times the distance to the nearest mode. Of an unfinished string only what is written counts."""
+        """log R(x) = -β/length times the distance to the nearest mode, [M] float64. Positions not yet written do not count."""
         return -self.beta / self.length * self.distances(obs).amin(1).double()
 
     log_reward_partial = log_reward
 
     def modes(self, obs: Tensor) -> Tensor:
-        """[M]: the nearest mode (of several the first) where it is within `radius` bits, -1 elsewhere."""
+        """The nearest mode (the first of several) if it is within `radius` bits, else -1, [M] int64."""
         distance, mode = self.distances(obs).min(1)
         return torch.where(distance <= self.radius, mode, -1)
 
     def test_set(self) -> Tensor:
-        """Observations [n_modes·length, positions]: mode m with i bits flipped at row m·length + i."""
+        """The test set, [n_modes·length, positions]: row m·length + i is mode m with i bits flipped."""
         draw = np.random.default_rng([self.seed, 1])
         order = draw.random((self.n_modes, self.length, self.length)).argsort(2).argsort(2)
         flip = torch.from_numpy(order < np.arange(self.length)[:, None]).to(self.device)
         return self.tokens((self.mode_bits[:, None] ^ flip.long()).reshape(-1, self.length))
 
     def describe(self, obs: Tensor) -> list[str]:
+        """The bits as text, `_` where nothing is written."""
         return ["".join("_01"[bit + 1] for bit in row) for row in self.bits(obs).tolist()]
 
 
@@ -204,15 +213,15 @@ def _draw_modes(length: int, n_modes: int, blocks: Sequence[str], seed: int) -> 
     sizes = {len(block) for block in blocks}
     if len(sizes) != 1 or min(sizes) < 1 or set("".join(blocks)) - {"0", "1"} or len(set(blocks)) != len(blocks):
         raise ValueError(f"mode_blocks are {list(blocks)}, expected distinct strings of 0 and 1 of one length")
-    pieces = blocks if length % min(sizes) == 0 else ("0", "1")
-    table = np.array([[int(bit) for bit in piece] for piece in pieces], dtype=np.int64)
+    parts = blocks if length % min(sizes) == 0 else ("0", "1")
+    table = np.array([[int(bit) for bit in piece] for piece in parts], dtype=np.int64)
     count = length // table.shape[1]
-    if not 1 <= n_modes <= len(pieces) ** count:
+    if not 1 <= n_modes <= len(parts) ** count:
         raise ValueError(
-            f"n_modes is {n_modes}, expected between 1 and {len(pieces) ** count}: {len(pieces)} pieces, {count} each"
+            f"n_modes is {n_modes}, expected between 1 and {len(parts) ** count}: {len(parts)} blocks, {count} in a mode"
         )
     draw, chosen = np.random.default_rng(seed), dict[bytes, Any]()
     while len(chosen) < n_modes:
-        row = draw.integers(len(pieces), size=count)
+        row = draw.integers(len(parts), size=count)
         chosen.setdefault(row.tobytes(), row)
     return table[np.stack(list(chosen.values()))].reshape(n_modes, length)

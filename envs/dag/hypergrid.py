@@ -1,14 +1,14 @@
-"""The hypergrid of Bengio et al. (NeurIPS 2021): cells of {0..H-1}^n, one coordinate goes up at a time, any cell can be kept.
+"""The hypergrid of Bengio et al. (NeurIPS 2021): cells {0..H-1}^n; an action increases a coordinate by 1 or stops.
 
     actions   0..n-1 increase a coordinate, n stops
     reward    corners  R0 + R1·Π[1/4 < |x_i/(H-1) - 1/2|] + R2·Π[3/10 < |x_i/(H-1) - 1/2| < 4/10]
               cosine   R0 + Π (cos(50 u_i) + 1)·N(5 u_i),  u_i = 2x_i/(H-1) - 1, N the standard normal density (A.6)
 
-Two conventions are in the literature, and numbers of one say nothing about the other:
-    stop       every cell is reached, and kept by the stop action only (H^n objects; torchgfn, gfnx)
+The literature has two conventions, whose results are not comparable:
+    stop       an episode ends by the stop action only, in any cell (H^n objects; torchgfn, gfnx)
     paper2021  an episode also ends on entering a cell with a coordinate at H-1 (the code of 2021; 3,773 objects for n=4, H=8)
 
-Differs from the paper's text: H-1 stands for H, as in its code and in its figures.
+Differs from the paper's text: H-1 in place of H, as in its code and in its figures.
 """
 
 from __future__ import annotations
@@ -30,13 +30,23 @@ CONVENTIONS = ("stop", "paper2021")
 
 
 class HyperGrid:
-    """ndim coordinates of `height` cells; see the module for the two conventions and the rewards.
+    """A hypergrid with `ndim` coordinates of `height` values. An observation is the cell, [ndim] int64.
 
-    R0, R1, R2  of the corners reward; R0 also of the cosine reward
-    reward      "corners", "cosine", or a function of cells [M, ndim] that gives R [M] > 0
-    device      on the CPU a batch is stepped in numpy, whose small operations cost a third of torch's; elsewhere in torch
+    The module docstring defines the conventions and the rewards.
 
-    Raises ValueError for numbers out of range.
+    Args:
+        ndim: n, at least 1.
+        height: H, at least 2.
+        R0: of the corners and the cosine reward, above 0.
+        R1: of the corners reward, at least 0.
+        R2: of the corners reward, at least 0.
+        reward: "corners", "cosine", or a function of cells [M, ndim] that returns R [M] > 0.
+        convention: "stop" or "paper2021".
+        device: on the CPU a batch is stepped in numpy, whose small operations take a third of the time of torch's; elsewhere in
+            torch.
+
+    Raises:
+        ValueError: an argument is out of range, or the grid has 2^62 cells or more.
     """
 
     masked = True
@@ -73,17 +83,19 @@ class HyperGrid:
         self.action_space = gymnasium.spaces.Discrete(ndim + 1)
         self.horizon = ndim * (height - 1) + 1 if convention == "stop" else ndim * (height - 2) + 1
         self.n_states, self.stop = height**ndim, ndim
-        # one column more, which stop leaves as it is: what is legal is then one comparison
-        moves = np.vstack([np.eye(ndim, ndim + 1, dtype=np.int64), np.zeros((1, ndim + 1), dtype=np.int64)])
+        # the extra column is 0 always, so that one comparison with the limits gives the mask, with stop always valid
+        increments = np.vstack([np.eye(ndim, ndim + 1, dtype=np.int64), np.zeros((1, ndim + 1), dtype=np.int64)])
         limits = np.array([2**62 if self._early else height - 1] * ndim + [2**62])
         on_cpu = self.backend == "numpy"
-        self._increments, self._limits = (x if on_cpu else torch.from_numpy(x).to(self.device) for x in (moves, limits))
+        self._increments, self._limits = (x if on_cpu else torch.from_numpy(x).to(self.device) for x in (increments, limits))
         self._strides = torch.tensor([height ** (ndim - 1 - i) for i in range(ndim)], device=self.device)
-        twice = 5 * (2 * torch.arange(height, device=self.device) - (height - 1)).abs()  # integers: H = 16 and 256 round wrong
+        twice = (
+            5 * (2 * torch.arange(height, device=self.device) - (height - 1)).abs()
+        )  # in integers: floats round wrongly at H = 16
         self._outer = 2 * twice > 5 * (height - 1)
         self._ring = (3 * (height - 1) < twice) & (twice < 4 * (height - 1))
 
-    # -- the walk, in numpy on the CPU
+    # -- forward dynamics, in numpy on the CPU
 
     def reset(self, n: int, rng: Rng) -> State:
         zeros = self._xp.zeros((n, self.ndim), dtype=self._xp.int64, **self._where)
@@ -119,7 +131,7 @@ class HyperGrid:
     # -- the DAG, in torch
 
     def edges_in(self, obs: Tensor, terminated: Tensor) -> Tensor:
-        """[M, n + 1] bool: the action leads here, and then from one cell."""
+        """[M, n + 1] bool: whether an edge with this action leads into the state; there is at most one."""
         if not self._early:
             return torch.cat([(obs > 0) & ~terminated[:, None], terminated[:, None]], 1)
         border = obs == self.height - 1
@@ -130,39 +142,51 @@ class HyperGrid:
 
     def parents(self, obs: Tensor, terminated: Tensor) -> Parents:
         child, action = self.edges_in(obs, terminated).nonzero(as_tuple=True)
-        moves = torch.as_tensor(self._increments, device=obs.device)[:, : self.ndim]
-        return Parents(child, obs[child] - moves[action], action)
+        increments = torch.as_tensor(self._increments, device=obs.device)[:, : self.ndim]
+        return Parents(child, obs[child] - increments[action], action)
 
     def log_paths(self, obs: Tensor, terminated: Tensor) -> Tensor:
-        """log (Σx)!/Πx_i!, of the one parent where a path ends at the border (paper2021)."""
+        """Log of the number of paths from the source, [M] float64.
+
+        It is log (Σx)!/Πx_i!, taken at the only parent if the path ends at the border (paper2021).
+        """
         x = obs.double()
         if self._early:
             x = torch.where(terminated[:, None] & (obs == self.height - 1), x - 1, x)
         return torch.lgamma(x.sum(1) + 1) - torch.lgamma(x + 1).sum(1)
 
     def index(self, obs: Tensor) -> Tensor:
+        """A unique number of each cell, [...] int64, below `n_states`, for obs [..., ndim]."""
         return (obs * self._strides).sum(-1)
 
     def reachable(self, obs: Tensor) -> Tensor:
-        """[M] bool: can these cells be objects? In `paper2021` at most one coordinate is at H-1."""
+        """[M] bool: whether these cells can be objects; in `paper2021` at most one coordinate is at H-1."""
         return (
             (obs == self.height - 1).sum(1) <= 1 if self._early else torch.ones(len(obs), dtype=torch.bool, device=obs.device)
         )
 
     def propose(self, obs: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """A coordinate goes up or down, all 2n moves alike; a move out of the grid, or to what is no object, stays.
+        """Propose x' for MCMC: change one coordinate by ±1, all 2n changes with equal probability.
 
-        Returns (cells [M, n], log q(x|x') - log q(x'|x) [M]: 0, moves and their reverses are alike).
+        A change that leaves the grid, or leads to a cell that is no object, is replaced by no change.
+
+        Returns:
+            The cells [M, n], and log q(x|x') - log q(x'|x), [M] float64, which is 0.
         """
-        move = (rng.uniform() * 2 * self.ndim).long().clamp_max(2 * self.ndim - 1)
-        step = torch.nn.functional.one_hot(move // 2, self.ndim) * (2 * (move % 2) - 1)[:, None]
+        change = (rng.uniform() * 2 * self.ndim).long().clamp_max(2 * self.ndim - 1)
+        step = torch.nn.functional.one_hot(change // 2, self.ndim) * (2 * (change % 2) - 1)[:, None]
         moved = (obs + step).clamp(0, self.height - 1)
         log_ratio = torch.zeros(len(obs), dtype=torch.float64, device=obs.device)
         return torch.where(self.reachable(moved)[:, None], moved, obs), log_ratio
 
-    # -- what cells are worth
+    # -- rewards and modes
 
     def log_reward(self, obs: Tensor) -> Tensor:
+        """log R of cells obs [M, ndim], [M] float64.
+
+        Raises:
+            ValueError: a reward function returned another shape, or a value that is not finite and positive.
+        """
         if callable(self.reward):
             R = torch.as_tensor(self.reward(obs)).double()
             if tuple(R.shape) != (len(obs),):
@@ -172,9 +196,7 @@ class HyperGrid:
             bad = ~(torch.isfinite(R) & (R > 0))
             if bool(bad.any()):
                 at = int(bad.nonzero()[0])
-                raise ValueError(
-                    f"R is {R[at].item()} at cell {obs[at].tolist()}, expected a positive number: its log is taken"
-                )
+                raise ValueError(f"R is {R[at].item()} at cell {obs[at].tolist()}, expected a positive number")
             return R.log()
         if self.reward == "cosine":
             u = 2 * obs.double() / (self.height - 1) - 1
@@ -187,11 +209,11 @@ class HyperGrid:
 
     @property
     def n_modes(self) -> int:
-        """Modes as regions, one for each corner: 2^n, or 0 where the ring holds no coordinate or the reward is another."""
+        """Number of modes as regions, one for each corner: 2^n; 0 if no coordinate is in the ring, or for another reward."""
         return 2**self.ndim if self.reward == "corners" and bool(self._ring.any()) else 0
 
     def modes(self, obs: Tensor) -> Tensor:
-        """[M]: the region (corner) of each cell that lies in a mode, -1 elsewhere."""
+        """The mode (corner) in which each cell lies, -1 if in none, [M] int64."""
         if not self.n_modes:
             return torch.full_like(obs[:, 0], -1)
         side = (2 * obs > self.height - 1).long()
@@ -199,4 +221,5 @@ class HyperGrid:
         return torch.where(self._ring[obs].all(1), corner, -1)
 
     def describe(self, obs: Tensor) -> list[str]:
+        """The coordinates as text, e.g. 0,3,7."""
         return [",".join(map(str, cell)) for cell in obs.tolist()]

@@ -1,9 +1,9 @@
-"""All states and edges of a small DAG, breadth first through the environment's own `state_at` and `step`.
+"""Breadth-first search of a small DAG: all states and edges, by `state_at` and `step` of the environment.
 
     new = {source}
-    while new:   step every legal action of every new state, as one batch; new = the states reached for the first time
+    while new:   step every valid action of every new state, as one batch; new = the states reached for the first time
 
-States met before are found by a number of their own, in sorted runs of doubling size (the binary counter of Bentley and Saxe,
+States met before are looked up by an int64 key in sorted runs of doubling size (the binary counter of Bentley and Saxe,
 J. Algorithms 1980), so that deep and narrow DAGs cost no more than wide ones.
 """
 
@@ -20,21 +20,21 @@ from envs.dag.protocols import WithDevice, offers
 from envs.dag.segments import distinct_keys
 from envs.random import GOLDEN, Rng, mix
 
-KeyOf = Callable[[Tensor, Tensor], Tensor]  # (obs [M, *obs], terminated [M]) -> [M] int64, another for another state
+KeyOf = Callable[[Tensor, Tensor], Tensor]  # (obs [M, *obs], terminated [M]) -> [M] int64, distinct for distinct states
 PAIRS = 1 << 18  # (state, action) pairs stepped at once
 
 
 class TooManyStates(ValueError):
-    """The DAG has more states than may be enumerated."""
+    """The DAG has more states than the limit."""
 
 
 class NotADag(ValueError):
-    """There is a cycle, a path longer than the horizon, or a dead end: a state that has not ended and allows nothing."""
+    """There is a cycle, a path longer than the horizon, or an unfinished state without a valid action."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """N states in the order in which they were found, the source first, and E edges between them.
+    """N states in the order of discovery, the source first, and E edges between them.
 
     obs [N, *obs], terminated [N] bool, action_mask [N, A] bool
     parent, action, child  [E]  rows of states, and actions
@@ -51,9 +51,20 @@ class Graph:
 
 
 def search(env: DagEnv, limit: int, key_of: KeyOf) -> Graph:
-    """All that can be reached, states told apart by `key_of`.
+    """Find all states that can be reached from the source, and all edges.
 
-    Raises TooManyStates above `limit` states, NotADag, and ValueError where two states share a number or have no mask.
+    Args:
+        env: the environment.
+        limit: the most states.
+        key_of: identifies states.
+
+    Returns:
+        The graph, not sorted.
+
+    Raises:
+        TooManyStates: there are more than `limit` states.
+        NotADag: there is a cycle, a path longer than the horizon, or an unfinished state without a valid action.
+        ValueError: two states have the same key, or states have no mask.
     """
     device = env.device if offers(env, WithDevice) else "cpu"
     rng = Rng(torch.zeros(1, dtype=torch.int64, device=device)).drawn(1, env.backend == "numpy")
@@ -64,16 +75,16 @@ def search(env: DagEnv, limit: int, key_of: KeyOf) -> Graph:
     while len(obs):
         masks.append(mask)
         begin = known.count - len(obs)
-        legal = mask & ~ended[:, None]
-        dead = ~legal.any(1) & ~ended
+        valid = mask & ~ended[:, None]
+        dead = ~valid.any(1) & ~ended
         if bool(dead.any()):
-            raise NotADag(f"nothing is legal in the unfinished state {obs[dead][0].tolist()}: allow a way to the end")
-        if not bool(legal.any()):
+            raise NotADag(f"no action is valid in the unfinished state {obs[dead][0].tolist()}: let every state lead to an end")
+        if not bool(valid.any()):
             break
         if depth == env.horizon:
             raise NotADag(f"an episode goes on after {depth} steps, the horizon: correct the environment or its horizon")
         depth += 1
-        source, action = legal.nonzero(as_tuple=True)
+        source, action = valid.nonzero(as_tuple=True)
         pairs = zip(torch.split(source, PAIRS), torch.split(action, PAIRS), strict=True)
         steps = [step_from(env, obs[s], a) for s, a in pairs]
         after, over = torch.cat([s.obs for s in steps]), torch.cat([s.terminated for s in steps])
@@ -81,7 +92,7 @@ def search(env: DagEnv, limit: int, key_of: KeyOf) -> Graph:
         obs, ended, mask = after[new], over[new], torch.cat([mask_of(s) for s in steps])[new]
         if known.count > limit:
             raise TooManyStates(
-                f"{known.count} states after {depth} steps, more than the {limit} that may be enumerated: "
+                f"{known.count} states after {depth} steps, more than the limit of {limit}: "
                 "use the sampled metrics, or raise `limit`"
             )
         edges.append(torch.stack([begin + source, action, child]))
@@ -104,7 +115,7 @@ class _Known:
         self.runs = [(key_of(obs, ended), torch.zeros(1, dtype=torch.int64, device=obs.device))]
 
     def meet(self, obs: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of these states, and where among them those are that are new."""
+        """Rows of these states, [M], and the positions of the new ones among them."""
         keys, inverse, example = distinct_keys(self.key_of(obs, ended))
         rows = torch.full_like(keys, -1)
         for run, at in self.runs:
@@ -119,7 +130,7 @@ class _Known:
             i = int(collision.nonzero()[0])
             raise ValueError(
                 f"the states {self.obs[child[i]].tolist()} and {obs[i].tolist()} have the same number: "
-                "let `index` give every observation its own"
+                "let `index` return a distinct number for each observation"
             )
         return child, example[new]
 
@@ -141,7 +152,10 @@ class _Known:
 
 
 def levels(parent: Tensor, child: Tensor, n: int) -> Tensor:
-    """Length of the longest path to each state (Kahn, Comm. ACM 1962), [N]; -1 on and behind cycles."""
+    """Length of the longest path to each of n states (Kahn, Comm. ACM 1962), [n]; -1 for states on or after a cycle.
+
+    `parent` and `child` are the edges, [E] each.
+    """
     order, out = parent.argsort(), parent.bincount(minlength=n)
     begin, waiting = out.cumsum(0) - out, child.bincount(minlength=n)
     level, ready, depth = torch.full_like(waiting, -1), (waiting == 0).nonzero()[:, 0], 0
@@ -149,7 +163,7 @@ def levels(parent: Tensor, child: Tensor, n: int) -> Tensor:
         level[ready], depth = depth, depth + 1
         last = out[ready].cumsum(0)
         edge = torch.arange(int(last[-1]), device=parent.device)
-        owner = torch.searchsorted(last, edge, right=True)  # not repeat_interleave, which wakes every thread for ten numbers
+        owner = torch.searchsorted(last, edge, right=True)  # not repeat_interleave, which uses all threads even for ten numbers
         reached = child[order[begin[ready][owner] + edge - (last - out[ready])[owner]]]
         waiting.index_add_(0, reached, torch.full_like(reached, -1))
         reached = torch.unique(reached)
@@ -158,7 +172,7 @@ def levels(parent: Tensor, child: Tensor, n: int) -> Tensor:
 
 
 def hash_key(obs: Tensor, terminated: Tensor | None = None) -> Tensor:
-    """A 64-bit hash of each state's bytes, [M] int64. Among a million states two collide once in 10^7 times."""
+    """A 64-bit hash of the bytes of each state, [M] int64; two of a million states collide with probability 10^-7."""
     rows = obs[:, None] if obs.dim() == 1 else obs.flatten(1)
     rows = rows + 0.0 if rows.is_floating_point() else rows  # -0.0 is 0.0
     octets = rows.contiguous().view(torch.uint8)
@@ -170,32 +184,40 @@ def hash_key(obs: Tensor, terminated: Tensor | None = None) -> Tensor:
 
 
 def states_at(env: DagEnv, obs: Tensor, terminated: Tensor) -> State:
-    """`env.state_at` of tensors, as tensors."""
+    """`env.state_at`, with tensors in and out."""
     return as_tensors(env.state_at(_native(env, obs), _native(env, terminated)))
 
 
 def step_from(env: DagEnv, obs: Tensor, action: Tensor) -> State:
-    """Where these actions lead from these unfinished states, as tensors."""
+    """The states that actions [M] lead to from unfinished states obs [M, *obs], as tensors."""
     going = torch.zeros(len(obs), dtype=torch.bool, device=obs.device)
     rng = Rng(torch.zeros(len(obs), dtype=torch.int64, device=obs.device)).drawn(1, env.backend == "numpy")
     return as_tensors(env.step(env.state_at(_native(env, obs), _native(env, going)), _native(env, action), rng.at(0)))
 
 
 def as_tensors(state: State) -> State:
-    """What can be seen of a state as tensors; `inner` stays as it is. Raises ValueError where there is no mask."""
+    """A state with its arrays as tensors and `inner` unchanged.
+
+    Raises:
+        ValueError: the state has no mask.
+    """
     obs, reward, terminated, truncated = map(to_tensor, (state.obs, state.reward, state.terminated, state.truncated))
     return State(obs, reward, terminated, truncated, state.inner, mask_of(state))
 
 
 def mask_of(state: State) -> Tensor:
-    """Raises ValueError where there is none."""
+    """The mask of a state, [B, A] bool.
+
+    Raises:
+        ValueError: there is none.
+    """
     if state.action_mask is None:
-        raise ValueError("states have no action_mask, expected one [B, A]: set it to True where all actions are legal")
+        raise ValueError("states have no action_mask, expected one [B, A]: set it to True if all actions are valid")
     return to_tensor(state.action_mask)
 
 
 def differ(a: Tensor, b: Tensor) -> Tensor:
-    """[M] bool: which of these observations are not the same?"""
+    """[M] bool: which of these observations [M, *obs] differ."""
     wrong = a != b
     return wrong if wrong.dim() == 1 else wrong.flatten(1).any(1)
 

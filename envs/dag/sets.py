@@ -1,9 +1,9 @@
-"""Sets of a fixed size (Pan et al., ICML 2023, 2302.01687): one item after another, in any order, and no item twice.
+"""Sets of a fixed size (Pan et al., ICML 2023, 2302.01687): items are added one by one, in any order, none twice.
 
-    actions   item i, while it is not in the set; the episode ends by itself with the `size`-th item
+    actions   add item i, if it is not in the set; the episode ends by itself with the `size`-th item
     reward    R(x) = exp(-Σ_{i in x} energy_i)
 
-A set of k items has k parents. The energy of an unfinished set is that of its items, so `log_reward_partial` is exact credit.
+A set of k items has k parents. Energies are additive, so `log_reward_partial` of an unfinished set is exact credit assignment.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ from envs.random import Rng
 
 
 class Sets:
-    """`size` of `items` items. An observation is a row of zeros and ones.
+    """Subsets with `size` of `items` items. An observation is [items] int64 of zeros and ones.
 
-    energies  [items], of each item; by default uniform on [-scale, scale], drawn from `seed`
-    device    on the CPU a batch is stepped in numpy, elsewhere in torch
+    Args:
+        items: items to choose from.
+        size: items of a finished set.
+        energies: [items]; None: uniform on [-scale, scale], drawn from `seed`.
+        scale: of random energies.
+        seed: of random energies.
+        device: on the CPU a batch is stepped in numpy, elsewhere in torch.
 
-    Raises ValueError for numbers out of range.
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     masked = True
@@ -60,7 +66,7 @@ class Sets:
         eye = np.eye(items, dtype=np.int64)
         self._increments: Array = eye if self.backend == "numpy" else torch.from_numpy(eye).to(device)
 
-    # -- the walk, in numpy on the CPU
+    # -- forward dynamics, in numpy on the CPU
 
     def reset(self, n: int, rng: Rng) -> State:
         if self.backend == "numpy":
@@ -73,7 +79,7 @@ class Sets:
         return self._state(obs, state.reward, state.truncated)
 
     def state_at(self, obs: Array, terminated: Array) -> State:
-        """`terminated` is not read: a set has ended when it is full."""
+        """The states with these observations. `terminated` is not used: a set has ended when it is full."""
         never = terminated & ~terminated
         return self._state(obs, never.astype(np.float32) if self.backend == "numpy" else never.float(), never)
 
@@ -84,7 +90,7 @@ class Sets:
     # -- the DAG, in torch
 
     def edges_in(self, obs: Tensor, terminated: Tensor) -> Tensor:
-        """[M, items]: 1 for each item that can have been the last, else 0."""
+        """[M, items] int64: 1 for each item that may have been the last, else 0."""
         return obs
 
     def parents(self, obs: Tensor, terminated: Tensor) -> Parents:
@@ -92,13 +98,16 @@ class Sets:
         return Parents(child, obs[child] - torch.as_tensor(self._increments, device=obs.device)[action], action)
 
     def log_paths(self, obs: Tensor, terminated: Tensor) -> Tensor:
-        """log k! of a set of k items."""
+        """Log of the number of paths from the source, [M] float64: log k! for a set of k items."""
         return torch.lgamma(obs.sum(1).double() + 1)
 
     def index(self, obs: Tensor) -> Tensor:
-        """Smaller sets first, then in the combinatorial number system: Σ_j C(c_j, j) for items c_1 < c_2 < ...
+        """A unique number of each set, [...] int64, below `n_states`, for obs [..., items].
 
-        Raises ValueError where the numbers do not fit into 62 bits.
+        Smaller sets come first, then the combinatorial number system: Σ_j C(c_j, j) for items c_1 < c_2 < ...
+
+        Raises:
+            ValueError: the numbers do not fit into 62 bits.
         """
         begin, ranks = self._numbers
         items = torch.arange(self.items, device=self.device)
@@ -107,7 +116,7 @@ class Sets:
 
     @cached_property
     def _numbers(self) -> tuple[Tensor, Tensor]:
-        """Where sets of k items begin, [size + 1], and C(item, j), [items, size + 1]."""
+        """The first number of sets with k items, [size + 1], and C(item, j), [items, size + 1]."""
         if self.n_states >= 2**62:
             raise ValueError(f"{self.n_states} sets cannot be numbered, expected fewer than 2^62: do without `index`")
         begin = [sum(math.comb(self.items, k) for k in range(count)) for count in range(self.size + 1)]
@@ -115,9 +124,10 @@ class Sets:
         return torch.tensor(begin, device=self.device), torch.tensor(ranks, device=self.device)
 
     def propose(self, obs: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """Any item of a full set leaves and any item outside enters, all pairs alike.
+        """Propose x' for MCMC: exchange an item of a full set for one outside, all pairs with equal probability.
 
-        Returns (sets [M, items], log q(x|x') - log q(x'|x) [M]: 0).
+        Returns:
+            The sets [M, items], and log q(x|x') - log q(x'|x), [M] float64, which is 0.
         """
         log_ratio = torch.zeros(len(obs), dtype=torch.float64, device=obs.device)
         if self.size == self.items:
@@ -126,12 +136,14 @@ class Sets:
         leaves, enters = (order * obs).argmax(1, keepdim=True), (order * (1 - obs)).argmax(1, keepdim=True)
         return obs.scatter(1, leaves, 0).scatter(1, enters, 1), log_ratio
 
-    # -- what sets are worth
+    # -- rewards
 
     def log_reward(self, obs: Tensor) -> Tensor:
+        """log R(x) = -Σ of the energies, [M] float64."""
         return -(obs.double() @ self.energies)
 
     log_reward_partial = log_reward  # energies add up
 
     def describe(self, obs: Tensor) -> list[str]:
+        """The items as text, e.g. {0,3,7}."""
         return ["{" + ",".join(str(i) for i, inside in enumerate(row) if inside) + "}" for row in obs.tolist()]

@@ -1,1 +1,1 @@
-"""MDPs: tables, LQR, Gymnasium, MuJoCo, and the exact solutions of the small ones."""
+"""Markov decision processes: finite MDPs, LQR, Gymnasium and MuJoCo environments; exact values for the first two."""

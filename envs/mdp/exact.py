@@ -1,10 +1,10 @@
-"""Exact values of a policy and their derivatives, in float64: what estimators are checked against.
+"""The exact value J(θ) of a policy, its gradient and its Hessian, in float64, for finite MDPs and LQR.
 
-Both kinds of world are a linear system with value J = c' (Σ_t M^t) x: M = discount·P_π for a finite MDP, and the second
-moments of the state for LQR. So J is one linear solve (or, for a horizon H, O(log H) matrix products), smooth in θ, and
-its gradient and Hessian come from automatic differentiation, exact to rounding. `theta` is [D] or [S, D] throughout.
+Both are linear systems with value J = c' (Σ_t M^t) x: M = discount·P_π for a finite MDP, and the transition of the second
+moments of the state for LQR. So J is one linear solve (or, for a horizon H, O(log H) matrix products) and smooth in θ. Its
+gradient and Hessian come from automatic differentiation and are exact to rounding. `theta` is [D] or [S, D] throughout.
 
-The policy comes in as a function of θ, so that nothing here knows how policies are built:
+The policy is a function of θ, so that this module does not depend on how policies are built:
     ExactMDP(mdp, log_pi, discount)   log_pi(theta [S, D]) -> [S, states, actions]
     ExactLQR(lqr, gain, discount)     gain(theta [S, D]) -> K [S, m, n], σ [S, m]
 """
@@ -25,8 +25,13 @@ from envs.mdp.tabular import FiniteMDP
 
 
 class Exact(Protocol):
-    """J(theta, horizon=None): the discounted return Σ_{t<horizon} discount^t r_t in expectation, for all time by default.
-    gap(theta): how far J(theta) is below the best that can be reached, [S]."""
+    """What `ExactMDP` and `ExactLQR` have in common.
+
+    J(theta, horizon)      E Σ_{t<horizon} discount^t r_t, [S]; horizon None: the infinite sum
+    gap(theta)             J* - J(theta), [S], at least 0
+    fisher(theta)          Fisher matrix of one parameter vector [D], [D, D]
+    transfer_error(theta)  error of the compatible function approximation, one parameter vector [D]
+    """
 
     @property
     def discount(self) -> float: ...
@@ -41,25 +46,29 @@ class Exact(Protocol):
 
 
 def gradient(exact: Exact, theta: Tensor, horizon: int | None = None) -> Tensor:
-    """∇J(θ), the shape of theta."""
+    """∇J(θ), or ∇J_H(θ) with a horizon H; same shape as theta, float64."""
     return grad(lambda th: exact.J(th, horizon).sum())(theta.double())
 
 
 def hessian_vector(exact: Exact, theta: Tensor, u: Tensor, horizon: int | None = None) -> Tensor:
-    """∇²J(θ) u, the shape of theta, without forming the Hessian."""
+    """∇²J(θ) u, or ∇²J_H(θ) u with a horizon H, without forming the Hessian; same shape as theta, float64."""
     slope = grad(lambda th: exact.J(th, horizon).sum())
     return jvp(slope, (theta.double(),), (u.double(),))[1]
 
 
 def full_hessian(exact: Exact, theta: Tensor, horizon: int | None = None) -> Tensor:
-    """∇²J(θ), [D, D], for one θ [D] of at most 2,000 parameters (ValueError above)."""
+    """∇²J(θ), [D, D] float64, for one θ [D].
+
+    Raises:
+        ValueError: theta has more than 2,000 parameters.
+    """
     if theta.numel() > 2000:
-        raise ValueError(f"a full Hessian of {theta.numel()} parameters was asked for; above 2000 use hessian_vector")
+        raise ValueError(f"theta has {theta.numel()} parameters, expected at most 2000 for a full Hessian: use hessian_vector")
     return hessian(lambda th: exact.J(th, horizon))(theta.double())
 
 
 def geometric_sum(M: Tensor, horizon: int | None) -> Tensor:
-    """Σ_{t<horizon} M^t by doubling; (I - M)^{-1} for horizon None. M is [..., n, n]."""
+    """Σ_{t<horizon} M^t by repeated squaring, or (I - M)^{-1} for horizon None; M and the result are [..., n, n]."""
     eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device).expand_as(M)
     if horizon is None:
         return torch.linalg.solve(eye - M, eye)
@@ -79,6 +88,13 @@ def _single(theta: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ExactMDP:
+    """Exact values of a policy on a finite MDP.
+
+    mdp       the environment
+    log_pi    theta [S, D] -> [S, states, actions], log π_θ(a | s), differentiable
+    discount  in [0, 1)
+    """
+
     mdp: FiniteMDP
     log_pi: Callable[[Tensor], Tensor]
     discount: float
@@ -95,6 +111,7 @@ class ExactMDP:
         return (self.mdp.transition * self.mdp.reward).sum(-1)
 
     def J(self, theta: Tensor, horizon: int | None = None) -> Tensor:
+        """E Σ_{t<horizon} discount^t r_t, [S] (a scalar for theta [D]); horizon None: the infinite sum."""
         _, M, r = self._model(theta)
         if horizon is None:
             eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
@@ -118,11 +135,11 @@ class ExactMDP:
 
     @property
     def J_star(self) -> float:
-        """max_π J(π), over all policies, for all time."""
+        """max_π J(π) over all policies, with infinite horizon."""
         return float(self._optimal[1] @ self.mdp.start)
 
     def gap(self, theta: Tensor) -> Tensor:
-        """J* - J(θ), [S]."""
+        """J* - J(θ), [S], at least 0."""
         return self.J_star - self.J(theta)
 
     def _occupancy(self, M: Tensor) -> Tensor:
@@ -148,9 +165,13 @@ class ExactMDP:
         return self._reward + self.discount * self.mdp.transition @ V - V[:, None]
 
     def transfer_error(self, theta: Tensor) -> float:
-        """E_{s~d*, a~π*}[(A(s, a) - (1 - discount) w'∇log π(a|s))²] with w = F⁺∇J (Agarwal et al. 2021); 0 for a full table."""
+        """E_{s~d*, a~π*}[(A(s, a) - (1 - discount) w'∇log π(a|s))²] with w = F⁺∇J, for one θ [D]; 0 for a tabular softmax.
+
+        Source:
+            Agarwal, Kakade, Lee and Mahajan 2021.
+        """
         theta = _single(theta)
-        # the pseudo-inverse must see redundant parameters as such: rounding leaves them at 1e-17, real ones are far above
+        # rtol: eigenvalues of redundant parameters are about 1e-17 after rounding and must count as 0
         w = torch.linalg.pinv(self.fisher(theta), rtol=1e-11, hermitian=True) @ gradient(self, theta)
         residual = self.advantage(theta) - (1 - self.discount) * self._scores(theta) @ w
         best = self._optimal[0]
@@ -161,6 +182,13 @@ class ExactMDP:
 
 @dataclass(frozen=True)
 class ExactLQR:
+    """Exact values of a linear Gaussian policy a ~ N(K s, σ²) on an LQR.
+
+    lqr       the environment
+    gain      theta [S, D] -> K [S, m, n] and σ [S, m], differentiable
+    discount  in [0, 1)
+    """
+
     lqr: LQR
     gain: Callable[[Tensor], tuple[Tensor, Tensor]]
     discount: float
@@ -171,7 +199,10 @@ class ExactLQR:
         return (K, noise) if theta.dim() == 2 else (K[0], noise[0])
 
     def J(self, theta: Tensor, horizon: int | None = None) -> Tensor:
-        """-inf where the policy does not hold the discounted state (discount · ρ(A + BK)² ≥ 1)."""
+        """E Σ_{t<horizon} discount^t r_t, [S] (a scalar for theta [D]); horizon None: the infinite sum.
+
+        With infinite horizon it is -inf where the closed loop is unstable: discount · ρ(A + BK)² ≥ 1.
+        """
         return self._J(*self._K(theta), horizon)
 
     def _J(self, K: Tensor, noise: Tensor, horizon: int | None) -> Tensor:
@@ -193,7 +224,7 @@ class ExactLQR:
 
     @cached_property
     def K_star(self) -> Tensor:
-        """The optimal gain [m, n], by iterating the *discounted* Riccati equation; it does not depend on the policy's noise."""
+        """The optimal gain [m, n], from the discounted Riccati equation; it does not depend on the policy's noise."""
         env, c = self.lqr, self.discount
         P = env.Q
         for _ in range(100_000):
@@ -205,12 +236,12 @@ class ExactLQR:
         return K
 
     def J_star(self, theta: Tensor) -> Tensor:
-        """The best J at the noise level of θ, [S]: that of K* with σ(θ)."""
+        """J(K*, σ(θ)), [S]: the best J at the noise level of θ."""
         noise = self._K(theta)[1]
         return self._J(self.K_star.expand(*noise.shape[:-2], -1, -1), noise, None)
 
     def gap(self, theta: Tensor) -> Tensor:
-        """J(K*, σ(θ)) - J(θ), [S]: the noise belongs to the policy class, the gain is what is learnt."""
+        """J(K*, σ(θ)) - J(θ), [S]; the policy class has the noise level σ(θ), and only the gain is optimised."""
         return self.J_star(theta) - self.J(theta)
 
     def fisher(self, theta: Tensor) -> Tensor:
@@ -225,8 +256,11 @@ class ExactLQR:
         return torch.linalg.solve(torch.eye(n * n, dtype=L.dtype) - c * torch.kron(L, L), source.flatten()).reshape(n, n)
 
     def transfer_error(self, theta: Tensor) -> float:
-        """As for ExactMDP; positive, since A is quadratic in the action and the score is linear: with e = a - Ks and
-        G = R + discount·B'PB the residual is tr(σ²G) - e'Ge, whose square is averaged over a ~ N(K*s, σ²), s ~ d*."""
+        """The transfer error as for ExactMDP, for one θ [D]. It is positive: A is quadratic in the action, the score is linear.
+
+        With e = a - Ks and G = R + discount·B'PB the residual is tr(σ²G) - e'Ge. Its square is averaged over a ~ N(K*s, σ²)
+        and s ~ d*.
+        """
         env, c = self.lqr, self.discount
         K, noise = self._K(_single(theta))
         L = env.A + env.B @ K

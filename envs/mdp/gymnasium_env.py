@@ -1,14 +1,14 @@
-"""Any Gymnasium environment as a batched Env: one instance for each row, stepped here, one after the other.
+"""`GymnasiumEnv`: any Gymnasium environment as a batched `Env`, with one instance for each row.
 
     reset   instance i .reset(seed = s_i), s_i from the key of row i
-    step    instance i .step(action_i) for each row that has not ended; an ended row stays as it was, with reward 0
+    step    instance i .step(action_i) for each row that has not ended; an ended row does not change, with reward 0
 
-The instances are not put into a `gymnasium.vector.SyncVectorEnv`, because its autoreset starts the next episode by itself:
-depending on the mode, the step after the end is a step that nobody took, or the last observation is hidden in `info`. Here
-an episode ends and stays ended, its last observation is the one that the environment gave, and `terminated` and
-`truncated` are handed on as they came.
+It does not use `gymnasium.vector.SyncVectorEnv`, whose autoreset starts the next episode by itself. Depending on the mode, that
+adds a step that no policy took, or hides the last observation in `info`. Here an ended episode stays ended, its last
+observation is the environment's own, and `terminated` and `truncated` are passed on unchanged.
 
-A row's seed decides its whole episode, so nothing random needs to be saved and row k is the same alone or in company.
+The seed of a row determines its whole episode. So no generator state needs to be saved, and row k does not depend on the other
+rows.
 """
 
 from __future__ import annotations
@@ -34,19 +34,23 @@ EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "imageio": "mujoco", "pygame": "
 
 
 class GymnasiumEnv:
-    """Episodes of the Gymnasium environment `make` (an id such as "CartPole-v1", or a function without arguments).
+    """A Gymnasium environment as a batched `Env`.
 
     Observations  Box: float32 of the same shape; Discrete(n, start): int64 counted from 0
-    Actions       Discrete and MultiDiscrete: integers counted from 0 whatever the space's `start`; Box: floats, which the
-                  environment gets clipped to the bounds. A Gaussian policy is not clipped: its log-density is that of the
-                  action it drew, before clipping.
-    action_mask   `info["action_mask"]` of a Discrete action space, where the environment gives one at reset
-    horizon       default: the time limit of the environment's spec
+    Actions       Discrete and MultiDiscrete: integers counted from 0, whatever the space's `start`; Box: floats, clipped to the
+                  bounds before the environment gets them. The log-density of a Gaussian policy is that of the sampled action,
+                  before clipping.
+    action_mask   `info["action_mask"]` of a Discrete action space, if the environment gives one at reset
 
-    `State.inner` is a ticket, good for one step: the instances behind a state have moved on after it.
+    `State.inner` is valid for one step only, because a step changes the instances behind the state.
 
-    Raises ValueError for an unknown id, an old MuJoCo id, a space that is not supported or a missing horizon, ImportError
-    with the pip command for a missing package.
+    Args:
+        make: an id such as "CartPole-v1", or a function without arguments that makes the environment.
+        horizon: the most steps of an episode; None: the time limit of the environment's spec.
+
+    Raises:
+        ValueError: the id is unknown or an old MuJoCo id, a space is not supported, or there is no horizon.
+        ImportError: a package is missing; the message has the pip command.
     """
 
     backend: ClassVar[Literal["torch", "numpy"]] = "numpy"
@@ -60,26 +64,28 @@ class GymnasiumEnv:
         limit = single.spec.max_episode_steps if single.spec is not None else None
         if horizon is None and limit is None:
             raise ValueError(
-                f"{self.name} has no time limit of its own: say how long an episode may be, horizon=... (--horizon)"
+                f"{self.name} has no time limit of its own: set the most steps of an episode, horizon=... (--horizon)"
             )
         self.horizon: int = horizon if horizon is not None else limit  # type: ignore[assignment]
         if self.horizon < 1:
             raise ValueError(f"horizon is {self.horizon}, expected at least 1")
         self.observation_space, self._obs_start = _observations(single.observation_space, self.name)
-        self.action_space, self._to_world = _actions(single.action_space, self.name)
+        self.action_space, self._to_gymnasium = _actions(single.action_space, self.name)
         self._obs_dtype: Any = self.observation_space.dtype
         self._ticket: object | None = None
 
     def __reduce__(self) -> Any:
-        """A copy makes environments of its own: those of the pool do not travel."""
+        """Pickle the settings only: a copy makes instances of its own."""
         return partial(GymnasiumEnv, self._given, horizon=self.horizon), ()
 
     def reset(self, n: int, rng: Rng) -> State:
-        """n episodes; `rng` has n rows. States of earlier episodes are stale from now on."""
+        """Start n episodes, one for each row of `rng`. States of earlier episodes become stale.
+
+        Raises:
+            ValueError: n is below 1 or is not the number of rows, or the environment's observation has another shape.
+        """
         if not 1 <= n == len(rng):
-            raise ValueError(
-                f"{self.name} is to be reset with n = {n} and {len(rng)} random keys, expected one for each episode"
-            )
+            raise ValueError(f"{self.name}.reset got n = {n} and {len(rng)} random keys, expected one key for each episode")
         self._ticket = None
         while len(self._pool) < n:
             self._pool.append(self._make())
@@ -104,7 +110,11 @@ class GymnasiumEnv:
         return State(obs, np.zeros(n, np.float32), never, never.copy(), self._ticket, mask)
 
     def step(self, state: State, action: Array, rng: Rng) -> State:
-        """Steps the rows that have not ended. Raises ValueError when `state` is not the latest one."""
+        """Step the rows that have not ended; `rng` is not used.
+
+        Raises:
+            ValueError: `state` is not the latest one, or `action` has a wrong shape.
+        """
         if self._ticket is None or state.inner is not self._ticket:
             raise ValueError(
                 f"{self.name} cannot go back: this state is stale, a step or a reset came after it. "
@@ -116,8 +126,8 @@ class GymnasiumEnv:
             raise ValueError(
                 f"{self.name} got actions of shape {moves.shape}, expected {len(state.obs)} rows of {self.action_space}"
             )
-        self._ticket = None  # an instance that raises leaves nothing to step
-        moves = self._to_world(moves)
+        self._ticket = None  # after an exception in an instance no state can be stepped
+        moves = self._to_gymnasium(moves)
         obs, reward = state.obs.copy(), np.zeros(len(state.obs), np.float32)
         terminated, truncated = state.terminated.copy(), state.truncated.copy()
         mask = None if state.action_mask is None else state.action_mask.copy()
@@ -125,7 +135,7 @@ class GymnasiumEnv:
         for i in rows.tolist():
             seen, reward[i], terminated[i], truncated[i], info = self._pool[i].step(moves[i])
             obs[i] = self._seen(seen, shape, "step")
-            # an ended row keeps its last legal actions: a policy over no actions at all is NaN
+            # an ended row keeps its last mask: a softmax without valid actions is NaN
             if mask is not None and not (terminated[i] or truncated[i]):
                 mask[i] = self._checked_mask(info.get("action_mask"), mask[i])
         if self._obs_start:
@@ -134,31 +144,31 @@ class GymnasiumEnv:
         return State(obs, reward, terminated, truncated, self._ticket, mask)
 
     def close(self) -> None:
-        """Closes the instances; a later reset makes new ones."""
+        """Close the instances; a later reset makes new ones."""
         self._ticket = None
         while self._pool:
             self._pool.pop().close()
 
     def _seen(self, seen: Any, shape: tuple[int, ...], call: str) -> Any:
-        if np.shape(seen) != shape:  # numpy would stretch a smaller one over the row
+        if np.shape(seen) != shape:  # numpy would broadcast a smaller one
             raise ValueError(
-                f"{self.name}.{call} returned an observation of shape {np.shape(seen)}, but its observation_space says {shape}"
+                f"{self.name}.{call} returned an observation of shape {np.shape(seen)}, but its space has shape {shape}"
             )
         return seen
 
     def _checked_mask(self, given: Any, before: Any) -> Any:
-        legal = None if given is None else np.asarray(given, bool)
-        if legal is None or legal.shape != before.shape or not legal.any():
-            got = "no action_mask" if legal is None else f"action_mask {legal.astype(int).tolist()}"
+        mask = None if given is None else np.asarray(given, bool)
+        if mask is None or mask.shape != before.shape or not mask.any():
+            got = "no action_mask" if mask is None else f"action_mask {mask.astype(int).tolist()}"
             raise ValueError(
                 f"{self.name} gave {got} in its info, but it gave masks before: "
-                f"expected {len(before)} values with at least one legal action at reset and after every step"
+                f"expected {len(before)} values with at least one valid action at reset and after every step"
             )
-        return legal
+        return mask
 
 
 def _observations(space: Space, name: str) -> tuple[Space, int]:
-    """Our observation space and what to take off the environment's numbers."""
+    """Our observation space, and what to subtract from the environment's observations."""
     if isinstance(space, Discrete):
         return Discrete(int(space.n)), int(space.start)
     if isinstance(space, Box):
@@ -170,7 +180,7 @@ def _observations(space: Space, name: str) -> tuple[Space, int]:
 
 
 def _actions(space: Space, name: str) -> tuple[Space, Callable[[Any], Any]]:
-    """Our action space and the map from a batch of its actions to one action of the environment per row."""
+    """Our action space, and a function from a batch of its actions to the environment's actions, one for each row."""
     start: Any
     if isinstance(space, Discrete):
         start = int(space.start)
@@ -189,7 +199,7 @@ def _actions(space: Space, name: str) -> tuple[Space, Callable[[Any], Any]]:
 
 
 def _make(name: str) -> Single:
-    """gymnasium.make, with errors that say what to do."""
+    """`gymnasium.make` with error messages that say what to do."""
     if new := _successor(name):
         raise ValueError(f"{name} is an old MuJoCo task with another physics interface: use {new}")
     try:
@@ -213,14 +223,14 @@ def _entry_point(name: str) -> str:
 
 
 def _successor(name: str) -> str | None:
-    """The v5 task in place of an old MuJoCo id."""
+    """The v5 task that replaces an old MuJoCo id, or None."""
     old = re.fullmatch(r"(?:.*:)?(\w+)-v[0-4]", name)
     new = f"{old[1]}-v5" if old else ""
     return new if _entry_point(new).startswith("gymnasium.envs.mujoco") else None
 
 
 def _pip(name: str, missing: Exception) -> str:
-    """The command that installs what `name` misses."""
+    """The pip command for the package that `name` needs."""
     cause = missing.__cause__ if isinstance(missing.__cause__, ImportError) else missing
     module = (cause.name or "").split(".")[0] if isinstance(cause, ModuleNotFoundError) else ""
     home = re.match(r"gymnasium\.envs\.(box2d|mujoco|phys2d)\b", _entry_point(name))

@@ -1,9 +1,9 @@
-"""An Env of ours as a single Gymnasium environment: one row, and the key of each episode drawn from `np_random`.
+"""`Exported`: an `Env` as a single Gymnasium environment, with a batch of one. The key of an episode comes from `np_random`.
 
     reset(seed)   seeds np_random; key = a number from np_random; state = env.reset(1, key)
     step(action)  state = env.step(state, action); truncated at the environment's horizon
 
-Episode with key k is the one that `rollout` plays for `Rng.of_seeds([k])` with the same actions.
+The episode with key k is the one that `rollout` samples for `Rng.of_seeds([k])`, given the same actions.
 """
 
 from __future__ import annotations
@@ -21,17 +21,24 @@ from envs.rollout import AHEAD, ENV, RESET
 
 
 class Exported(gymnasium.Env[Any, Any]):
-    """`env` with B = 1 under Gymnasium's reset and step.
+    """An `Env` with Gymnasium's interface and a batch of one.
 
-    Observations and actions have the dtype of the spaces. `info["action_mask"]` [A] int8 is there when the world gives a
-    mask, `info["key"]` after reset. An episode that reaches the horizon without an end of its own is truncated. Stepping on
-    after an end raises ResetNeeded. Render mode "ansi" where `env` has `render(state) -> str`.
+    Observations and actions have the dtype of the spaces. `info["action_mask"]` is [A] int8, if the environment has masks;
+    `info["key"]` is set by reset. An episode that reaches the horizon without ending by itself is truncated.
+
+    Args:
+        env: the environment.
+        render_mode: "ansi", if `env` has `render(state) -> str`, or None.
+
+    Raises:
+        ValueError: the environment does not have this render mode.
+        ResetNeeded: `step` or `render` is called before `reset`, or `step` after the end of an episode.
     """
 
     def __init__(self, env: Env, render_mode: str | None = None) -> None:
         modes = ["ansi"] if hasattr(env, "render") else []
         if render_mode is not None and render_mode not in modes:
-            raise ValueError(f"render_mode is {render_mode!r}, this world has {modes or 'none'}")
+            raise ValueError(f"render_mode is {render_mode!r}, this environment has {modes or 'none'}")
         self.metadata = {"render_modes": modes, "render_fps": 4}
         self.env, self.render_mode = env, render_mode
         self.observation_space, self.action_space = env.observation_space, env.action_space
@@ -64,11 +71,11 @@ class Exported(gymnasium.Env[Any, Any]):
         if self.render_mode is None:
             return None
         if self._state is None:
-            raise ResetNeeded("there is nothing to draw yet: call reset() before render()")
+            raise ResetNeeded("there is no state to render: call reset() before render()")
         return self.env.render(self._state)  # type: ignore[attr-defined]
 
     def _seen(self, state: State) -> Any:
-        # a copy: the row is a view of a batch that the world may hand out again
+        # a copy: the row is a view of a batch that the environment may return again
         seen = np.array(_numpy(state.obs)[0], self.observation_space.dtype)
         return seen if seen.shape else seen[()]
 
@@ -82,25 +89,27 @@ def _info(state: State) -> dict[str, Any]:
 
 
 def make_gridworld(render_mode: str | None = None, **settings: Any) -> Exported:
-    """pgrl/GridWorld-v0; `settings` are the arguments of `envs.mdp.tabular.gridworld`."""
+    """Make pgrl/GridWorld-v0; `settings` are the arguments of `envs.mdp.tabular.gridworld`."""
     from envs.mdp.tabular import gridworld
 
-    world: Any = gridworld(**settings)
-    return Exported(world, render_mode)
+    env: Any = gridworld(**settings)
+    return Exported(env, render_mode)
 
 
 def make_garnet(render_mode: str | None = None, **settings: Any) -> Exported:
-    """pgrl/Garnet-v0; `settings` are the arguments of `envs.mdp.tabular.garnet`. The world is drawn from its argument `seed`,
-    the episodes from the seed given to reset."""
+    """Make pgrl/Garnet-v0; `settings` are the arguments of `envs.mdp.tabular.garnet`.
+
+    The argument `seed` determines the MDP; the seed given to reset determines the episodes.
+    """
     from envs.mdp.tabular import garnet
 
-    world: Any = garnet(**settings)
-    return Exported(world, render_mode)
+    env: Any = garnet(**settings)
+    return Exported(env, render_mode)
 
 
 def make_lqr(render_mode: str | None = None, **settings: Any) -> Exported:
-    """pgrl/LQR-v0; `settings` are the arguments of `envs.mdp.lqr.double_integrator`."""
+    """Make pgrl/LQR-v0; `settings` are the arguments of `envs.mdp.lqr.double_integrator`."""
     from envs.mdp.lqr import double_integrator
 
-    world: Any = double_integrator(**settings)
-    return Exported(world, render_mode)
+    env: Any = double_integrator(**settings)
+    return Exported(env, render_mode)

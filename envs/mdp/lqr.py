@@ -1,7 +1,7 @@
 """The linear-quadratic regulator: s' = A s + B a + w, r = -(s'Qs + a'Ra), with noise w ~ N(0, W) and s_0 ~ N(0, Σ_0).
 
-Actions are those of a Gaussian policy a = K s + σ ε. Nothing is clipped: the exact values of `envs.mdp.exact` are those of the
-linear system. Every episode runs to the horizon.
+Actions are not clipped, so that the exact values of `envs.mdp.exact`, which are those of the linear system, hold for a Gaussian
+policy a = K s + σ ε. Every episode runs to the horizon.
 """
 
 from __future__ import annotations
@@ -18,10 +18,21 @@ from envs.random import Rng
 
 
 class LQR:
-    """A [n, n], B [n, m], Q [n, n], R [m, m], W [n, n] noise covariance, start [n, n] covariance of s_0; `dtype` of what is
-    handed out.
+    """A linear-quadratic regulator with state s [n] and action a [m].
 
-    Raises ValueError when a shape disagrees with A and B or a covariance has no Cholesky factor.
+    Args:
+        A: [n, n], state to next state.
+        B: [n, m], action to next state.
+        Q: [n, n], cost of the state.
+        R: [m, m], cost of the action.
+        W: [n, n], covariance of the noise.
+        start: [n, n], covariance of s_0, whose mean is 0.
+        horizon: steps of an episode.
+        dtype: of observations and rewards.
+        device: of the tensors.
+
+    Raises:
+        ValueError: a shape disagrees with that of B, a covariance is not positive definite, or `horizon` is below 1.
     """
 
     backend: ClassVar[Literal["torch", "numpy"]] = "torch"
@@ -76,7 +87,7 @@ class LQR:
 
 
 def double_integrator(horizon: int = 50, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> LQR:
-    """Position and velocity under a force, the reference problem of the tests: A = [[.9, .2], [0, .8]], B = [0; .5]."""
+    """Make an LQR with n = 2, m = 1: position and velocity under a force, A = [[.9, .2], [0, .8]], B = [0; .5]."""
     eye = [[1.0, 0.0], [0.0, 1.0]]
     tables = ([[0.9, 0.2], [0.0, 0.8]], [[0.0], [0.5]], [[1.0, 0.0], [0.0, 0.5]], [[0.3]], [[0.05, 0.0], [0.0, 0.05]], eye)
     return LQR(*(torch.tensor(x, dtype=torch.float64) for x in tables), horizon=horizon, dtype=dtype, device=device)

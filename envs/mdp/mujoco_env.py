@@ -1,16 +1,16 @@
-"""The MuJoCo v5 tasks as a fast batched Env: one MjData per row, `mj_step` called directly, the rest in batched numpy.
+"""`MujocoEnv`: the MuJoCo v5 tasks as a batched `Env`, with one MjData per row, direct calls of `mj_step`, the rest in numpy.
 
-    reset   for each row: positions and velocities = the model's + noise of the row's own key;  mj_forward
-    step    for each unfinished row: controls = action;  mj_step × frame_skip          (the GIL is free meanwhile)
-            for all rows at once: what the task reads -> observation, reward, fell      (mujoco_tasks.py)
+    reset   for each row: positions and velocities = the model's + noise from the row's key;  mj_forward
+    step    for each unfinished row: controls = action;  mj_step × frame_skip                        (without the GIL)
+            for all rows at once: the arrays that the task reads -> observation, reward, fell        (mujoco_tasks.py)
 
-One environment uses one thread; `envs.workers` plays shares of the episodes side by side in processes. Threads are slower:
-whether they share the rows of a step or the episodes, one wakes another every few steps, and waking takes as long as a step.
+One environment uses one thread; `envs.workers` runs episodes in parallel processes. Threads are slower: whether they divide the
+rows of a step or the episodes, one thread wakes another every few steps, and waking takes as long as a step.
 
-For equal positions, velocities and actions the numbers are those of `gymnasium.make(id).unwrapped`, bit for bit in float64.
+For equal positions, velocities and actions the results equal those of `gymnasium.make(id).unwrapped`, bit for bit in float64.
 
-Differs from Gymnasium: an instability that MuJoCo would heal by silently restarting the episode is refused (reward NaN, which
-`rollout` reports as an EnvironmentFault), and an action that is not a number raises instead of acting as zero.
+Differs from Gymnasium: after a physical instability MuJoCo silently resets the simulation; here the reward is NaN, which
+`rollout` reports as an EnvironmentFault. An action that is not finite raises instead of acting as zero.
 """
 
 from __future__ import annotations
@@ -31,18 +31,21 @@ from envs.core import Array, Diverged, State
 from envs.mdp.mujoco_tasks import TASKS, Step
 from envs.random import Rng
 
-HUGE = 1e10  # mjMAXVAL: MuJoCo takes a control beyond it for a fault and sets all controls of that row to zero
+HUGE = 1e10  # mjMAXVAL: if a control exceeds it, MuJoCo sets all controls of the row to zero
 LOADING = threading.Lock()
 
 
 class MujocoEnv:
-    """One MuJoCo v5 task, e.g. `MujocoEnv("HalfCheetah-v5")`; conforms to `envs.core.Env`.
+    """A MuJoCo v5 task, e.g. `MujocoEnv("HalfCheetah-v5")`, as an `envs.core.Env`.
 
-    id        the task's name in Gymnasium
-    horizon   steps of an episode; None = Gymnasium's time limit. `step` itself never truncates
-    dtype     of observations and rewards, np.float32 or np.float64 (the physics is float64 always)
+    Args:
+        id: the task's name in Gymnasium.
+        horizon: steps of an episode; None: Gymnasium's time limit. `step` itself never truncates.
+        dtype: of observations and rewards, np.float32 or np.float64; the physics is always float64.
 
-    Raises ValueError for an id, a horizon or a dtype that cannot be served, ImportError without MuJoCo.
+    Raises:
+        ValueError: the id, the horizon or the dtype is not supported.
+        ImportError: MuJoCo is not installed.
     """
 
     backend: ClassVar[Literal["torch", "numpy"]] = "numpy"
@@ -72,16 +75,19 @@ class MujocoEnv:
         self._constants = (time_step * task.frame_skip, time_step, self._model.body_mass.copy())
 
     def __reduce__(self) -> Any:
-        """A copy is a fresh environment of the same settings: MuJoCo's state does not travel."""
+        """Pickle the settings only: a copy is a new environment, without MuJoCo's state."""
         return functools.partial(MujocoEnv, self.id, horizon=self.horizon, dtype=self.dtype), ()
 
     def __repr__(self) -> str:
         return f"MujocoEnv({self.id!r}, horizon={self.horizon}, dtype=np.{self.dtype.name})"
 
     def reset(self, n: int, rng: Rng) -> State:
-        """n fresh episodes; row i starts where its own key says, with the distribution of Gymnasium's `reset`.
+        """Start n episodes. The initial state of row i depends on key i only and has the distribution of Gymnasium's `reset`.
 
-        Every State of earlier episodes becomes stale. Raises ValueError when n is below 1 or differs from len(rng).
+        States of earlier episodes become stale.
+
+        Raises:
+            ValueError: n is below 1, or differs from len(rng).
         """
         if n != len(rng) or n < 1:
             raise ValueError(f"got n = {n} and random streams for {len(rng)} rows; give one stream a row, at least one row")
@@ -102,12 +108,16 @@ class MujocoEnv:
         return State(obs, np.zeros(n, self.dtype), *self._never, inner=self._ticket)
 
     def step(self, state: State, action: Array, rng: Rng) -> State:
-        """One action for each unfinished row; `rng` is not used. Actions are not clipped (MuJoCo clamps the controls inside).
+        """Step the unfinished rows. Actions are not clipped here; MuJoCo clamps the controls.
 
-        state   the newest State of this environment: MuJoCo cannot step an older one again
-        action  [B, A] numpy or torch
+        Args:
+            state: the newest State of this environment; MuJoCo cannot step an older one.
+            action: [B, A], numpy or torch; rows of ended episodes are ignored.
+            rng: not used.
 
-        Raises ValueError for a stale state and for a wrong shape, Diverged for an action that is NaN, infinite or beyond 1e10.
+        Raises:
+            ValueError: the state is stale, or the action has a wrong shape.
+            Diverged: an action is NaN, infinite or beyond 1e10.
         """
         if state.inner != self._ticket:
             raise ValueError(
@@ -122,12 +132,12 @@ class MujocoEnv:
                 f"got actions of shape {action.shape}; {self.id} has {len(before)} rows here: give shape "
                 f"{(len(before), self._nu)}"
             )
-        # The same two arrays go from state to state until a row ends: a comparison of identities says that all rows run.
+        # The same two arrays are passed from state to state until a row ends: if they are identical, all rows are running.
         running = state.terminated is self._never[0] and state.truncated is self._never[1]
         finished = None if running else state.terminated | state.truncated
-        if not np.vdot(action, action) <= HUGE:  # True for NaN; cheaper than looking at every number
+        if not np.vdot(action, action) <= HUGE:  # True for NaN; cheaper than a check of every number
             self._refuse_faulty(action, finished)
-        self._ticket += 1  # before the physics: a step that is interrupted cannot be taken again
+        self._ticket += 1  # before the physics: an interrupted step cannot be repeated
         self._advance(action, finished)
         now = np.frombuffer(b"".join(self._read)).reshape(before.shape)
         fell = task.fell(now) if task.fell is not None else None
@@ -186,7 +196,7 @@ class MujocoEnv:
             )
 
     def _look(self, n: int) -> Array:
-        """[n, W] float64, a copy of what the task reads of the first n rows."""
+        """[n, W] float64: a copy of the arrays that the task reads, of the first n rows."""
         return np.frombuffer(b"".join(view for views in self._views[:n] for view in views)).reshape(n, -1)
 
     def _grow_pool(self, n: int) -> None:
@@ -201,7 +211,7 @@ def _task_name(id: str) -> str:
     if name in TASKS and version == "5":
         return name
     if name in TASKS and re.fullmatch(r"\d+", version):
-        raise ValueError(f"got {id!r}; only version 5 of the MuJoCo tasks is served: use {name + '-v5'!r}")
+        raise ValueError(f"got {id!r}; only version 5 of the MuJoCo tasks is supported: use {name + '-v5'!r}")
     known = {task.lower(): f"{task}-v5" for task in TASKS}
     near = [known[match] for match in difflib.get_close_matches((name if dash else id).lower(), known, cutoff=0.5)]
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(known.values())}"
@@ -209,12 +219,12 @@ def _task_name(id: str) -> str:
 
 
 def _first_ticket(env: MujocoEnv) -> int:
-    return id(env) << 32  # no two living environments share a ticket
+    return id(env) << 32  # tickets of different environments are different
 
 
 def _at_least_one(name: str, value: int) -> int:
     if value < 1:
-        raise ValueError(f"got {name} = {value}; it counts something that must be there: give 1 or more")
+        raise ValueError(f"got {name} = {value}, expected at least 1")
     return value
 
 
@@ -227,10 +237,10 @@ def _import_mujoco(id: str) -> Any:
 
 
 def _load(mujoco: Any, xml: str) -> Any:
-    """Gymnasium's model file `xml`."""
-    # Found without importing gymnasium.envs.mujoco, which asks for packages that only rendering needs.
+    """Load the model file `xml` of Gymnasium."""
+    # Without importing gymnasium.envs.mujoco, which needs packages for rendering.
     path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml
-    # MuJoCo's own handler writes MUJOCO_LOG.TXT into the working directory, for half_cheetah.xml at every load.
+    # MuJoCo's own handler writes MUJOCO_LOG.TXT into the working directory whenever half_cheetah.xml is loaded.
     said: list[str] = []
     with LOADING:
         handler = mujoco.get_mju_user_warning()
@@ -241,5 +251,5 @@ def _load(mujoco: Any, xml: str) -> Any:
             mujoco.set_mju_user_warning(handler)
     for message in said:
         if "settotalmass" not in message:
-            warnings.warn(f"MuJoCo says of {xml}: {message}", stacklevel=3)
+            warnings.warn(f"MuJoCo warns about {xml}: {message}", stacklevel=3)
     return model

@@ -1,6 +1,6 @@
-"""The ten MuJoCo v5 tasks: what is seen, what is paid and when an episode ends, for a whole batch of rows at once.
+"""The ten MuJoCo v5 tasks: observation, reward and termination, as functions of a batch of rows.
 
-    task                      paid for each step                                                      ends when
+    task                      reward of a step                                                        ends when
     HalfCheetah, Swimmer      speed − w |a|²                                                          never
     Hopper, Walker2d          speed + 1[healthy] − 0.001 |a|²                                         not healthy
     Ant                       speed + 1[healthy] − 0.5 |a|² − 0.0005 |clip(contact forces)|²          not healthy
@@ -10,10 +10,10 @@
     InvertedPendulum          1[upright]                                                              not upright
     InvertedDoublePendulum    10·1[upright] − distance penalty − velocity penalty                     not upright
 
-a is the action as given (nobody clips it; MuJoCo clamps it to the control range inside), u the same in float64.
+a is the action as given (MuJoCo clamps it to the control range internally), u is a in float64.
 
 Source: the task definitions of the Gymnasium documentation, version v5 (Towers et al., arXiv 2407.17032), default arguments.
-Sums are taken in Gymnasium's order and precision (|a|² in the precision of the action), so the numbers are equal to the bit.
+Sums are taken in Gymnasium's order and precision (|a|² in the precision of the action), so that results are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from envs.core import Array
 
 
 class Step(NamedTuple):
-    """One step of B rows. `before` and `now` hold what the task reads, [B, W] float64, columns in the order of `Task.reads`."""
+    """One step of B rows. `before` and `now` are what the task reads, [B, W] float64, in the order of `Task.reads`."""
 
     before: Array
     now: Array
@@ -41,20 +41,20 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What makes a MuJoCo model a task.
+    """A task on a MuJoCo model: observation, reward, termination and initial state.
 
     xml             model file among Gymnasium's assets
     frame_skip      physics steps for each action
-    reads           MjData -> arrays of one row (contiguous float64) that the functions below look at, joined to W columns
+    reads           MjData -> arrays of one row (contiguous float64), which are concatenated to W columns
     observe         now [B, W] -> obs [B, O]
     reward          Step -> [B]
     fell            now [B, W] -> [B] bool, True = the episode ends here; None = it never does
-    qpos_noise      half width of the uniform noise on the first position
-    qvel_noise      scale of the noise on the first velocity
+    qpos_noise      half width of the uniform noise on the initial position
+    qvel_noise      scale of the noise on the initial velocity
     normal_qvel     that noise is normal (standard deviation qvel_noise) instead of uniform (half width qvel_noise)
     goal            radius in metres of the disc in which the last two positions are drawn, or None
     horizon         Gymnasium's time limit, steps
-    contact_forces  the task reads cfrc_ext, which MuJoCo fills only when asked (mj_rnePostConstraint)
+    contact_forces  the task reads cfrc_ext, which MuJoCo computes only on request (mj_rnePostConstraint)
     """
 
     xml: str
@@ -77,6 +77,7 @@ def squares(x: Array) -> Array:
 
 
 def within(x: Array, bound: float) -> Array:
+    """x clipped to ±bound."""
     return np.minimum(np.maximum(x, -bound), bound)
 
 
@@ -98,7 +99,7 @@ def hop(s: Step) -> Array:
 
 
 def positions_and_bounded_velocities(count: int) -> Callable[[Array], Array]:
-    """All `count` positions but x, and velocities held within ±10."""
+    """Make an observation: all `count` positions but x, and velocities clipped to ±10."""
 
     def observe(now: Array) -> Array:
         obs = now[:, 1:].copy()
@@ -120,11 +121,11 @@ def walker_fell(now: Array) -> Array:
     return ~((height > 0.8) & (height < 2.0) & (np.abs(angle) < 1.0))
 
 
-# Ant: x of the torso's frame | qpos 15 | qvel 14 | cfrc_ext 14 · 6 (the first 6 belong to the world and are not seen)
+# Ant: x of the torso's frame | qpos 15 | qvel 14 | cfrc_ext 14 · 6 (the first 6 belong to the world body and are not observed)
 
 
 def ant_reads(d: Any) -> tuple[Array, ...]:
-    # xpos is older than qpos by one physics step, and it is what the task's speed is measured with
+    # xpos is older than qpos by one physics step; the task computes the speed from it
     return d.xpos[1, :1], d.qpos, d.qvel, d.cfrc_ext[1:], d.cfrc_ext
 
 
@@ -143,7 +144,7 @@ def ant_reward(s: Step) -> Array:
     return speed(s) + ~s.fell - (0.5 * squares(s.action) + 5e-4 * squares(within(s.now[:, 108:], 1.0)))
 
 
-# Humanoids: qpos 24 | qvel 23 | cinert, cvel, actuator forces, cfrc_ext of all but the world | cfrc_ext 14 · 6 | xipos 14 · 3
+# Humanoids: qpos 24 | qvel 23 | cinert, cvel, actuator forces, cfrc_ext without the world body | cfrc_ext 14 · 6 | xipos 14 · 3
 
 HUMANOID_SEEN = slice(2, 350)
 HUMANOID_FORCES = slice(350, 434)
@@ -165,7 +166,7 @@ def humanoid_costs(s: Step) -> tuple[Array, Array]:
 
 
 def humanoid_reward(s: Step) -> Array:
-    # cumsum adds body after body, the others in an order of their own; Gymnasium's sum is body after body
+    # cumsum adds body after body, as Gymnasium does; other sums use another order
     now, before = (np.cumsum(s.mass * x[:, HUMANOID_X], 1)[:, -1] / s.mass.sum() for x in (s.now, s.before))
     control, contact = humanoid_costs(s)
     return 1.25 * ((now - before) / s.dt) + 5.0 * ~s.fell - (control + contact)

@@ -1,6 +1,6 @@
-"""Finite MDPs as batched tensor environments: any table of transitions, GridWorld from a text map, Garnet at random.
+"""Finite MDPs as batched environments: from transition tables, gridworlds from a text map, random Garnet MDPs.
 
-The exact values of a policy on these worlds (J, its gradient, its Hessian) are in `envs.mdp.exact`.
+`envs.mdp.exact` computes the exact value of a policy on them, J(θ), and its gradient and Hessian.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ from envs.random import Rng
 
 
 class FiniteMDP:
-    """A finite MDP. Terminal states are absorbing and pay nothing; an episode ends on entering one.
+    """A finite MDP with S states and A actions. An episode ends on entering a terminal state.
 
-    transition  [S, A, S] probabilities, rows sum to 1
-    reward      [S, A] or [S, A, S] for the step s, a (-> s')
-    start       [S] distribution of the first state
-    horizon     steps after which `rollout` cuts an episode
-    terminal    [S] bool, default none
-    dtype       of the rewards handed out
-    device      on the CPU a batch is stepped in numpy, whose look-ups cost a third of torch's; elsewhere in torch
+    Terminal states are absorbing and have reward 0.
 
-    Raises ValueError when shapes disagree or a row is not a distribution.
+    Args:
+        transition: [S, A, S] probabilities P(s' | s, a); rows sum to 1.
+        reward: [S, A] or [S, A, S], r(s, a) or r(s, a, s').
+        start: [S] distribution of the first state.
+        horizon: steps after which `rollout` truncates an episode.
+        terminal: [S] bool; None: no state is terminal.
+        dtype: of the rewards that `step` returns.
+        device: on the CPU a batch is stepped in numpy, whose look-ups take a third of the time of torch's; elsewhere in torch.
+
+    Raises:
+        ValueError: shapes disagree, a row is not a distribution, or `horizon` is below 1.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class FiniteMDP:
         self.observation_space = gymnasium.spaces.Discrete(n)
         self.action_space = gymnasium.spaces.Discrete(a)
         # for sampling: the successors of each (s, a) with their cumulative probabilities, flat over (s, a, k). The last
-        # column of the latter is 1 and left out: the successor's number is how many columns a uniform number exceeds
+        # column of the latter is 1 and left out: the index of the successor is the number of columns below a uniform number
         self._k = int((self.transition > 0).sum(-1).max())
         order = (self.transition > 0).to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., : self._k]
         cdf = self.transition.gather(-1, order).cumsum(-1).flatten(0, 1)
@@ -119,13 +123,27 @@ def gridworld(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> FiniteMDP:
-    """A grid read from a text map; four actions (up, right, down, left).
+    """Make a gridworld from a text map. Actions: 0 up, 1 right, 2 down, 3 left.
 
-    `.` free, `#` wall, `S` start, `G` goal and `P` pit (both end the episode). Without an `S` every free cell is a start,
-    with equal chances. A move turns by a right angle, to either side, with probability `slip`; a move into a wall or over
-    the edge stays. `goal_reward` and `pit_reward` are paid on entering, `step_reward` at every step.
+    With probability `slip` the agent moves at a right angle to the chosen direction, with equal probability to either side. A
+    step into a wall or over the edge stays in place.
 
-    Raises ValueError naming line and column of a wrong sign or a row of another length.
+    Args:
+        text: the map, one line a row: `.` free, `#` wall, `S` start, `G` goal, `P` pit. Goals and pits end the episode. Without
+            an `S` the start is uniform over the free cells.
+        slip: probability in [0, 1].
+        goal_reward: added on entering a goal.
+        pit_reward: added on entering a pit.
+        step_reward: of every step.
+        horizon: steps after which `rollout` truncates an episode.
+        dtype: of the rewards.
+        device: see `FiniteMDP`.
+
+    Returns:
+        The MDP; states are the cells that are not walls, row by row.
+
+    Raises:
+        ValueError: a wrong character or a row of another length (with line and column), no start cell, or `slip` out of range.
     """
     lines = [line.strip() for line in text.strip().splitlines()]
     for i, line in enumerate(lines, 1):
@@ -168,8 +186,25 @@ def garnet(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> FiniteMDP:
-    """A random MDP (Archibald et al. 1995; Bhatnagar et al. 2009): from each (s, a) `branching` successors with Dirichlet(1)
-    probabilities, rewards uniform on [0, 1], uniform start. The same `seed` gives the same world."""
+    """Make a random MDP: `branching` successors of each (s, a) with Dirichlet(1) probabilities, rewards uniform on [0, 1].
+
+    The first state is uniform over all states. The same `seed` gives the same MDP.
+
+    Args:
+        n_states: S.
+        n_actions: A.
+        branching: successors of each (s, a), between 1 and S.
+        seed: of the tables.
+        horizon: steps after which `rollout` truncates an episode.
+        dtype: of the rewards.
+        device: see `FiniteMDP`.
+
+    Raises:
+        ValueError: `branching` is out of range.
+
+    Source:
+        Archibald, McKinnon and Thomas 1995; Bhatnagar et al. 2009.
+    """
     if not 1 <= branching <= n_states:
         raise ValueError(f"branching is {branching}, expected between 1 and n_states = {n_states}")
     draw = np.random.default_rng(seed)

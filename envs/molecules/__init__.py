@@ -1,1 +1,1 @@
-"""Molecules as trees of building blocks: the vocabulary and its tables, the walk among trees, the bridge to RDKit."""
+"""Molecules as trees of building blocks: vocabularies and their tables, trees as a DAG, conversion to RDKit."""

@@ -1,9 +1,9 @@
-"""Works out `AtomTables` for any vocabulary, with RDKit: what each atom looks like, alone, with partners, and beside which.
+"""`atom_tables`: computes `AtomTables` for any vocabulary with RDKit.
 
 1. each block alone, and each of its sites with 1, 2, ... methyl groups: features by number of partners
-2. sites that look alike with a given number of partners (element, charge, bonds, neighbours) are of one kind
-3. each kind bonded with each: does its atom change? As what it was beside a methyl group, or into one other thing
-4. random trees as a check: a block where something further off changes is refused
+2. sites with equal properties (element, charge, bonds, neighbours) and number of partners are of one kind
+3. each kind bonded to each kind: either its atom is the same as next to a methyl group, or it changes to one other state
+4. comparison on random trees: a block in which a more distant atom changes raises ValueError
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Look = tuple[int, bool, str, int]  # atomic number, aromatic, hybridisation, hyd
 SLOTS = {1: 0, 6: 1, 7: 2, 8: 3, 9: 4}
 HYBRIDISATION = {"SP": 10, "SP2": 11, "SP3": 12}
 TYPES = (Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE, Chem.BondType.AROMATIC)
-CHECKED, NODES = 200, 6  # random trees in the check, and their blocks
+CHECKED, NODES = 200, 6  # random trees in the comparison, and their most blocks
 
 
 def atom_tables(fragments: Sequence[Fragment]) -> AtomTables:
@@ -76,9 +76,7 @@ class _Derivation:
             looks = _looks(mol)[: len(self.alone[c])]
             look[state] = looks[a]
             if [x for i, x in enumerate(looks) if i != a] != [x for i, x in enumerate(self.alone[c]) if i != a]:
-                raise ValueError(
-                    f"attaching to atom {a} of block {self.fragments[c].name} changes its other atoms; leave it out"
-                )
+                raise ValueError(f"attaching to atom {a} of block {self.fragments[c].name} changes its other atoms; remove it")
             key = _outside(mol.GetAtomWithIdx(a), len(looks))
             kind_of[state] = kinds.setdefault(key, len(kinds))
             if kind_of[state] == len(first):
@@ -87,7 +85,7 @@ class _Derivation:
         return self._fill(look, kind_of, changes, other)
 
     def _pairs(self, first: list[tuple[int, int, int]], look: list[Look]) -> tuple[torch.Tensor, dict[int, Look]]:
-        """[Q, Q] which kind changes beside which, and into what."""
+        """Which kind changes next to which, [Q, Q] bool, and the features after the change, by kind."""
         changes = torch.zeros(len(first), len(first), dtype=torch.bool)
         other: dict[int, Look] = {}
         for p, q in combinations_with_replacement(range(len(first)), 2):
@@ -100,9 +98,7 @@ class _Derivation:
                 if now != look[x]:
                     changes[x, y] = True
                     if other.setdefault(x, now) != now:
-                        raise ValueError(
-                            f"a site of block {self.fragments[first[x][0]].name} changes in two ways; leave it out"
-                        )
+                        raise ValueError(f"a site of block {self.fragments[first[x][0]].name} changes in two ways; remove it")
         return changes, other
 
     def _fill(
@@ -140,7 +136,7 @@ class _Derivation:
         return AtomTables(size, site_atom, atom_site, capacity, kind, changes, feature, numbers, source, target, bond)
 
     def check(self, tables: AtomTables) -> None:
-        """Holds the tables to RDKit on random trees."""
+        """Compare the tables with RDKit on random trees."""
         trees = random_trees(self.fragments, CHECKED, NODES, random.Random(0))
         graph = assemble(tables, trees, stem_mask=False)
         rows = torch.split(tables.rows[graph.feature], graph.molecule.bincount(minlength=len(trees)).tolist())
@@ -148,11 +144,21 @@ class _Derivation:
             mol = self.builder.mol(tree)
             if not torch.equal(found, torch.stack([_row(x) for x in _looks(mol)])):
                 names = ", ".join(self.fragments[node[0] - 1].name for node in tree if node[0])
-                raise ValueError(f"the atoms of the blocks {names} change in ways that look-ups cannot follow; leave one out")
+                raise ValueError(f"the atoms of the blocks {names} change in ways that tables cannot describe; remove one")
 
 
 def random_trees(fragments: Sequence[Fragment], count: int, nodes: int, rng: random.Random) -> torch.Tensor:
-    """[count, nodes, 4] observations of random trees, each node bonded to a random site with room; not in canonical form."""
+    """Random trees, not in canonical form.
+
+    Args:
+        fragments: the vocabulary.
+        count: trees.
+        nodes: the most blocks of a tree.
+        rng: the random generator.
+
+    Returns:
+        Observations, [count, nodes, 4] int64; each block is bonded to a random site with capacity left.
+    """
     trees = []
     for _ in range(count):
         tree = [(0, 0, 0, 0)] * nodes
@@ -177,14 +183,13 @@ def _check_elements(fragment: Fragment, mol: Chem.Mol) -> None:
     for atom in mol.GetAtoms():
         if not 1 <= atom.GetAtomicNum() <= ELEMENTS:
             raise ValueError(
-                f"block {fragment.name} has an atom of atomic number {atom.GetAtomicNum()}, "
-                f"expected 1 to {ELEMENTS}; leave it out"
+                f"block {fragment.name} has an atom of atomic number {atom.GetAtomicNum()}, expected 1 to {ELEMENTS}; remove it"
             )
     for bond in mol.GetBonds():
         if bond.GetBondType() not in TYPES:
             raise ValueError(
                 f"block {fragment.name} has a bond of type {bond.GetBondType().name}, "
-                "expected single, double, triple or aromatic ones; leave it out"
+                "expected single, double, triple or aromatic ones; remove it"
             )
 
 
@@ -197,7 +202,7 @@ def _looks(mol: Chem.Mol) -> list[Look]:
 
 
 def _outside(atom: Chem.Atom, size: int) -> object:
-    """All that RDKit's rule of conjugation asks of an atom of a block with `size` atoms, and of its neighbours there."""
+    """The properties of an atom, and of its neighbours among the first `size` atoms, that decide conjugation in RDKit."""
 
     def near(x: Chem.Atom) -> tuple[object, ...]:
         return *_look(x), x.GetFormalCharge(), x.GetTotalDegree(), x.GetTotalValence(), x.GetNumRadicalElectrons()

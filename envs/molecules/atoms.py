@@ -1,14 +1,13 @@
-"""The atom graph of a batch of block trees, by table look-ups and without RDKit: what the sEH proxy looks at.
+"""The atom graph of a batch of block trees, by table look-ups without RDKit. It is the input of the sEH proxy.
 
-An atom's features follow from its block, its place there, the number of partners bonded to it, and one thing more:
-whether one of the partners conjugates with it. A nitrogen beside a carbonyl is SP2, beside a methyl SP3. So
+An atom's features follow from its block, its position there, the number of partners bonded to it, and whether one of the
+partners conjugates with it: a nitrogen next to a carbonyl is SP2, next to a methyl SP3. So
 
     feature[block, atom, partners, conjugated]   conjugated = any over partners q of changes[kind of the site, kind of q's site]
-    kind[block, site, partners]                  what the site looks like from outside
+    kind[block, site, partners]                  equivalence class of the site, as seen by a partner
 
-`atom_tables` computes the tables with RDKit, once for a vocabulary. Bonds inside a block never change,
-bonds between blocks are single. Shapes are static: K places for nodes with A places for atoms each; `AtomGraph.compact`
-leaves out the empty places.
+`atom_tables` computes the tables with RDKit, once for a vocabulary. Bonds inside a block never change, bonds between blocks are
+single. Shapes are static: K nodes with A atoms each, padded; `AtomGraph.compact` removes the padding.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-SINGLE, DOUBLE, TRIPLE, AROMATIC, BARE, NO_BOND = range(6)  # BARE: an edge without features, an atom alone to itself
-ELEMENTS = 56  # atomic numbers that the features know
-WIDTH = 70  # columns of features, without the mark of open atoms
+SINGLE, DOUBLE, TRIPLE, AROMATIC, BARE, NO_BOND = range(6)  # BARE: an edge without features, from the only atom to itself
+ELEMENTS = 56  # the largest atomic number with a feature
+WIDTH = 70  # feature columns, without that of open attachment points
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,9 @@ class AtomTables:
     size         [C]             atoms
     site_atom    [C, S]          the atom of a site
     atom_site    [C, A]          the site of an atom, S where there is none
-    capacity     [C, S]          partners that a site takes
-    kind         [C, S, P + 1]   in 0..Q-1 for one partner and more
-    changes      [Q, Q] bool     does an atom of the first kind change beside one of the second?
+    capacity     [C, S]          the most partners of a site
+    kind         [C, S, P + 1]   in 0..Q-1, defined for one partner or more
+    changes      [Q, Q] bool     whether an atom of the first kind changes next to one of the second
     feature      [C, A, P + 1, 2]  which row of `rows`, by partners and whether one of them changes the atom
     rows         [F, 70]         features: H C N O F other; 3 unused; aromatic; SP SP2 SP3; hydrogens; atomic number 1..56
     source, target, bond [C, E]  atoms and type of bonds inside a block, NO_BOND for padding
@@ -51,6 +50,7 @@ class AtomTables:
     bond: Tensor
 
     def to(self, device: torch.device | str) -> AtomTables:
+        """The same tables on `device`."""
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
@@ -59,8 +59,8 @@ class AtomGraph:
     """N atoms and M directed edges of `size` molecules, molecule after molecule.
 
     feature   [N]  row of `AtomTables.rows`        stem  [N] bool  marked as open (all False without stem mask)
-    molecule  [N]  in 0..size-1, ascending         real  [N] bool  False for an empty place
-    source, target, bond [M]  type 0..3, BARE or NO_BOND (an empty place for an edge; it leads from an atom to itself)
+    molecule  [N]  in 0..size-1, ascending         real  [N] bool  False for padding
+    source, target, bond [M]  type 0..3, BARE or NO_BOND (padding: an edge from an atom to itself)
     """
 
     feature: Tensor
@@ -73,7 +73,7 @@ class AtomGraph:
     size: int
 
     def compact(self) -> AtomGraph:
-        """Without the empty places. The host waits for the sizes."""
+        """The same graph without padding. The host waits for the sizes."""
         atoms, edges = self.real.nonzero().squeeze(1), (self.bond != NO_BOND).nonzero().squeeze(1)
         number = self.real.cumsum(0) - 1
         return AtomGraph(
@@ -91,10 +91,17 @@ class AtomGraph:
 def assemble(
     tables: AtomTables, obs: Tensor, stem_mask: bool, open_sites: Tensor | None = None, padded: bool = False
 ) -> AtomGraph:
-    """The atom graph of observations [B, K, 4]; node 0 is the root, the order of the others does not matter.
+    """Assemble the atom graph of a batch of block trees.
 
-    With `stem_mask` the atoms of sites with room left are marked, or those of `open_sites` [B, K, S] bool where given;
-    a molecule without any has its first atom marked. `padded`: all B·K·A places, and the host waits for nothing.
+    Args:
+        tables: of the vocabulary.
+        obs: [B, K, 4]; node 0 is the root, the order of the others is arbitrary.
+        stem_mask: mark the atoms of open attachment points; in a molecule without any, the first atom is marked.
+        open_sites: [B, K, S] bool, the attachment points to mark; None: those with capacity left.
+        padded: keep all B·K·A atoms, so that the host does not wait for the device.
+
+    Returns:
+        The graph of B molecules.
     """
     B, K = obs.shape[:2]
     S = tables.capacity.shape[1]
@@ -103,7 +110,7 @@ def assemble(
     present, block = code > 0, (code - 1).clamp(min=0)
     node = torch.arange(K, device=obs.device)
     child = present & (node > 0)
-    here, there = node * S + own, parent * S + up  # the two ends of the bond to the parent, as places in [K·S]
+    here, there = node * S + own, parent * S + up  # the two ends of the bond to the parent, as indices into [K·S]
 
     partners = torch.zeros(B, K * S, dtype=torch.int64, device=obs.device)
     partners.scatter_add_(1, here, child.long()).scatter_add_(1, there, child.long())
@@ -113,7 +120,7 @@ def assemble(
     changed.scatter_add_(1, here, (tables.changes[kind_here, kind_there] & child).long())
     changed.scatter_add_(1, there, (tables.changes[kind_there, kind_here] & child).long())
 
-    def at_atoms(of_sites: Tensor) -> Tensor:  # [B, K·S] -> [B, K, A], 0 at atoms that are no site
+    def at_atoms(of_sites: Tensor) -> Tensor:  # [B, K·S] -> [B, K, A], 0 at atoms that are not a site
         of_sites = torch.nn.functional.pad(of_sites.view(B, K, S), (0, 1))
         return of_sites.gather(2, tables.atom_site[block])
 
@@ -126,7 +133,7 @@ def assemble(
         stem = (at_atoms(room.long()) > 0) & real
         stem[:, 0, 0] |= ~stem.flatten(1).any(1)
 
-    first = (torch.arange(B, device=obs.device)[:, None] * K + node) * A  # [B, K] where the atoms of a node begin
+    first = (torch.arange(B, device=obs.device)[:, None] * K + node) * A  # [B, K] index of the first atom of a node
     inner = torch.where(present[..., None], tables.bond[block], NO_BOND)
     a = first + tables.site_atom[block, own]
     b = first.gather(1, parent) + tables.site_atom[block.gather(1, parent), up]

@@ -1,17 +1,17 @@
-"""Trees of building blocks as a DAG: start from any block, attach blocks one by one at open points, stop.
+"""Trees of building blocks as a DAG: start from any block, attach blocks one by one at open attachment points, stop.
 
     state      a tree of at most K blocks in canonical form (`canonical.py`); equal observations are isomorphic trees
-    action     (node · S + site) · R + row: attach block row_block[row], by its site row_site[row], to an open point;
+    action     (node · S + site) · R + row: attach block row_block[row], by its site row_site[row], to an open attachment point;
                in the empty state node = site = 0 and row is a block's first; the last action stops. A = (K - 1) · S · R + 1
-    legal      one site of each orbit of open points under the tree's automorphisms, each of the R rows;
-               stop from `min_blocks` on, and nothing else in a tree of K blocks or without open points
-    parents    one edge for each orbit of leaves under the automorphisms (the source before a single block)
+    valid      one site of each orbit of open attachment points under the tree's automorphisms, each of the R rows;
+               stop from `min_blocks` on, and only stop in a tree of K blocks or without open attachment points
+    parents    one edge for each orbit of leaves under the automorphisms (for a single block: the source)
 
-Objects are finished trees up to isomorphism. Moves that an automorphism carries into each other are one move, and leaves
-likewise, so that an edge of the DAG is one pair (state, action) in both directions, and p(x) ∝ R(x) for each object needs no
-correction. Different trees can still be one molecule.
+Objects are finished trees up to isomorphism. Actions that an automorphism maps to each other count as one action, and leaves
+likewise. So an edge of the DAG is one pair (state, action) in both directions, and p(x) ∝ R(x) needs no correction. Different
+trees can still be the same molecule.
 
-Differs from the code of 2021: blocks with one SMILES are one block, all attachment points of a block are open, a tree of K
+Differs from the code of 2021: blocks with the same SMILES are one block, all attachment points of a block are open, a tree of K
 blocks ends with a stop, and parents are exactly the states that lead here.
 """
 
@@ -36,16 +36,22 @@ LogReward = Callable[[Tensor], Tensor]
 
 
 def uniform(obs: Tensor) -> Tensor:
-    """R = 1."""
+    """log R = 0 for M objects obs [M, *obs], [M] float64."""
     return torch.zeros(len(obs), dtype=torch.float64, device=obs.device)
 
 
 class BlockTrees:
-    """Trees of at most `max_blocks` blocks, at least `min_blocks` when finished.
+    """Trees of building blocks. An observation is [K, 4] int64, a tree in canonical form.
 
-    log_reward  finished trees [M, K, 4] -> [M], log R
+    Args:
+        blocks: the vocabulary.
+        log_reward: finished trees [M, K, 4] -> log R [M].
+        max_blocks: K, the most blocks of a tree, 2 to 12.
+        min_blocks: the fewest blocks of a finished tree.
+        device: of all tensors.
 
-    Raises ValueError for numbers out of range, and for a vocabulary that cannot reach `min_blocks`.
+    Raises:
+        ValueError: an argument is out of range, or no tree of `min_blocks` blocks can be built.
     """
 
     masked = True
@@ -70,7 +76,7 @@ class BlockTrees:
         if min_blocks > 2 and int(room.max()) < 2:
             raise ValueError(
                 f"no tree of {min_blocks} blocks can be built: all {blocks.C} blocks have one attachment point; "
-                "add a block with two, or set min_blocks to 2"
+                "add a block with two attachment points, or set min_blocks to 2"
             )
         self.blocks, self.max_blocks, self.min_blocks = blocks.to(device), max_blocks, min_blocks
         self.device, self.reward = torch.device(device), log_reward
@@ -85,15 +91,15 @@ class BlockTrees:
         self._words = (mix(words * GOLDEN) | 1).view(K, 4)
         row = torch.arange(R, device=self.device)
         self._begins = row == self.blocks.first_row[self.blocks.row_block]
-        self._closes = self.blocks.capacity.sum(1)[self.blocks.row_block] == 1  # rows that leave no point open of their own
+        self._closes = self.blocks.capacity.sum(1)[self.blocks.row_block] == 1  # rows whose block has no other attachment point
 
     def with_reward(self, log_reward: LogReward) -> BlockTrees:
-        """The same trees, worth something else."""
+        """The same environment with another reward."""
         other = copy(self)
         other.reward = log_reward
         return other
 
-    # -- the walk
+    # -- forward dynamics
 
     def reset(self, n: int, rng: Rng) -> State:
         obs = torch.zeros(n, self.max_blocks, 4, dtype=torch.int64, device=self.device)
@@ -103,7 +109,7 @@ class BlockTrees:
         grows = ~state.terminated & (action != self._stop)
         assert state.action_mask is not None
         obs, mask, ended = state.obs, state.action_mask, state.terminated | (action == self._stop)
-        if self.device.type != "cpu":  # nobody asks how many they are
+        if self.device.type != "cpu":  # without reading the number of growing trees back to the host
             grown = self.canonical(self.attached(obs, action.clamp_max(self._stop - 1)))
             obs = torch.where(grows[:, None, None], grown.obs, obs)
             mask = torch.where(grows[:, None], self.valid_actions(grown), mask)
@@ -116,21 +122,22 @@ class BlockTrees:
         return State(obs, state.reward, ended, state.truncated, None, mask)
 
     def state_at(self, obs: Array, terminated: Array) -> State:
+        """The states with these observations, [M, K, 4] in canonical form, and flags [M]."""
         never = torch.zeros_like(terminated)
         return State(obs, never.float(), terminated, never, None, self.valid_actions(self.canonical(obs)))
 
     def attached(self, obs: Tensor, action: Tensor) -> Tensor:
-        """[M, K, 4] trees with one block more, not yet in canonical form."""
+        """Attach a block by actions [M], not stop, to trees obs [M, K, 4]. The result is not in canonical form."""
         size = self.size(obs)
-        point, row = action // self.blocks.R, action % self.blocks.R
-        node, site = point // self.blocks.S, point % self.blocks.S
+        place, row = action // self.blocks.R, action % self.blocks.R
+        node, site = place // self.blocks.S, place % self.blocks.S
         more = torch.stack([self.blocks.row_block[row] + 1, node, self.blocks.row_site[row], site], 1)
         more[:, 1:] *= (size > 0)[:, None]
         at = size.clamp_max(self.max_blocks - 1)[:, None, None].expand(-1, 1, 4)
         return obs.scatter(1, at, more[:, None])
 
     def valid_actions(self, tree: Canonical) -> Tensor:
-        """[M, A] bool."""
+        """Valid actions of unfinished trees, [M, A] bool."""
         blocks, K = self.blocks, tree.obs.shape[1]
         size = self.size(tree.obs)
         room = self._room(tree)
@@ -140,7 +147,7 @@ class BlockTrees:
         mask = torch.empty(len(size), self.n_actions, dtype=torch.bool, device=size.device)
         adds = mask[:, :-1].view(len(size), (K - 1) * blocks.S, blocks.R)
         adds.copy_(point[:, :, None].expand_as(adds))
-        if self.min_blocks > 2:  # a tree that must go on keeps a point open
+        if self.min_blocks > 2:  # a tree below min_blocks must keep an open attachment point
             tight = (room.sum((1, 2)) == 1) & (size + 1 < self.min_blocks)
             adds &= ~(tight[:, None] & self._closes)[:, None]
         adds[:, 0] |= (size == 0)[:, None] & self._begins
@@ -148,17 +155,18 @@ class BlockTrees:
         return mask
 
     def size(self, obs: Tensor) -> Tensor:
-        """[M] blocks of each tree."""
+        """Number of blocks of each tree, [M], for obs [M, K, 4]."""
         return (obs[..., 0] > 0).sum(1)
 
     def _room(self, tree: Canonical) -> Tensor:
-        """[M, K, S] partners that each site still takes."""
+        """Number of further partners that each site can have, [M, K, S]."""
         code = tree.obs[..., 0]
         return (self.blocks.capacity[(code - 1).clamp_min(0)] - tree.partner) * (code > 0)[..., None]
 
-    # -- the DAG
+    # -- backward dynamics
 
     def parents(self, obs: Tensor, terminated: Tensor) -> Parents:
+        """All edges into M states, for obs [M, K, 4], terminated [M]."""
         size = self.size(obs)
         ended = terminated.nonzero()[:, 0]
         single = ((size == 1) & ~terminated).nonzero()[:, 0]
@@ -173,15 +181,15 @@ class BlockTrees:
         )
 
     def leaves(self, obs: Tensor) -> Tensor:
-        """[M, K] bool: one leaf of each orbit; the only block of a tree is none."""
+        """One leaf of each orbit under automorphisms, [M, K] bool; the only block of a tree is not a leaf."""
         index = torch.arange(obs.shape[1], device=obs.device)
         return (self.canonical.partners(obs).sum(2) == 1) & (self.canonical.orbits(obs) == index)
 
     def _without(self, tree: Tensor, leaf: Tensor) -> tuple[Canonical, Tensor]:
-        """Trees [E, K, 4] without the node leaf [E], and the action that puts it back [E]."""
+        """Remove the node leaf [E] from trees [E, K, 4]; return the trees and the action [E] that attaches it again."""
         e, index = (torch.arange(n, device=leaf.device) for n in (len(leaf), self.max_blocks))
         at_root = leaf == 0
-        # where the leaf hung: its parent's site, or the site of the root's only partner
+        # the bond of the leaf: to its parent's site, or, at the root, to the site of its only partner
         bond = tree[e, torch.where(at_root, 1, leaf)]
         node = torch.where(at_root, 0, bond[:, 1])
         site, own = (torch.where(at_root, bond[:, i], bond[:, 5 - i]) for i in (2, 3))
@@ -196,7 +204,7 @@ class BlockTrees:
         return found, point * self.blocks.R + self.blocks.row[block, own]
 
     def edge_count(self, obs: Tensor, terminated: Tensor) -> Tensor:
-        """[M] edges into these states."""
+        """Number of edges into each state, [M], for obs [M, K, 4], terminated [M]."""
         several = ~terminated & (self.size(obs) > 1)
         if self.device.type != "cpu":
             return torch.where(several, self.leaves(obs).sum(1), terminated | (self.size(obs) == 1))
@@ -204,19 +212,25 @@ class BlockTrees:
         return count.masked_scatter_(several, self.leaves(obs[several]).sum(1))
 
     def log_paths(self, obs: Tensor, terminated: Tensor) -> Tensor:
-        """[M] log of the number of paths from the source, through all ancestors."""
+        """Log of the number of paths from the source, [M] float64, by listing all ancestors."""
         return ancestry(self, obs, terminated).log_paths()
 
     def index(self, obs: Tensor) -> Tensor:
-        """[M] int64, a hash: another for another observation, up to collisions of 64 bits."""
+        """A hash of each observation, [M] int64; distinct observations may collide with probability 2^-64."""
         return mix((obs * self._words).sum((1, 2)))
 
     def propose(self, obs: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """A block more, a leaf less, or a leaf taken off and a block attached, one of the three with equal probability, each
-        uniform over the moves there are; what is impossible stays. Every tree can be reached from every other.
+        """Propose x' for MCMC: attach a block, remove a leaf, or swap (both), each with probability 1/3.
 
-        Returns (trees [M, K, 4], log q(x|x') - log q(x'|x) [M]). Of a swap the tree in between is drawn along (an auxiliary
-        variable): its moves cancel, and leaves of x over leaves of x' remain.
+        The action is uniform over those possible; if there is none, the tree does not change. The chain is irreducible.
+
+        Args:
+            obs: finished trees, [M, K, 4].
+            rng: M random keys.
+
+        Returns:
+            The trees [M, K, 4], and log q(x|x') - log q(x'|x), [M] float64. For a swap, the tree in between is an auxiliary
+            variable: the probabilities of attaching cancel, and the ratio of the numbers of leaves remains.
         """
         u = rng.uniform(3).double()
         kind, here = (3 * u[:, 0]).long(), self.leaves(obs)
@@ -236,26 +250,31 @@ class BlockTrees:
         ratio = torch.where(swap, before - now, torch.where(grow, adds_there - now, before - adds_there))
         return moved, torch.where(grow | shrink | swap, ratio, 0.0)
 
-    # -- what trees are worth
+    # -- rewards
 
     def log_reward(self, obs: Tensor) -> Tensor:
-        worth = self.reward(obs).double()
-        if tuple(worth.shape) != (len(obs),):
-            raise RewardFault(f"the reward returned shape {tuple(worth.shape)}, expected ({len(obs)},): one for each molecule")
-        if bool(torch.isnan(worth).any()) if self.device.type == "cpu" else False:
-            at = int(torch.isnan(worth).nonzero()[0])
+        """log R of finished trees obs [M, K, 4], [M] float64; -inf is possible.
+
+        Raises:
+            RewardFault: the reward returned another shape or, on the CPU, NaN.
+        """
+        log_r = self.reward(obs).double()
+        if tuple(log_r.shape) != (len(obs),):
+            raise RewardFault(f"the reward returned shape {tuple(log_r.shape)}, expected ({len(obs)},): one for each molecule")
+        if bool(torch.isnan(log_r).any()) if self.device.type == "cpu" else False:
+            at = int(torch.isnan(log_r).nonzero()[0])
             raise RewardFault(f"the reward of {self.describe(obs[at : at + 1])[0]} is not a number: correct the reward")
-        return worth
+        return log_r
 
     def log_reward_partial(self, obs: Tensor) -> Tensor:
-        """The same for unfinished trees; 0 for the empty one."""
+        """log R of trees that may be unfinished, [M] float64; 0 for the empty tree."""
         there = self.size(obs) > 0
-        worth = torch.zeros(len(obs), dtype=torch.float64, device=obs.device)
-        worth[there] = self.log_reward(obs[there])
-        return worth
+        log_r = torch.zeros(len(obs), dtype=torch.float64, device=obs.device)
+        log_r[there] = self.log_reward(obs[there])
+        return log_r
 
     def describe(self, obs: Tensor) -> list[str]:
-        """Blocks in order, each with its parent's number, the parent's site and its own: benzene | 0:0-1 amide | ..."""
+        """The blocks in order, each with parent, parent's site and own site: benzene | 0:0-1 amide | ..."""
         return [self._text([node for node in tree if node[0]]) for tree in obs.tolist()]
 
     def _text(self, tree: list[list[int]]) -> str:

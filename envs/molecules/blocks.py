@@ -1,10 +1,10 @@
-"""What a vocabulary of building blocks is to a walk among block trees: sites, their capacities and their symmetries, as tables.
+"""Vocabulary tables: sites, capacities and symmetries of each building block.
 
-    block      a fragment with attachment points             site   an atom of a block where others attach
-    capacity   how many partners a site takes                orbit  sites that the block's automorphisms carry into each other
+    block      a fragment with attachment points            site   an attachment point: an atom of a block
+    capacity   the number of partners a site can have       orbit  sites that the block's automorphisms map to each other
     row        a pair (block, orbit): a way to attach a block
 
-Pure tensors: nothing here knows what a block is made of.
+The tables are pure tensors, independent of chemistry.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GROUP = 720  # permutations that a block's symmetry group may have
+GROUP = 720  # the largest order of a block's symmetry group
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Blocks:
     """C blocks with at most S sites and G symmetries, R rows ordered by block and then by site.
 
     capacity   [C, S]     0: there is no such site
-    symmetry   [C, G, S]  where site s goes under the g-th automorphism; padding repeats the identity
+    symmetry   [C, G, S]  image of site s under the g-th automorphism; padding repeats the identity
     orbit      [C, S]     the lowest site of a site's orbit
     row        [C, S]     the row of a site's orbit (0 where there is no site)
     row_block  [R]        row_site  [R] the lowest site of the orbit      first_row  [C] a block's first row
-    sites  how many there are in all
+    sites                 number of sites of all blocks
     """
 
     names: tuple[str, ...]
@@ -55,9 +55,16 @@ class Blocks:
 
     @staticmethod
     def of(names: Sequence[str], capacities: Sequence[Sequence[int]], symmetries: Sequence[Sequence[Sequence[int]]]) -> Blocks:
-        """From lists: capacities[c][s] >= 1, symmetries[c] a group of permutations of that block's sites, as lists.
+        """Build the tables of C blocks.
 
-        Raises ValueError where there is no block, no site, a capacity below 1, or permutations that are no group of symmetries.
+        Args:
+            names: of the blocks.
+            capacities: capacities[c][s], at least 1.
+            symmetries: symmetries[c], a group of permutations of the sites of block c, with the identity.
+
+        Raises:
+            ValueError: there is no block, a block has no site, a capacity is below 1, or permutations do not form a group of
+                symmetries.
         """
         if not names or not len(names) == len(capacities) == len(symmetries):
             raise ValueError(f"got {len(names)} names, {len(capacities)} lists of capacities and {len(symmetries)} groups")
@@ -80,13 +87,14 @@ class Blocks:
         )
 
     def to(self, device: torch.device | str) -> Blocks:
+        """The same tables on `device`."""
         moved: dict[str, Any] = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
         return replace(self, **moved)
 
 
 def _check(name: str, room: Sequence[int], group: Sequence[Sequence[int]]) -> None:
     if not room or min(room) < 1:
-        raise ValueError(f"block {name} has sites {list(room)}, expected at least one, each with room for a partner")
+        raise ValueError(f"block {name} has sites {list(room)}, expected at least one site, with capacities of at least 1")
     elements = {tuple(g) for g in group}
     whole = tuple(range(len(room)))
     if whole not in elements or any(sorted(g) != list(whole) for g in elements) or len(elements) > GROUP:
@@ -94,6 +102,6 @@ def _check(name: str, room: Sequence[int], group: Sequence[Sequence[int]]) -> No
             f"block {name}: expected its symmetries as at most {GROUP} permutations of its {len(room)} sites, with the identity"
         )
     if any(room[g[s]] != room[s] for g in elements for s in whole):
-        raise ValueError(f"block {name}: a symmetry carries a site to one with room for another number of partners")
+        raise ValueError(f"block {name}: a symmetry maps a site to one of another capacity")
     if any(tuple(g[h[s]] for s in whole) not in elements for g in elements for h in elements):
-        raise ValueError(f"block {name}: its symmetries are no group: the product of two of them is missing")
+        raise ValueError(f"block {name}: its symmetries do not form a group: the product of two of them is missing")

@@ -1,10 +1,10 @@
-"""From block trees to RDKit's molecules: the blocks side by side, one single bond for each node but the root.
+"""Converts block trees to RDKit molecules: all blocks, and one single bond for each node but the root.
 
-    for each node i >= 1:  bond the atom of its own site with the atom of its parent's site;
-                           each of the two gives up a hydrogen (written ones, [nH] or [C@@H], here; implied ones by themselves)
+    for each node i >= 1:  bond the atom of its own site to the atom of its parent's site;
+                           each of the two loses a hydrogen (explicit ones, [nH] or [C@@H], here; RDKit removes implicit ones)
 
-A partner stands where the hydrogen stood, so that stereocentres of a block keep their hands; centres that are none any more
-(two equal partners) lose their tag, and centres that come about by attaching are left open.
+A partner takes the position of the hydrogen, so that stereocentres of a block keep their chirality. A centre that is no longer
+one (two equal partners) loses its tag, and a centre that is created by attaching is left unspecified.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ Bond = tuple[int, int, int, int]  # (block in the list, its atom, other block in
 
 
 class Builder:
-    """A vocabulary as RDKit's molecules, parsed once, to build many molecules of.
+    """A vocabulary parsed by RDKit, from which many molecules are built.
 
-    Raises ValueError where a fragment's SMILES cannot be read.
+    Raises:
+        ValueError: RDKit cannot read the SMILES of a fragment.
     """
 
     def __init__(self, fragments: Sequence[Fragment]) -> None:
@@ -39,7 +40,15 @@ class Builder:
         self.stereo = [_has_stereo(mol) for mol in self.mols]
 
     def join(self, blocks: Sequence[int], bonds: Sequence[Bond]) -> Chem.Mol:
-        """The molecule of these blocks, their atoms one after another. Raises ValueError where RDKit refuses it."""
+        """Build the sanitised molecule of some blocks, with their atoms in order.
+
+        Args:
+            blocks: indices of blocks, with repetition.
+            bonds: single bonds between their atoms.
+
+        Raises:
+            ValueError: RDKit cannot sanitise the molecule.
+        """
         start = [0]
         mol = Chem.RWMol(self.mols[blocks[0]])
         for block in blocks[1:]:
@@ -63,10 +72,14 @@ class Builder:
         return mol.GetMol()
 
     def mol(self, row: Sequence[Sequence[int]]) -> Chem.Mol:
-        """Of one observation, K rows (block + 1, parent, own site, parent's site) as numbers, the absent ones 0."""
+        """Build the molecule of one observation, K rows (block + 1, parent, own site, parent's site), absent nodes 0.
+
+        Raises:
+            ValueError: the tree is empty, has a site that a block lacks, or RDKit cannot sanitise the molecule.
+        """
         nodes = [node for node in row if node[0]]
         if not nodes:
-            raise ValueError("got the empty state, which is no molecule; give a tree of at least one block")
+            raise ValueError("got the empty state, expected a tree of at least one block")
         blocks = [node[0] - 1 for node in nodes]
         bonds = [
             (i, self._atom(blocks[i], own), parent, self._atom(blocks[parent], up))

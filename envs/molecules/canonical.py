@@ -1,18 +1,18 @@
-"""The canonical form of trees of blocks, a batch at a time: equal tensors if and only if the trees are isomorphic.
+"""Canonical forms of batches of block trees: two tensors are equal if and only if the trees are isomorphic.
 
 An isomorphism maps nodes to nodes with the same block and sites to sites by one of the block's symmetries. With M a mark and
 
-    T(i, s)   = Σ over the partners j at site s of node i of  m(j -> i)             what hangs at a site, as a multiset
+    T(i, s)   = Σ over the partners j at site s of node i of  m(j -> i)             the subtrees at a site, as a multiset
     m(i -> j) = hash( c_i, min over symmetries g of  T(i, ·) + M at the site towards j, without j, permuted by g )
     colour(i) = hash( c_i, min over symmetries g of  T(i, ·) permuted by g )        the whole tree as seen from node i
 
-messages go up the tree and down again (two passes over the nodes), and two nodes have one colour if and only if an automorphism
-carries one to the other (up to collisions of 64-bit hashes). The root is a node of the lowest colour; sites are renamed by the
-symmetry where the minimum over g was reached; nodes are written down depth first, partners in order of (site, message). Where
-there is a choice, an automorphism carries one answer into the other, and the tensors are the same.
+messages go up the tree and down again (two passes over the nodes). Two nodes have one colour if and only if an automorphism
+maps one to the other (up to collisions of 64-bit hashes). The root is a node of the lowest colour; sites are renumbered by the
+symmetry that attains the minimum over g; nodes are listed depth first, partners in order of (site, message). Ties are related
+by an automorphism, so that every choice gives the same tensor.
 
-A node is (block + 1, parent, own site towards the parent, the parent's site), zeros for the root's last three and for no node.
-Parents come before their children.
+A node is (block + 1, parent, own site towards the parent, the parent's site). The last three are 0 for the root, all four for
+an absent node. Parents come before their children.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from torch import Tensor
 from envs.molecules.blocks import Blocks
 from envs.random import GOLDEN, mix
 
-NODES = 12  # of the largest tree: a path from the root is spelt in an int64
-BITS = 5  # of each of its letters
+NODES = 12  # the most nodes of a tree: a path from the root is encoded in an int64
+BITS = 5  # of each step of the path
 NONE = torch.iinfo(torch.int64).max
 
 
 class Canonical(NamedTuple):
-    """B trees of at most K nodes in canonical form, and what follows from their symmetries.
+    """B trees of at most K nodes in canonical form, and the orbits of their automorphisms.
 
     obs     [B, K, 4]
-    partner [B, K, S]  how many partners each site has
+    partner [B, K, S]  number of partners of each site
     first   [B, K]     the first node of a node's orbit under automorphisms of the tree
     least   [B, K, S]  the lowest site of the site's orbit, at the first node of the node's orbit
-    node    [B, K]     where node i of the tree as it was given is now (K for no node)
-    site    [B, K, S]  what its sites are called now
+    node    [B, K]     new index of node i of the given tree (K for an absent node)
+    site    [B, K, S]  new indices of its sites
     """
 
     obs: Tensor
@@ -53,7 +53,7 @@ class Messages(NamedTuple):
     """Messages of B trees of at most N nodes. seen [B, N, G]: Σ_s w(g(s)) T(i, s), a hash of T(i, ·) permuted by g.
 
     up, down  [B, N] m(i -> parent) and m(parent -> i), with the symmetries g_up, g_down that minimise them
-    lowest, g_whole  [B, N] the least of `seen` and where;  colour [B, N]
+    lowest, g_whole  [B, N] the minimum of `seen` over g, and its g;  colour [B, N]
     """
 
     seen: Tensor
@@ -67,7 +67,7 @@ class Messages(NamedTuple):
 
 
 class Canoniser:
-    """Tables of a vocabulary, on its device. Call it with trees [B, K, 4], parents before children."""
+    """Computes canonical forms: a call maps trees [B, K, 4], parents before children, to `Canonical`."""
 
     def __init__(self, blocks: Blocks) -> None:
         device, C, S = blocks.capacity.device, blocks.C, blocks.S
@@ -78,7 +78,7 @@ class Canoniser:
         self.blocks = blocks
         self._weight = weight[blocks.symmetry].transpose(1, 2).contiguous()  # [C, S, G]
         self._inverse = blocks.symmetry.argsort(-1)
-        self._names = blocks.symmetry.transpose(1, 2).contiguous().to(torch.int8)  # [C, S, G]
+        self._image = blocks.symmetry.transpose(1, 2).contiguous().to(torch.int8)  # [C, S, G]
 
     def __call__(self, tree: Tensor) -> Canonical:
         B, K, _ = tree.shape
@@ -90,11 +90,11 @@ class Canoniser:
         messages = self._messages(tree)
         root = messages.colour.argmin(1)
         is_root = index == root[:, None]
-        # sites of a node in one orbit of the tree's automorphisms have the same lowest name over the minimising symmetries
-        least = torch.where((messages.seen == messages.lowest[..., None])[:, :, None], self._names[block], self.blocks.S)
+        # sites of a node in one orbit of the tree's automorphisms have the same lowest image under the minimising symmetries
+        least = torch.where((messages.seen == messages.lowest[..., None])[:, :, None], self._image[block], self.blocks.S)
         least = least.amin(3).long()
 
-        # turn the edges from the root to node 0 around: node p_i of an edge of the path has i as its new parent
+        # reverse the edges from the root to node 0: the old parent p_i of node i on the path gets i as its new parent
         path = self._path(parent, root, rows)
         moved = torch.where(path[:, 1:], parent[:, 1:], N)[..., None].expand(-1, -1, 5)
         old = torch.stack([parent, own, theirs, messages.up, messages.g_up], 2)
@@ -102,7 +102,7 @@ class Canoniser:
         turned = torch.cat([old, old[:, :1]], 1).scatter(1, moved, new[:, 1:])[:, :N]
         ancestor, own, theirs, message, g = turned.unbind(2)
         ancestor, g = torch.where(is_root, index, ancestor), torch.where(is_root, messages.g_whole, g)
-        site = self.blocks.symmetry[block, g]  # [B, N, S] new names of sites
+        site = self.blocks.symmetry[block, g]  # [B, N, S] new indices of sites
         own = site.gather(2, own[..., None])[..., 0]
         theirs = site[rows[:, None], ancestor].gather(2, theirs[..., None])[..., 0]
 
@@ -110,7 +110,7 @@ class Canoniser:
         node = torch.where(there, torch.empty_like(order).scatter_(1, order, index), K)
         bond = torch.stack([node.gather(1, ancestor), own, theirs], 2) * ~is_root[..., None]
         obs = torch.cat([code[..., None], bond], 2) * there[..., None]
-        # what is known of nodes and sites, under their new names
+        # the orbits, in new indices of nodes and sites
         obs = obs.gather(1, order[..., None].expand(-1, -1, 4))
         old_site = self._inverse[block, g][rows[:, None], order]
         least = least[rows[:, None], order].gather(2, old_site)
@@ -121,17 +121,17 @@ class Canoniser:
         return Canonical(obs, partner, first, least, node, site)
 
     def orbits(self, tree: Tensor) -> Tensor:
-        """[B, K] `Canonical.first` of trees that are in canonical form."""
+        """`Canonical.first` of trees in canonical form, [B, K]."""
         return _padded(_first(self._messages(self._cut(tree)).colour), tree.shape[1])
 
     def _cut(self, tree: Tensor) -> Tensor:
-        """Without the places that no tree fills, on the CPU."""
+        """Remove, on the CPU, the node positions that are empty in all trees."""
         if tree.device.type != "cpu" or not len(tree):
             return tree
         return tree[:, : max(1, int((tree[..., 0] > 0).sum(1).max()))]
 
     def partners(self, obs: Tensor) -> Tensor:
-        """[B, K, S] how many partners each site has."""
+        """Number of partners of each site, [B, K, S]."""
         code, parent, own, theirs = obs.unbind(2)
         bonded = (code > 0) & (torch.arange(obs.shape[1], device=obs.device) > 0)
         S = self.blocks.S
@@ -140,7 +140,7 @@ class Canoniser:
         return mine.scatter_add(1, parent[..., None].expand_as(its), its)
 
     def _messages(self, tree: Tensor) -> Messages:
-        """Up from the last node to the first, and down again. The hashes are linear: what hangs at a site is added to them."""
+        """Pass messages up from the last node to the first, and down again. Hashes of the subtrees at a site are additive."""
         code, parent, own, theirs = tree.unbind(2)
         there, block = code > 0, (code - 1).clamp_min(0)
         above = block.gather(1, parent)
@@ -175,7 +175,7 @@ class Canoniser:
 
     @staticmethod
     def _depth_first(there: Tensor, parent: Tensor, site: Tensor, message: Tensor, is_root: Tensor, index: Tensor) -> Tensor:
-        """[B, N] the nodes in preorder, absent ones last. A node's word is its ancestors' ranks among their siblings."""
+        """[B, N] the nodes in preorder, absent ones last. The key of a node is its ancestors' ranks among their siblings."""
         key = (site << 58) | ((message >> 6) & ((1 << 58) - 1))
         a, b = key[:, :, None], key[:, None, :]
         before = (b < a) | ((b == a) & (index[:, None, :] < index[:, :, None]))

@@ -1,16 +1,16 @@
-"""The vocabulary: fragments with the atoms where others attach, read from JSON, and their symmetries among those atoms.
+"""Vocabularies of fragments with attachment atoms: reading, checking and writing JSON, and the symmetries of fragments.
 
     fragments-1   {"format": "fragments-1", "fragments": [{"name": "phenol", "smiles": "Oc1ccccc1", "attach": [[0, 1]]}, ...]}
-                  attach: [atom in the order of the SMILES, how many partners it takes]; free text ("about") is passed over
+                  attach: [atom in the order of the SMILES, the most partners]; free text ("about") is ignored
     2021          the three tables of `blocks_PDB_105.json`, {"block_name": {"0": ...}, "block_smi": {...}, "block_r": {...}};
-                  rows of one SMILES become one fragment: the union of their atoms, each as often as any row has it
+                  rows with one SMILES become one fragment: the union of their atoms, each with its largest count
 
-A partner takes the place of one hydrogen; sulphur and phosphorus may instead make one more bond (O=S=O to O=[SH](=O)R).
+A partner replaces one hydrogen; sulphur and phosphorus may instead form an additional bond (O=S=O to O=[SH](=O)R).
 
-Symmetries: a permutation of the sites counts if an automorphism of the molecule makes it that keeps element, charge,
-hydrogens, isotope, multiplicity, bonds (aromatic ones as such, whatever the Kekulé form) and written stereo. Mirror images
-are different: enantiotopic atoms of a fragment with written centres are not exchanged. Only what happens to the sites is
-enumerated, never the automorphisms, which may be billions:
+A symmetry is a permutation of the sites by an automorphism of the molecule that preserves element, charge, hydrogens, isotope,
+multiplicity, bonds (aromatic ones regardless of the Kekulé form) and specified stereo. Mirror images are different:
+enantiotopic atoms of a fragment with specified centres are not exchanged. The algorithm enumerates the permutations of sites,
+not the automorphisms, of which there may be billions:
 
     images = [()]
     for each site s:  images = [(*p, t) for p in images for each site t if the molecule with marks at the sites 0..s
@@ -37,7 +37,10 @@ TABLES_2021 = ("block_name", "block_smi", "block_r")
 
 @dataclass(frozen=True)
 class Fragment:
-    """attach: ((atom index in the order of the SMILES, how many partners it takes), ...); site s of the block is entry s."""
+    """A building block.
+
+    `attach` is ((atom index in the order of the SMILES, the most partners), ...); entry s is site s of the block.
+    """
 
     name: str
     smiles: str
@@ -45,22 +48,31 @@ class Fragment:
 
 
 def default_fragments() -> tuple[Fragment, ...]:
-    """The vocabulary of this package, `default_fragments.json`, whose "about" says how it was chosen."""
+    """The default vocabulary, `default_fragments.json`; its "about" explains how it was chosen."""
     return fragments_from_json(files("envs.molecules").joinpath("default_fragments.json").read_text(encoding="utf-8"))
 
 
 def load_fragments(path: Path) -> tuple[Fragment, ...]:
-    """From a JSON file of either format. Raises ValueError as `fragments_from_json`, with the path, and OSError."""
+    """Read fragments from a JSON file of either format.
+
+    Raises:
+        ValueError: as `fragments_from_json`, with the path.
+        OSError: the file cannot be read.
+    """
     try:
         return fragments_from_json(path.read_bytes().decode("utf-8"))
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: it is no text, so not JSON; give a JSON file of fragments") from None
+        raise ValueError(f"{path}: it is not UTF-8 text; give a JSON file of fragments") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def fragments_from_json(text: str) -> tuple[Fragment, ...]:
-    """From the text of either format. Raises ValueError, one sentence that names the fragment and says what to do."""
+    """Read fragments from JSON text of either format.
+
+    Raises:
+        ValueError: the text is invalid, or a fragment is as in `check`; the message names the fragment.
+    """
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -79,19 +91,23 @@ def fragments_from_json(text: str) -> tuple[Fragment, ...]:
 
 
 def as_json(fragments: Sequence[Fragment]) -> str:
-    """The text of the format fragments-1, a fragment a line: what `fragments_from_json` reads."""
-    entries = [{"name": f.name, "smiles": f.smiles, "attach": [list(point) for point in f.attach]} for f in fragments]
+    """Write fragments as JSON text of the format fragments-1, one fragment a line."""
+    entries = [{"name": f.name, "smiles": f.smiles, "attach": [list(pair) for pair in f.attach]} for f in fragments]
     lines = ",\n".join("    " + json.dumps(entry, ensure_ascii=False) for entry in entries)
     return f'{{\n  "format": "{FORMAT}",\n  "fragments": [\n{lines}\n  ]\n}}\n'
 
 
 def check(fragments: Sequence[Fragment]) -> None:
-    """Raises ValueError where a fragment cannot be used, and where two have one name, or one molecule with the same sites."""
+    """Check a vocabulary.
+
+    Raises:
+        ValueError: a fragment cannot be used, or two have the same name, or the same molecule with the same sites.
+    """
     if not fragments:
         raise ValueError("there are no fragments; give at least one")
     repeated = [name for name, count in Counter(f.name for f in fragments).items() if count > 1]
     if repeated:
-        raise ValueError(f"fragment {repeated[0]}: this name is there more than once; give each fragment its own")
+        raise ValueError(f"fragment {repeated[0]}: this name occurs more than once; give each fragment a name of its own")
     seen = dict[str, str]()
     for f in fragments:
         mol = molecule(f)
@@ -100,31 +116,34 @@ def check(fragments: Sequence[Fragment]) -> None:
             mol.GetAtomWithIdx(atom).SetAtomMapNum(count)
         same = seen.setdefault(Chem.MolToSmiles(mol), f.name)
         if same != f.name:
-            raise ValueError(
-                f"fragment {f.name}: it is {same} once more, with the same attachment atoms; remove one of the two"
-            )
+            raise ValueError(f"fragment {f.name}: it equals {same}, with the same attachment atoms; remove one of the two")
 
 
 def molecule(fragment: Fragment) -> Chem.Mol:
-    """RDKit's molecule, atoms in the order of the SMILES. Raises ValueError where there is none, or more than one."""
+    """The RDKit molecule of a fragment, with atoms in the order of the SMILES.
+
+    Raises:
+        ValueError: the SMILES cannot be read, has several molecules, or has a `*` or atom map numbers.
+    """
     with rdBase.BlockLogs():
         mol = Chem.MolFromSmiles(fragment.smiles)
     where = f"fragment {fragment.name}"
     if mol is None or not mol.GetNumAtoms():
         raise ValueError(f"{where}: RDKit cannot read its SMILES {fragment.smiles!r}; correct it")
     if len(Chem.GetMolFrags(mol)) > 1:
-        raise ValueError(f"{where}: its SMILES {fragment.smiles!r} has parts that no bond joins; give one molecule without '.'")
+        raise ValueError(f"{where}: its SMILES {fragment.smiles!r} has several molecules; give one, without '.'")
     if any(atom.GetAtomicNum() == 0 for atom in mol.GetAtoms()):
-        raise ValueError(f"{where}: its SMILES {fragment.smiles!r} has a '*'; leave it out and name its neighbour in attach")
+        raise ValueError(f"{where}: its SMILES {fragment.smiles!r} has a '*'; remove it and list its neighbour in attach")
     if any(atom.GetAtomMapNum() for atom in mol.GetAtoms()):
-        raise ValueError(f"{where}: its SMILES {fragment.smiles!r} has atom map numbers; write it without")
+        raise ValueError(f"{where}: its SMILES {fragment.smiles!r} has atom map numbers; remove them")
     return mol
 
 
 def blocks_of(fragments: Sequence[Fragment]) -> Blocks:
-    """The tables of a vocabulary: sites in the order of `attach`, room for partners, symmetries.
+    """Make the tables of a vocabulary: sites in the order of `attach`, capacities, symmetries.
 
-    Raises ValueError as `check`, and where a fragment has more than GROUP symmetries.
+    Raises:
+        ValueError: as `check`, or a fragment has more than GROUP symmetries.
     """
     check(fragments)
     capacities = [[count for _, count in f.attach] for f in fragments]
@@ -132,7 +151,11 @@ def blocks_of(fragments: Sequence[Fragment]) -> Blocks:
 
 
 def symmetries(fragment: Fragment) -> list[list[int]]:
-    """All permutations of the sites that automorphisms make; the first is the identity. Errors as `blocks_of`."""
+    """All permutations of the sites by automorphisms of the fragment, the identity first.
+
+    Raises:
+        ValueError: as `molecule`, or there are more than GROUP symmetries.
+    """
     mol, sites = molecule(fragment), [atom for atom, _ in fragment.attach]
     room = dict(fragment.attach)
     colour = colours(mol, room)
@@ -152,13 +175,13 @@ def symmetries(fragment: Fragment) -> list[list[int]]:
         ]
         if len(images) > GROUP:
             raise ValueError(
-                f"fragment {fragment.name}: its {len(sites)} attachment atoms have over {GROUP} symmetries; name fewer"
+                f"fragment {fragment.name}: its {len(sites)} attachment atoms have over {GROUP} symmetries; list fewer"
             )
     return [list(p) for p in images]
 
 
 def colours(mol: Chem.Mol, room: dict[int, int]) -> list[int]:
-    """A number from 1 for each atom, equal where element, charge, hydrogens, radicals, isotope and room (0 if absent) are."""
+    """A number from 1 for each atom; equal numbers mean equal element, charge, hydrogens, radicals, isotope and capacity."""
     kinds = [
         (
             a.GetAtomicNum(),
@@ -175,7 +198,7 @@ def colours(mol: Chem.Mol, room: dict[int, int]) -> list[int]:
 
 
 def coloured(mol: Chem.Mol, colour: dict[int, int]) -> Chem.Mol:
-    """A copy whose isotopes are colours: RDKit's match compares those, where it would pass over hydrogens and zero charges."""
+    """A copy with colours as isotopes: RDKit's match compares isotopes, but not hydrogens or zero charges."""
     copy = Chem.Mol(mol)
     for atom, number in colour.items():
         copy.GetAtomWithIdx(atom).SetIsotope(number)
@@ -183,40 +206,40 @@ def coloured(mol: Chem.Mol, colour: dict[int, int]) -> Chem.Mol:
 
 
 def matches(mol: Chem.Mol, query: Chem.Mol) -> bool:
-    """Whether two coloured molecules of as many atoms and bonds are the same, stereo and all."""
+    """Whether two coloured molecules with equally many atoms and bonds are the same, including stereo."""
     return mol.HasSubstructMatch(query, useChirality=True)
 
 
 def _check_sites(f: Fragment, mol: Chem.Mol) -> None:
     if not f.attach:
-        raise ValueError(f"fragment {f.name}: it has no attachment atoms; name at least one")
+        raise ValueError(f"fragment {f.name}: it has no attachment atoms; list at least one in attach")
     repeated = [atom for atom, count in Counter(atom for atom, _ in f.attach).items() if count > 1]
     if repeated:
         raise ValueError(
-            f"fragment {f.name}: attach names atom {repeated[0]} twice; name it once, with the number of its partners"
+            f"fragment {f.name}: attach lists atom {repeated[0]} twice; list it once, with the number of its partners"
         )
     for atom, count in f.attach:
         if not 0 <= atom < mol.GetNumAtoms():
             raise ValueError(
-                f"fragment {f.name}: attach names atom {atom}, {f.smiles} has atoms 0 to {mol.GetNumAtoms() - 1}; correct it"
+                f"fragment {f.name}: attach lists atom {atom}, {f.smiles} has atoms 0 to {mol.GetNumAtoms() - 1}; correct it"
             )
         if count < 1:
             raise ValueError(
-                f"fragment {f.name}: atom {atom} is to take {count} partners; give at least 1, or leave the atom out"
+                f"fragment {f.name}: atom {atom} has {count} partners, expected at least 1; raise it, or remove the atom"
             )
         if not _has_room(mol, atom, count):
             raise ValueError(
-                f"fragment {f.name}: atom {atom} ({mol.GetAtomWithIdx(atom).GetSymbol()}) of {f.smiles} cannot take {count} "
-                f"partner{'s' * (count > 1)}, having {mol.GetAtomWithIdx(atom).GetTotalNumHs()} hydrogens; lower the number"
+                f"fragment {f.name}: atom {atom} ({mol.GetAtomWithIdx(atom).GetSymbol()}) of {f.smiles} cannot have {count} "
+                f"partner{'s' * (count > 1)} with {mol.GetAtomWithIdx(atom).GetTotalNumHs()} hydrogens; lower the number"
             )
 
 
 def _has_room(mol: Chem.Mol, atom: int, count: int) -> bool:
-    """Whether RDKit accepts as many methyl groups there; valence is each atom's own, so that all sites may be used at once."""
+    """Whether RDKit accepts `count` methyl groups at an atom. Valence is local, so sites can be checked one by one."""
     here = mol.GetAtomWithIdx(atom)
     if here.GetTotalNumHs() >= count:
         return True
-    if here.GetNoImplicit() or count > 8:  # in brackets the hydrogens are what is written: one bond more makes a radical
+    if here.GetNoImplicit() or count > 8:  # bracket atoms have no implicit hydrogens: one more bond makes a radical
         return False
     grown = Chem.RWMol(mol)
     for _ in range(count):
@@ -226,7 +249,7 @@ def _has_room(mol: Chem.Mol, atom: int, count: int) -> bool:
 
 
 def _entry(entry: Any, number: int) -> Fragment:
-    """Entry `number`, from 1, of our format."""
+    """Parse entry `number` (from 1) of the format fragments-1."""
     name = entry.get("name") if isinstance(entry, dict) else None
     where = f"fragment {name}" if isinstance(name, str) and name else f"fragment number {number}"
     if not isinstance(entry, dict) or not {"name", "smiles", "attach"} <= entry.keys():
@@ -240,16 +263,16 @@ def _entry(entry: Any, number: int) -> Fragment:
 
 
 def _of_2021(*tables: Any) -> tuple[Fragment, ...]:
-    """The rows of the 2021 format, those of one SMILES merged into a fragment of that name; atoms in ascending order."""
+    """Parse the 2021 format; rows with one SMILES are merged into a fragment named by it, with atoms in ascending order."""
     if not all(isinstance(table, dict) and table.keys() == tables[0].keys() for table in tables):
-        raise ValueError(f"the tables {', '.join(TABLES_2021)} have different rows; give a whole file of the 2021 format")
-    _, smiles, points = tables
+        raise ValueError(f"the tables {', '.join(TABLES_2021)} have different rows; give a complete file of the 2021 format")
+    _, smiles, atoms = tables
     merged: dict[str, Counter[int]] = {}
     for row, text in smiles.items():
-        if not isinstance(text, str) or not isinstance(points[row], list) or not all(map(_whole, points[row])):
+        if not isinstance(text, str) or not isinstance(atoms[row], list) or not all(map(_whole, atoms[row])):
             raise ValueError(f"row {row} of the 2021 tables: expected a SMILES and a list of atom numbers; correct it")
         count = merged.setdefault(text, Counter())
-        count |= Counter(points[row])  # in place; the union of two counters takes the larger count
+        count |= Counter(atoms[row])  # in place; the union of two counters takes the larger count
     return tuple(Fragment(text, text, tuple(sorted(count.items()))) for text, count in merged.items())
 
 

@@ -138,7 +138,7 @@ def test_what_cannot_be_built_is_refused():
     ("capacities", "symmetries", "sentence"),
     [
         ([[]], [[[]]], "at least one"),
-        ([[1, 0]], [[[0, 1]]], "room for a partner"),
+        ([[1, 0]], [[[0, 1]]], "capacities of at least 1"),
         ([[1, 2]], [[[0, 1], [1, 0]]], "another number of partners"),
         ([[1, 1]], [[[1, 0]]], "identity"),
         ([[1, 1, 1]], [[[0, 1, 2], [1, 2, 0]]], "no group"),

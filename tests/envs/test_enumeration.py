@@ -181,7 +181,7 @@ def test_what_is_no_dag(table: list[list[int]], horizon: int, message: str) -> N
 def test_a_dead_end() -> None:
     env = crossing()
     env.state_at = lambda obs, terminated: _stuck(env, obs, terminated)  # type: ignore[method-assign]
-    with pytest.raises(NotADag, match="nothing is legal in the unfinished state 3"):
+    with pytest.raises(NotADag, match="no action is valid in the unfinished state 3"):
         enumerate_dag(env)
 
 

@@ -129,7 +129,7 @@ def test_millions_of_automorphisms_that_leave_the_sites_alone_cost_nothing() -> 
 
 def test_too_many_symmetries_are_refused() -> None:
     f = Fragment("bush", "C(C(C)(C)C)(C(C)(C)C)(C(C)(C)C)C(C)(C)C", tuple((a, 1) for a in range(2, 17) if a not in (5, 9, 13)))
-    with pytest.raises(ValueError, match=r"^fragment bush: its 12 attachment atoms have over 720 symmetries; name fewer$"):
+    with pytest.raises(ValueError, match=r"^fragment bush: its 12 attachment atoms have over 720 symmetries; list fewer$"):
         blocks_of([f])
 
 
@@ -262,53 +262,56 @@ COMPLAINTS = [
     (entry(attach=[[0, 1.5]]), 'fragment ethanol: expected "attach" as a list'),
     (entry(attach=[[0, True]]), 'fragment ethanol: expected "attach" as a list'),
     (entry(attach={"0": 1}), 'fragment ethanol: expected "attach" as a list'),
-    (entry(attach=[]), "fragment ethanol: it has no attachment atoms; name at least one"),
+    (entry(attach=[]), "fragment ethanol: it has no attachment atoms; list at least one in attach"),
     (
         entry(attach=[[0, 1], [0, 2]]),
-        "fragment ethanol: attach names atom 0 twice; name it once, with the number of its partners",
+        "fragment ethanol: attach lists atom 0 twice; list it once, with the number of its partners",
     ),
-    (entry(attach=[[3, 1]]), "fragment ethanol: attach names atom 3, CCO has atoms 0 to 2; correct it"),
-    (entry(attach=[[-1, 1]]), "fragment ethanol: attach names atom -1, CCO has atoms 0 to 2; correct it"),
-    (entry(attach=[[0, 0]]), "fragment ethanol: atom 0 is to take 0 partners; give at least 1, or leave the atom out"),
+    (entry(attach=[[3, 1]]), "fragment ethanol: attach lists atom 3, CCO has atoms 0 to 2; correct it"),
+    (entry(attach=[[-1, 1]]), "fragment ethanol: attach lists atom -1, CCO has atoms 0 to 2; correct it"),
+    (entry(attach=[[0, 0]]), "fragment ethanol: atom 0 has 0 partners, expected at least 1; raise it, or remove the atom"),
     (
         entry(attach=[[2, 2]]),
-        r"fragment ethanol: atom 2 \(O\) of CCO cannot take 2 partners, having 1 hydrogens; lower the number",
+        r"fragment ethanol: atom 2 \(O\) of CCO cannot have 2 partners with 1 hydrogens; lower the number",
     ),
     (
         entry(attach=[[0, 4]]),
-        r"fragment ethanol: atom 0 \(C\) of CCO cannot take 4 partners, having 3 hydrogens; lower the number",
+        r"fragment ethanol: atom 0 \(C\) of CCO cannot have 4 partners with 3 hydrogens; lower the number",
     ),
-    (entry(attach=[[0, 10**9]]), "fragment ethanol: atom 0 .* cannot take 1000000000 partners"),
+    (entry(attach=[[0, 10**9]]), "fragment ethanol: atom 0 .* cannot have 1000000000 partners"),
     (
         entry(smiles="c1ccncc1", attach=[[3, 1]]),
-        r"fragment ethanol: atom 3 \(N\) of c1ccncc1 cannot take 1 partner, having 0 hydrogens",
+        r"fragment ethanol: atom 3 \(N\) of c1ccncc1 cannot have 1 partner with 0 hydrogens",
     ),
     (
         entry(smiles="c1cc[nH]c1", attach=[[3, 2]]),
-        r"fragment ethanol: atom 3 \(N\) of c1cc\[nH\]c1 cannot take 2 partners, having 1 hydrogens",
+        r"fragment ethanol: atom 3 \(N\) of c1cc\[nH\]c1 cannot have 2 partners with 1 hydrogens",
     ),
     (
         entry(smiles="O=[S]=O", attach=[[1, 1]]),
-        r"fragment ethanol: atom 1 \(S\) of O=\[S\]=O cannot take 1 partner, having 0 hydrogens",
+        r"fragment ethanol: atom 1 \(S\) of O=\[S\]=O cannot have 1 partner with 0 hydrogens",
     ),
     (entry(smiles="CC("), r"fragment ethanol: RDKit cannot read its SMILES 'CC\('; correct it"),
     (entry(smiles=""), "fragment ethanol: RDKit cannot read its SMILES ''; correct it"),
     (entry(smiles="C(C)(C)(C)(C)C"), "fragment ethanol: RDKit cannot read its SMILES"),
     (
         entry(smiles="CCO.Cl"),
-        "fragment ethanol: its SMILES 'CCO.Cl' has parts that no bond joins; give one molecule without '.'",
+        "fragment ethanol: its SMILES 'CCO.Cl' has several molecules; give one, without '.'",
     ),
-    (entry(smiles="*CO"), r"fragment ethanol: its SMILES '\*CO' has a '\*'; leave it out and name its neighbour in attach"),
-    (entry(smiles="[CH3:1]O"), r"fragment ethanol: its SMILES '\[CH3:1\]O' has atom map numbers; write it without"),
+    (entry(smiles="*CO"), r"fragment ethanol: its SMILES '\*CO' has a '\*'; remove it and list its neighbour in attach"),
+    (entry(smiles="[CH3:1]O"), r"fragment ethanol: its SMILES '\[CH3:1\]O' has atom map numbers; remove them"),
     (
         entries(("a", "C", [[0, 1]]), ("a", "N", [[0, 1]])),
-        "fragment a: this name is there more than once; give each fragment its own",
+        "fragment a: this name occurs more than once; give each fragment a name of its own",
     ),
     (
         entries(("a", "CO", [[0, 1]]), ("b", "OC", [[1, 1]])),
-        "fragment b: it is a once more, with the same attachment atoms; remove",
+        "fragment b: it equals a, with the same attachment atoms; remove",
     ),
-    (tables(block_r={}), "the tables block_name, block_smi, block_r have different rows; give a whole file of the 2021 format"),
+    (
+        tables(block_r={}),
+        "the tables block_name, block_smi, block_r have different rows; give a complete file of the 2021 format",
+    ),
     (tables(block_r=[[0]]), "the tables block_name, block_smi, block_r have different rows"),
     (tables(block_smi={"0": 1}), "row 0 of the 2021 tables: expected a SMILES and a list of atom numbers; correct it"),
     (tables(block_r={"0": "0"}), "row 0 of the 2021 tables: expected a SMILES and a list of atom numbers; correct it"),
@@ -338,7 +341,7 @@ def test_charges_radicals_and_more_bonds_on_sulphur_are_allowed() -> None:
 
 def test_a_pickle_is_not_json(tmp_path: Path) -> None:
     (tmp_path / "f.pkl").write_bytes(b"\x80\x04\x95\xff")
-    with pytest.raises(ValueError, match=r"f\.pkl: it is no text, so not JSON; give a JSON file of fragments"):
+    with pytest.raises(ValueError, match=r"f\.pkl: it is not UTF-8 text; give a JSON file of fragments"):
         load_fragments(tmp_path / "f.pkl")
 
 
@@ -433,7 +436,7 @@ def test_brics_tells_the_mirrored_ends_of_a_fragment_apart(drug: str) -> None:
         (["# mine", "", "CCO ethanol", "CC( broken"], {}, r"line 4: RDKit cannot read the SMILES 'CC\('; correct or remove it"),
         (["C[N](C)(C)(C)C"], {}, r"line 1: RDKit cannot read the SMILES 'C\[N\]\(C\)\(C\)\(C\)C'; correct or remove it"),
         (["smiles,name"], {}, "line 1: RDKit cannot read the SMILES 'smiles,name'"),
-        (["", "# nothing"], {}, "there is no SMILES to take fragments from; give lines with a SMILES each"),
+        (["", "# nothing"], {}, "there is no SMILES in the input, expected lines with a SMILES each"),
         (
             ["CC", "c1ccccc1"],
             {},

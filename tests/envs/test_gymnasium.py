@@ -274,7 +274,7 @@ def test_what_an_environment_must_have() -> None:
         GymnasiumEnv(Odd, horizon=3)
     with pytest.raises(ValueError, match="FlattenObservation"):
         GymnasiumEnv(Nested, horizon=3)
-    with pytest.raises(ValueError, match=r"observation of shape \(1,\), but its observation_space says \(3,\)"):
+    with pytest.raises(ValueError, match=r"observation of shape \(1,\), but its space has shape \(3,\)"):
         play(GymnasiumEnv(Short, horizon=3), [0])
     env = GymnasiumEnv(Track, horizon=3)
     state = env.reset(1, Rng.of_seeds([0]))

@@ -74,7 +74,7 @@ def test_settings_reach_the_world() -> None:
 
 def test_rendering_is_there_where_the_world_has_it() -> None:
     world: Any = gridworld()
-    with pytest.raises(ValueError, match="render_mode is 'ansi', this world has none"):
+    with pytest.raises(ValueError, match="render_mode is 'ansi', this environment has none"):
         Exported(world, "ansi")
     world.render = lambda state: f"state {int(state.obs[0])}"
     single = Exported(world, "ansi")
