@@ -176,5 +176,5 @@ def test_a_wrong_table_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     from envs.molecules import atom_tables as module
 
     monkeypatch.setattr(module, "_outside", lambda atom, size: atom.GetAtomicNum())  # kinds that are too coarse
-    with pytest.raises(ValueError, match="leave"):
+    with pytest.raises(ValueError, match="remove"):
         atom_tables(ODD)

@@ -139,9 +139,9 @@ def test_what_cannot_be_built_is_refused():
     [
         ([[]], [[[]]], "at least one"),
         ([[1, 0]], [[[0, 1]]], "capacities of at least 1"),
-        ([[1, 2]], [[[0, 1], [1, 0]]], "another number of partners"),
+        ([[1, 2]], [[[0, 1], [1, 0]]], "of another capacity"),
         ([[1, 1]], [[[1, 0]]], "identity"),
-        ([[1, 1, 1]], [[[0, 1, 2], [1, 2, 0]]], "no group"),
+        ([[1, 1, 1]], [[[0, 1, 2], [1, 2, 0]]], "do not form a group"),
     ],
 )
 def test_blocks_that_are_none(capacities, symmetries, sentence):

@@ -266,7 +266,7 @@ def test_what_an_environment_must_have() -> None:
         play(GymnasiumEnv(lambda: track, horizon=3), [0, 1])
     with pytest.raises(ValueError, match="n = 2 and 1 random keys"):
         GymnasiumEnv(Track, horizon=3).reset(2, Rng.of_seeds([0]))
-    with pytest.raises(ValueError, match="say how long an episode may be"):
+    with pytest.raises(ValueError, match="set the most steps of an episode"):
         GymnasiumEnv(Track)
     with pytest.raises(ValueError, match="horizon is 0"):
         GymnasiumEnv(Track, horizon=0)
