@@ -19,7 +19,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 
-from envs.core import Array, Env, State
+from envs.core import Array, Env, State, to_numpy
 from envs.random import Rng
 from envs.rollout import AHEAD, ENV, POLICY, RESET
 
@@ -93,13 +93,13 @@ class RandomAct:
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
         if isinstance(self.space, Discrete):
-            u = _numpy(rng.uniform(int(self.space.n)))
-            action = (u if action_mask is None else np.where(_numpy(action_mask), u, -1.0)).argmax(1)
+            u = to_numpy(rng.uniform(int(self.space.n)))
+            action = (u if action_mask is None else np.where(to_numpy(action_mask), u, -1.0)).argmax(1)
         elif isinstance(self.space, MultiDiscrete):
-            action = np.floor(_numpy(rng.uniform(*self.space.shape)) * self.space.nvec).astype(np.int64)
+            action = np.floor(to_numpy(rng.uniform(*self.space.shape)) * self.space.nvec).astype(np.int64)
         else:
             low, high = self.space.low, self.space.high
-            u, z = _numpy(rng.uniform(*self.space.shape)), _numpy(rng.normal(*self.space.shape))
+            u, z = to_numpy(rng.uniform(*self.space.shape)), to_numpy(rng.normal(*self.space.shape))
             bounded = np.isfinite(low) & np.isfinite(high)
             action = np.where(bounded, low + u * np.where(bounded, high - low, 0.0), np.clip(z, low, high)).astype(low.dtype)
         return action if self.numpy else torch.from_numpy(action).to(obs.device)
@@ -264,13 +264,9 @@ def _overshoot(env: Env, rng: Rng, checks: Checks) -> None:
     checks.require("overshoot", np.isfinite(new.obs).all() and np.isfinite(new.reward).all(), "NaN or infinity")
 
 
-def _numpy(x: Array) -> Any:
-    return x.detach().cpu().numpy() if isinstance(x, Tensor) else x
-
-
 def _snapshot(state: State, rows: slice = slice(None)) -> State:
     """A copy of the fields of a state that an agent may see, as numpy arrays."""
-    return State(**{name: None if (x := getattr(state, name)) is None else np.array(_numpy(x)[rows]) for name in SEEN})
+    return State(**{name: None if (x := getattr(state, name)) is None else np.array(to_numpy(x)[rows]) for name in SEEN})
 
 
 def _same(a: Any, b: Any, exact: bool = True) -> bool:
@@ -278,7 +274,7 @@ def _same(a: Any, b: Any, exact: bool = True) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor | np.ndarray):
-        a, b = _numpy(a), _numpy(b)
+        a, b = to_numpy(a), to_numpy(b)
         if not exact and np.issubdtype(a.dtype, np.floating):
             return a.shape == b.shape and np.allclose(a, b, 1e-4, 1e-5, equal_nan=True)
         return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

@@ -206,5 +206,9 @@ def any_last(x: Tensor) -> Tensor:
     return torch.from_numpy(x.numpy().any(-1)) if x.device.type == "cpu" else x.any(-1)
 
 
+def to_numpy(x: Array) -> Any:
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else x
+
+
 def to_tensor(x: Array) -> Tensor:
     return torch.from_numpy(x) if isinstance(x, np.ndarray) else x

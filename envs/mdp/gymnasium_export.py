@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
 
-from envs.core import Array, Env, State
+from envs.core import Array, Env, State, to_numpy
 from envs.random import Rng
 from envs.rollout import AHEAD, ENV, RESET
 
@@ -76,16 +76,12 @@ class Exported(gymnasium.Env[Any, Any]):
 
     def _seen(self, state: State) -> Any:
         # a copy: the row is a view of a batch that the environment may return again
-        seen = np.array(_numpy(state.obs)[0], self.observation_space.dtype)
+        seen = np.array(to_numpy(state.obs)[0], self.observation_space.dtype)
         return seen if seen.shape else seen[()]
 
 
-def _numpy(x: Array) -> Any:
-    return x.cpu().numpy() if isinstance(x, torch.Tensor) else x
-
-
 def _info(state: State) -> dict[str, Any]:
-    return {} if state.action_mask is None else {"action_mask": _numpy(state.action_mask)[0].astype(np.int8)}
+    return {} if state.action_mask is None else {"action_mask": to_numpy(state.action_mask)[0].astype(np.int8)}
 
 
 def make_gridworld(render_mode: str | None = None, **settings: Any) -> Exported:

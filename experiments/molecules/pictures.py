@@ -9,6 +9,8 @@ from typing import Any
 from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
 
+from gflownet.molecules.fingerprints import parsed
+
 PANEL = (240, 200)  # pixels
 WIDEST = 32_000  # pixels that Cairo draws in a row or a column
 LEGEND = 32  # letters of a legend's line
@@ -32,7 +34,7 @@ def draw(
     """
     if not molecules:
         raise ValueError("there are no molecules to draw; give at least one")
-    mols = [_read(mol) for mol in molecules]
+    mols = [parsed(molecule) for molecule in molecules]
     for name, given in (("legends", legends), ("marked", marked)):
         if given and len(given) != len(mols):
             raise ValueError(f"got {len(given)} {name} for {len(mols)} molecules, expected one for each")
@@ -49,15 +51,6 @@ def draw(
     canvas.DrawMolecules(mols, legends=[_short(text) for text in legends] or None, **atoms)
     canvas.FinishDrawing()
     return canvas.GetDrawingText()
-
-
-def _read(molecule: Chem.Mol | str) -> Chem.Mol:
-    if not isinstance(molecule, str):
-        return molecule
-    mol = Chem.MolFromSmiles(molecule)
-    if mol is None:
-        raise ValueError(f"RDKit cannot read the SMILES {molecule!r}, so that it cannot be drawn")
-    return mol
 
 
 def _short(text: str) -> str:
