@@ -40,26 +40,26 @@ def sample(arguments: list[str]) -> None:
         device: str = "auto",
         quiet: bool = False,
     ) -> None:
-        """Write molecules of a trained run, drawn by its policies without exploration: those of its seeds in turn.
+        """Sample molecules from the policies of a trained run, without exploration, from each seed in turn.
 
-        Columns: smiles (canonical, isomeric), reward before tempering, its parts, log_reward, log_p (exact, of this tree of
+        Columns: smiles (canonical, isomeric), reward before tempering, its terms, log_reward, log_p (exact, of this tree of
         blocks), blocks, seed (the training seed). The same arguments give the same bytes on the same machine. Where fewer than
-        n are found, what was found is written all the same, one sentence says why, and the exit code is 1.
+        n are found, these are written, one sentence says why, and the exit code is 1.
 
         Args:
             run: the run folder
-            n: molecules
-            out: .sdf, .csv, .smi or .jsonl; it is replaced only when the new file is whole; - is standard output
-            format: of standard output: csv where none is given; smi holds SMILES alone
-            unique: no molecule twice, compared by canonical isomeric SMILES
-            seed: of sampling; another seed, other molecules
+            n: number of molecules
+            out: .sdf, .csv, .smi or .jsonl, replaced only when the new file is complete; - is standard output
+            format: format of standard output; default: csv; smi holds SMILES alone
+            unique: no duplicates, compared by canonical isomeric SMILES
+            seed: random seed of sampling
             checkpoint: another checkpoint than the last
-            batch: molecules drawn at once
-            log_p: the column log_p, which takes longer than all others
-            max_attempts: molecules drawn before giving up; default: 100 for each one asked for, at least 40 batches. 20 batches
-                in a row that bring nothing new end it as well
+            batch: number of molecules sampled at once
+            log_p: compute the column log_p, the slowest one
+            max_attempts: samples drawn before giving up; default: 100 n, at least 40 batches. 20 batches in a row without a new
+                molecule end it as well
             device: auto (where it was trained, or the CPU), cpu or cuda
-            quiet: no progress
+            quiet: no progress on stderr
         """
         from experiments.molecules.files import format_of
         from experiments.molecules.sample import Wanted, trained
@@ -116,20 +116,20 @@ def fragments(arguments: list[str]) -> None:
         max_atoms: int = 20,
         limit: int = 200,
     ) -> None:
-        """Make a vocabulary of building blocks out of molecules, or look at one.
+        """Make a vocabulary of building blocks from molecules, or show one.
 
-        With --from: the molecules are cut at their BRICS bonds, and what remains most often becomes the fragments. Without:
-        those of --fragments, or our own. They are written to --out, drawn to --image, and printed as a table where neither is
-        given: name, SMILES, points (partners they take) and orbits (kinds of attachment atoms).
+        With --from, the molecules are cut at their BRICS bonds and the most frequent pieces become the fragments. Without, the
+        fragments are those of --fragments, or our own. They are written to --out, drawn to --image, and printed as a table
+        where neither is given: name, SMILES, points (number of attachment points) and orbits (attachment atoms up to symmetry).
 
         Args:
-            source: molecules, a file with a SMILES on each line; - is standard input
-            fragments: a file of fragments, or the blocks file of 2021
-            out: .json, for `gflownet train molecules --fragments`; it is replaced only when the new one is whole
-            image: .png, the fragments with their attachment atoms coloured
-            min_count: with --from, how often a fragment must occur
-            max_atoms: with --from, heavy atoms of the largest
-            limit: with --from, how many are kept, the most frequent
+            source: a file of molecules with one SMILES a line; - is standard input
+            fragments: a file of fragments, or the blocks file of Bengio et al. 2021
+            out: .json file for `gflownet train molecules --fragments`, replaced only when the new one is complete
+            image: .png file that shows the fragments with their attachment atoms coloured
+            min_count: with --from, smallest number of occurrences of a fragment
+            max_atoms: with --from, largest number of heavy atoms in a fragment
+            limit: with --from, how many of the most frequent fragments are kept
         """
         _vocabulary(source, fragments, out, image, (min_count, max_atoms, limit))
 

@@ -130,7 +130,7 @@ def check(arguments: list[str]) -> None:
         """Compare an agent's direction with exact gradients on small finite MDPs; exit 1 when a claim fails.
 
         Args:
-            agent: a name, or file.py:agent
+            agent: a name from `pgrl list`, or file.py:agent
             seeds: independent replicas; more replicas detect a smaller bias
             iterations: iterations of the algorithm
             batch_size: episodes of a replica at each point that is sampled
@@ -149,7 +149,7 @@ def check_env(arguments: list[str]) -> None:
         """Check that an environment keeps its contract; exit 1 when a check fails.
 
         Args:
-            env: a name, or file.py:make
+            env: a name from `pgrl list`, a Gymnasium id, or file.py:make
             episodes: episodes in the batch
             steps: steps of each episode
             horizon: steps after which an episode is cut; default: the environment's own

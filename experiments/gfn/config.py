@@ -36,38 +36,38 @@ class GFNSettings:
     seed: int = 0
     """the first seed; the others follow it"""
     states: int = 1_000_000
-    """finished objects that each seed visits; every reward that is evaluated counts"""
+    """finished objects that each seed visits; every evaluated reward counts"""
     batch_size: int = 16
     """objects that a seed constructs in an iteration"""
     preset: str = "recipe"
-    """settings to begin with: recipe, or paper (those of the environment's paper)"""
+    """default settings: recipe (tuned here) or paper (those of the environment's paper)"""
     metrics: Literal["auto", "exact", "sampled"] = "auto"
     """distance to the target distribution: auto (where all states can be enumerated), exact (or refuse), sampled (never)"""
     window: int = 200_000
-    """last objects of each seed whose frequencies are compared with the target distribution"""
+    """how many of the last objects of each seed are compared with the target distribution"""
     top_k: int = 10_000
     """size of the top-K buffer: the best distinct molecules of each seed, which evaluations report on"""
     dtype: Literal["float32", "float64"] = "float32"
-    """of parameters and gradients"""
+    """precision of parameters and gradients"""
     device: str = "auto"
     """auto, cpu or cuda; auto takes the GPU only when a measured iteration is faster there"""
     matmul: Matmul = "auto"
     """products of float32 matrices: tf32 (10 bits of mantissa, faster, GPU only) or float32; auto: tf32 on CUDA"""
     compile: bool = False
-    """on a GPU the whole iteration is captured as a CUDA graph, without replay and local search; the CPU is faster without"""
+    """capture the whole iteration as a CUDA graph (GPU only, without replay and local search)"""
     max_faults: int = 10
-    """stop after so many updates in a row that were skipped because a loss was not finite"""
+    """stop after this many consecutive updates that were skipped because the loss was not finite"""
     evaluations: int = 40
-    """evaluations over the run, half of them evenly apart and half evenly on a logarithmic axis"""
+    """number of evaluations, half of them evenly spaced and half evenly on a logarithmic axis"""
     log_rows: int = 200
-    """rows of metrics over the run, likewise"""
+    """number of rows of metrics, spaced like the evaluations"""
     checkpoints: int = 20
-    """checkpoints over the run; the last three are kept"""
+    """number of checkpoints, of which the last three are kept"""
 
 
 @dataclass(frozen=True)
 class GFlowNetSettings(GFlowNet):
-    """The hyperparameters of a GFlowNet on the command line, where its objective has flags of its own."""
+    """Hyperparameters of every GFlowNet."""
 
     objective: Suppress[Fixed[Any]] = None
 

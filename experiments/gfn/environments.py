@@ -37,49 +37,49 @@ MEMBERS = (
 @dataclass(frozen=True)
 class HyperGridSettings:
     ndim: int = 4
-    """coordinates"""
+    """number of coordinates"""
     height: int = 8
-    """cells of each coordinate"""
+    """number of values of each coordinate"""
     r0: float = 0.1
-    """R0, what every cell is worth; the smaller, the harder to find the modes"""
+    """R0, the reward of every cell; the smaller, the harder the exploration"""
     r1: float = 0.5
-    """R1, in addition on the plateaus around the corners"""
+    """R1, added on the plateaus around the corners"""
     r2: float = 2.0
-    """R2, in addition in the modes"""
+    """R2, added in the modes"""
     reward: str = "corners"
-    """corners, cosine, or file.py:function of cells [M, ndim] that gives R > 0 [M]"""
+    """corners, cosine, or file.py:function that maps cells [M, ndim] to rewards R > 0 [M]"""
     convention: Literal["stop", "paper2021"] = "stop"
-    """stop: every cell is kept by the stop action; paper2021: an episode also ends at a coordinate of height - 1"""
+    """stop: episodes end by the stop action alone; paper2021: also when a coordinate reaches height - 1"""
 
 
 @dataclass(frozen=True)
 class BitsSettings:
     length: int = 120
-    """bits"""
+    """number of bits"""
     word: int = 1
-    """bits written at once"""
+    """number of bits that an action writes"""
     n_modes: int = 60
-    """hidden modes"""
+    """number of hidden modes"""
     order: Literal["append", "any"] = "append"
-    """append: from left to right; any: at any empty position"""
+    """order of construction: append (from left to right) or any (at any empty position)"""
     beta: float = 3.0
-    """how peaked the reward is: it falls from 1 to exp(-beta) over a distance of `length` bits"""
+    """inverse temperature: the reward falls from 1 to exp(-beta) over a Hamming distance of `length` bits"""
     radius: int = 0
-    """an object within so many bits of a mode has found it"""
+    """a mode counts as found when an object is within this Hamming distance"""
     modes_seed: int = 0
-    """of the modes and the test set"""
+    """seed of the modes and the test set"""
 
 
 @dataclass(frozen=True)
 class SetsSettings:
     items: int = 30
-    """to choose from"""
+    """number of items to choose from"""
     size: int = 20
-    """of a finished set"""
+    """number of items in a finished set"""
     scale: float = 1.0
     """energies of items are uniform on [-scale, scale]"""
     energies_seed: int = 0
-    """of the energies"""
+    """seed of the energies"""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def find_env(name: str) -> EnvironmentEntry:
 
 @dataclass(frozen=True)
 class Reward:
-    """A function of cells in a file; whatever it raises becomes one sentence."""
+    """A reward function from a file; an exception in it becomes a UserError."""
 
     name: str
     function: Callable[[Tensor], Tensor]
@@ -198,20 +198,20 @@ ENVIRONMENTS = {
         HyperGridSettings,
         _hypergrid,
         _grid_title,
-        "n coordinates that go up one by one; every cell can be kept",
+        "grid on which each action increments a coordinate; every cell is a terminal state",
         lambda k: replace(k, reward=absolute(k.reward)),
     ),
     "bits": EnvironmentEntry(
-        BitsSettings, _bits, lambda k: f"{k.length} bits in words of {k.word}, {k.order}", "strings of bits with hidden modes"
+        BitsSettings, _bits, lambda k: f"{k.length} bits in words of {k.word}, {k.order}", "bit strings with hidden modes"
     ),
     "sets": EnvironmentEntry(
-        SetsSettings, _sets, lambda k: f"sets of {k.size} out of {k.items}", "sets of a fixed size, any order"
+        SetsSettings, _sets, lambda k: f"sets of {k.size} out of {k.items}", "sets of a fixed size, constructed in any order"
     ),
     "molecules": EnvironmentEntry(
         molecule_config.MoleculeSettings,
         molecule_config.molecules,
         molecule_config.title,
-        "trees of building blocks with a chemist's reward",
+        "molecules from building blocks, rewards from RDKit, the sEH proxy or a file",
         molecule_config.resolved,
     ),
 }

@@ -1,4 +1,4 @@
-"""The environment `molecules` of the command line: settings, the vocabulary they name, the reward they describe.
+"""The environment `molecules` of the command line: its settings, their vocabulary and their reward.
 
 A run's config holds the whole vocabulary, not the name of a file, so that its folder is enough to go on and to sample.
 """
@@ -29,28 +29,28 @@ NEEDS = "molecules need RDKit: pip install 'pgrl[molecules]'"
 @dataclass(frozen=True)
 class MoleculeSettings:
     reward: str = "qed"
-    """terms and what is made of them: qed, sa, logp[1,3], mw[200,500], tpsa[20,120], rotors[0,8], similar[SMILES], seh,
-    file.py:function of a list of SMILES; products a*b, powers a^2, means a+b or mean(a,b), weights 2*a+b"""
+    """formula of terms: qed, sa, logp[1,3], mw[200,500], tpsa[20,120], rotors[0,8], similar[SMILES], seh, file.py:function of a
+    list of SMILES; with products a*b, powers a^2, means a+b or mean(a,b), weights 2*a+b"""
     beta: float = 8.0
-    """log R = beta · log(reward): the larger, the closer to the best molecules"""
+    """inverse temperature: log R = beta · log(reward)"""
     r_min: float = 0.01
-    """a lower reward counts as this; above 0"""
+    """rewards are clipped to at least this, which is above 0"""
     r_max: float = 1e9
-    """a higher reward counts as this"""
+    """rewards are clipped to at most this"""
     fragments: str = ""
-    """file of fragments (`gflownet fragments`), or the blocks file of 2021; default: our own vocabulary"""
+    """vocabulary: a file made by `gflownet fragments`, or the blocks file of Bengio et al. 2021; default: our 115 fragments"""
     max_blocks: int = 8
-    """blocks of the largest molecule"""
+    """largest number of blocks in a molecule"""
     min_blocks: int = 2
-    """blocks of the smallest"""
+    """smallest number of blocks in a molecule"""
     seh_weights: str = ""
-    """the sEH proxy's weights, best_params.pkl.gz or .npz, where the reward asks for seh (p/8)"""
+    """weights of the sEH proxy, best_params.pkl.gz or .npz; needed where the reward has the term seh (p/8)"""
     seh_variant: Literal["A", "B", "C"] = "A"
-    """A: the paper of 2021; B: the trajectory balance papers (root transposed); C: recursion (the same without stem mask)"""
+    """variant of the sEH proxy: A (Bengio et al. 2021), B (the trajectory balance papers), C (recursionpharma/gflownet)"""
     mode_threshold: float = 0.8
-    """modes, circles and scaffolds are counted among molecules with a higher reward, before beta; 0.875 is the papers' p > 7"""
+    """modes, circles and scaffolds are counted among molecules with a higher reward, before beta; the papers: 0.875 (p > 7)"""
     reward_workers: int = 0
-    """processes that work out RDKit terms beside this one"""
+    """processes that compute RDKit terms beside this one"""
     vocabulary: Suppress[str] = ""
     """the fragments themselves, as JSON, in a run's config"""
     digest: Suppress[str] = ""

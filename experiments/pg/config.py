@@ -39,7 +39,7 @@ class PGSettings:
     seed: int = 0
     """the first seed; the others follow it"""
     env_steps: int = 100_000
-    """environment steps of each seed; every sampled episode counts"""
+    """environment steps of each seed; the steps of every sampled episode count"""
     preset: str = "recipe"
     """preset of hyperparameters: recipe, theorem (the exponents of the theorem, η_0 = 1) or constant (no decay, η = 0.3)"""
     discount: float = 0.99
@@ -47,15 +47,15 @@ class PGSettings:
     horizon: int | None = None
     """steps after which an episode is cut; default: the environment's own"""
     batch_size: int = 1
-    """episodes of a seed at each point that is sampled"""
+    """episodes of a seed at each parameter point that is sampled"""
     hidden: tuple[int, ...] = ()
     """widths of the policy's hidden layers; none: a table of states, or a linear map"""
     activation: str = "tanh"
-    """tanh or softplus"""
+    """activation of the hidden layers: tanh or softplus"""
     baseline: str = "none"
-    """none, leave-one-out, time or value; all unbiased"""
+    """baseline of the gradient estimate: none, leave-one-out, time or value; all unbiased"""
     causal: bool = False
-    """causal (DiCE) form of the Hessian estimate: the same mean, less variance"""
+    """causal (DiCE) form of the Hessian estimate: same mean, less variance"""
     log_std: float = 0.0
     """initial log standard deviation of Gaussian policies"""
     learn_std: bool = True
@@ -63,19 +63,19 @@ class PGSettings:
     bias: bool = True
     """biases in the policy's network"""
     dtype: str = "float32"
-    """float32 or float64: parameters and gradients"""
+    """precision of parameters and gradients: float32 or float64"""
     device: str = "auto"
     """auto, cpu or cuda; auto takes the GPU only when a measured iteration is faster there"""
     workers: int | None = None
-    """processes that sample episodes beside this one; default: one for each further CPU on MuJoCo, none elsewhere"""
+    """processes that sample episodes beside this one; default: one for each further CPU with MuJoCo, none elsewhere"""
     evaluations: int = 20
-    """evaluations over the run, on episodes that are not counted as training"""
+    """number of evaluations, on episodes that do not count as training"""
     eval_episodes: int = 5
     """episodes of each seed in an evaluation (none where J is known exactly)"""
     log_rows: int = 200
-    """rows of metrics over the run"""
+    """number of rows of metrics"""
     checkpoints: int = 20
-    """checkpoints over the run; the last three are kept"""
+    """number of checkpoints, of which the last three are kept"""
 
 
 def find_agent(algo: str) -> AgentEntry:

@@ -53,32 +53,32 @@ class Oracle:
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the numbers, beside the world and the generator."""
+    """Settings of active learning, beside those of the environment and the generator."""
 
     seeds: int = 3
-    """how many seeds, one after the other"""
+    """how many seeds, run one after the other"""
     seed: int = 0
-    """the first seed; all methods begin with the same cells"""
+    """the first seed; for one seed all methods begin with the same cells"""
     rounds: int = 10
-    """of fitting a proxy, training a generator on it and asking for rewards"""
+    """number of rounds: fit the proxy, train a generator on it, query new rewards"""
     initial: int = 512
-    """random cells whose reward is known at the start"""
+    """number of random cells whose reward is known at the start"""
     queries: int = 16
-    """new cells whose reward is asked for in a round"""
+    """number of new cells whose reward is queried in a round"""
     states: int = 16_000
-    """objects that the generator visits in a round, judged by the proxy"""
+    """finished objects that the generator visits in a round; the proxy gives their reward"""
     batch_size: int = 16
-    """objects that it builds in an iteration"""
+    """objects that the generator constructs in an iteration"""
     proxy: Literal["gp", "oracle"] = "gp"
-    """gp: a Gaussian process, needs scikit-learn; oracle: the true reward, which shows what the proxy costs"""
+    """gp: a Gaussian process (needs scikit-learn); oracle: the true reward, for comparison"""
     kappa: float = 0.0
-    """weight of the proxy's standard deviation: how much it is worth to be unknown"""
+    """weight of the proxy's standard deviation in the acquisition function (UCB)"""
     beta: float = 1.0
-    """power of what the proxy says that is the generator's reward; the larger, the more it keeps to the best"""
+    """inverse temperature: the generator's reward is the acquisition function to this power"""
     floor: float = 1e-3
-    """what the proxy says is raised to at least this"""
+    """the acquisition function is clipped to at least this"""
     top_k: int = 10
-    """k, best cells of which the mean and the distances are reported"""
+    """k of the top-k mean reward and the top-k distances"""
 
     def rng(self, seed: int, stream: int, i: int = 0) -> Rng:
         rng = Rng.of_seeds((seed,))

@@ -80,19 +80,19 @@ class PPO:
     """Proximal policy optimisation of R(x) (Schulman et al. 2017, 1707.06347)."""
 
     learning_rate: float = 1e-4
-    """step of Adam"""
+    """learning rate of Adam"""
     updates: int = 32
-    """U, steps of Adam in an iteration"""
+    """U, updates of Adam in an iteration"""
     minibatch: int = 16
-    """m, steps of episodes in an update"""
+    """m, environment steps in an update"""
     clip: float = 0.2
-    """c, how far a probability may move before the gain is cut"""
+    """c, clipping range of the probability ratio"""
     entropy: float = 0.5
-    """h, weight of the entropy"""
+    """h, coefficient of the entropy bonus"""
     value_weight: float = 0.5
-    """w, weight of the value's squared error"""
+    """w, coefficient of the value loss"""
     trace: float = 0.0
-    """λ of the advantages: 0 looks one step ahead as the code of 2021 does, 1 is return minus value"""
+    """λ of generalised advantage estimation: 0 is one-step (as the code of 2021), 1 is return minus value"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the network's hidden layers"""
     tabular: bool = False

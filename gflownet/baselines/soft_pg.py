@@ -50,9 +50,9 @@ class SoftPolicyGradient:
     """Entropy-regularised policy gradient (Tiapkin et al. 2023, 2310.12934)."""
 
     learning_rate: float = 1e-3
-    """step of Adam"""
+    """learning rate of Adam"""
     backward: Literal["uniform", "maxent"] = "uniform"
-    """P_B: uniform over edges, or by the number of paths"""
+    """backward policy: uniform over edges, or maxent (proportional to the number of paths)"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the network's hidden layers"""
     tabular: bool = False

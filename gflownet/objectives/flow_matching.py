@@ -35,7 +35,7 @@ class FlowMatching:
     """Flow matching: inflow equals outflow (Bengio et al. 2021)."""
 
     smoothing: float = 0.0
-    """ε of eq. 12: flows well below it are not told apart (the smallest reward, or 0)"""
+    """ε of eq. 12, added to inflow and outflow: flows far below it have no influence"""
     terminal_weight: float = 1.0
     """λ_T, the weight of finished objects"""
     residual: Residual = "squared"

@@ -45,7 +45,7 @@ class ForwardLookingSubTB:
     """Forward-looking sub-trajectory balance (Pan et al. 2023, 2302.01687)."""
 
     decay: float = 0.9
-    """λ: weight of a piece of length l is λ^l"""
+    """λ: a sub-trajectory of length l has weight λ^l"""
     residual: Residual = "squared"
     """squared, huber or shifted-cosh"""
 

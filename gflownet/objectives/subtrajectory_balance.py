@@ -67,7 +67,7 @@ class SubTrajectoryBalance:
     """Sub-trajectory balance, SubTB(λ) (Madan et al. 2023, 2209.12782)."""
 
     decay: float = 0.9
-    """λ: weight of a piece of length l is λ^l; near 0 it is DB, at 1 all pieces count alike"""
+    """λ: a sub-trajectory of length l has weight λ^l; near 0 this is DB, at 1 all have the same weight"""
     residual: Residual = "squared"
     """squared, huber or shifted-cosh"""
 
