@@ -1,4 +1,4 @@
-"""What an agent is, and what it is given.
+"""The protocols of an agent and of the `World` it is given, and the states that agents share.
 
 An agent is a frozen dataclass of hyperparameters with two pure methods:
 
@@ -6,7 +6,7 @@ An agent is a frozen dataclass of hyperparameters with two pure methods:
     step(state, world) -> (state, metrics)        one iteration
 
 `state` is a NamedTuple of tensors [S, ...] and integers, with at least `theta`, the iterate, and `d`, the direction of the
-last step. `world` is all that an agent may call; it counts every episode that is asked for.
+last step. An agent calls nothing but `world`, which counts every episode that it samples.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Metrics = dict[str, Tensor | float]
 
 
 class World(Protocol):
-    """One iteration's access to the problem.
+    """What an agent may call in one iteration.
 
-    sample(theta, ...)            plays a batch of episodes at each parameter point given, independently; `n` overrides the
-                                  batch size
+    sample(theta, ...)            sample a batch of episodes at each given theta [S, D], independently; `n` overrides the number
+                                  of episodes of each seed; one Trajectories for each theta
     gradient(theta, tau)          g(τ, θ), [S, D]: unbiased for ∇J_H(θ) if tau was sampled at theta
     hessian_vector(theta, tau, u) B(τ, θ)u, [S, D]: unbiased for ∇²J_H(θ)u if tau was sampled at theta
-    uniform()                     one number in (0, 1) for each seed, [S, 1], fresh at each call
-    policy, discount              for estimators of one's own: policy.log_prob(theta, tau) -> [T, B] is differentiable
+    uniform()                     one number in (0, 1) for each seed, [S, 1], new at each call
+    policy, discount              for other estimators: policy.log_prob(theta, tau) -> [T, B] is differentiable
     """
 
     @property
@@ -49,8 +49,10 @@ class World(Protocol):
 
 
 class Agent(Protocol):
-    """`unbiased`: E d_t = ∇J_H(θ_t) at every iteration, over everything random. `order`: without noise, d_t - ∇J_H(θ_t)
-    shrinks like the step size to this power (None: there is no error at all). `pgrl check` holds an agent to both.
+    """An algorithm: a frozen dataclass of hyperparameters. `pgrl check` tests the two claims that it makes.
+
+    unbiased  E d_t = ∇J_H(θ_t) at every iteration, over all randomness
+    order     without noise, d_t - ∇J_H(θ_t) is proportional to the step size to this power; None: the error is 0
     """
 
     unbiased: ClassVar[bool]
@@ -62,7 +64,7 @@ class Agent(Protocol):
 
 
 def norm(x: Tensor) -> Tensor:
-    """Euclidean norm over the whole parameter vector of each seed, [S, 1]; no overflow or underflow on the way."""
+    """Euclidean norm of the parameter vector of each seed, [S, D] -> [S, 1], without overflow or underflow."""
     largest, scaled = _scaled(x)
     return largest * scaled.norm(dim=1, keepdim=True)
 
@@ -73,14 +75,14 @@ def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalised(d: Tensor) -> Tensor:
-    """d/‖d‖ of each seed, [S, D]; 0 where d = 0."""
+    """d/‖d‖ of each seed, [S, D] -> [S, D]; 0 where d = 0."""
     _, scaled = _scaled(d)
     length = scaled.norm(dim=1, keepdim=True)
     return scaled / torch.where(length > 0, length, 1.0)
 
 
 class Ascent(NamedTuple):
-    """The state of methods without memory: where we are, the last direction, the iteration about to run."""
+    """State of agents without memory of earlier iterates: the iterate, the last direction, the number of the next iteration."""
 
     theta: Tensor
     d: Tensor
@@ -88,7 +90,7 @@ class Ascent(NamedTuple):
 
 
 class Transport(NamedTuple):
-    """The state of methods that carry their direction from the last iterate to this one."""
+    """State of agents that correct their direction for the last step: also the previous iterate."""
 
     theta: Tensor
     theta_prev: Tensor

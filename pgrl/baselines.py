@@ -1,11 +1,11 @@
-"""Baselines b_t(s_t) that leave the estimators unbiased: they never look at the trajectory they are subtracted from.
+"""Baselines b_t(s_t) that leave the estimators unbiased: they do not depend on the trajectory they are subtracted from.
 
     none            b = 0
     leave-one-out   at time t, the mean reward-to-go of the seed's *other* episodes of the same batch (n ≥ 2)
     time, value     ridge regression of the reward-to-go on features of t, or of (t, s), fitted on *earlier* iterations
 
-What is learnt is a dict of tensors, kept by the caller. Predictions are discount^t b_t, in the units of Ψ_t, so that a
-discount whose powers underflow divides nothing.
+The fitted parameters are a dict of tensors that the caller keeps. Predictions are discount^t b_t, in the units of Ψ_t, so that
+no division by powers of the discount is needed, which may underflow.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ Fitted = dict[str, Tensor]
 
 
 class Baseline(Protocol):
+    """A baseline; `seeds` is S, and the B = S·n episodes of tau are grouped by seed.
+
+    init(seeds)                  the parameters before any fit
+    predict(fitted, tau, seeds)  discount^t b_t, [T, B], or None for no baseline
+    fit(fitted, tau, seeds)      the parameters after one more batch
+    """
+
     def init(self, seeds: int) -> Fitted: ...
 
     def predict(self, fitted: Fitted, tau: Trajectories, seeds: int) -> Tensor | None: ...
@@ -33,6 +40,8 @@ class Baseline(Protocol):
 
 @dataclass(frozen=True)
 class NoBaseline:
+    """b = 0."""
+
     def init(self, seeds: int) -> Fitted:
         return {}
 
@@ -45,8 +54,10 @@ class NoBaseline:
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """An ended episode counts with reward-to-go 0. An in-batch mean that includes the episode itself would scale the
-    gradient by 1 - 1/n."""
+    """The mean reward-to-go of the seed's other episodes in the batch; an ended episode counts with reward-to-go 0.
+
+    A mean that includes the episode itself would scale the gradient by 1 - 1/n.
+    """
 
     discount: float
 
@@ -67,13 +78,16 @@ class LeaveOneOut:
 
 @dataclass(frozen=True)
 class Linear:
-    """Ridge regression, per seed, on exponentially forgotten normal equations.
+    """Ridge regression of the reward-to-go for each seed, with exponentially discounted normal equations.
 
-    horizon    scales time
-    keep       weight of the past at each fit, in [0, 1)
+    discount   of the problem
+    horizon    time is divided by it
+    size       entries of an observation
+    states     use features of the observation too: one-hot if `n_states` > 0, else s and s², with s clipped to ±10 (the
+               features of Duan et al. 2016)
+    n_states   number of states, if an observation is the index of a state
+    keep       weight of earlier batches at each fit, in [0, 1)
     ridge      relative to the mean of the diagonal
-    states     use features of the observation too; `n_states` > 0 when it is a state's number (one-hot), else s and s²,
-               clipped to ±10 (the features of Duan et al. 2016)
     """
 
     discount: float
@@ -108,7 +122,7 @@ class Linear:
         gram, moment = fitted["gram"], fitted["moment"]
         scale = gram.diagonal(dim1=1, dim2=2).mean(1)
         if not bool((scale > 0).all()):
-            return None  # nothing seen yet
+            return None  # before the first fit
         eye = torch.eye(self.features, dtype=gram.dtype, device=gram.device)
         w = torch.linalg.solve(gram + (self.ridge * scale)[:, None, None] * eye, moment)
         n = tau.mask.shape[1] // seeds
@@ -117,7 +131,7 @@ class Linear:
 
     def fit(self, fitted: Fitted, tau: Trajectories, seeds: int) -> Fitted:
         scale = discounts(tau, self.discount, torch.float64)
-        known = tau.mask & (scale > 1e-280)  # later steps weigh nothing in any estimate
+        known = tau.mask & (scale > 1e-280)  # later steps have no weight in any estimate
         x = self._features(tau) * known[..., None]
         y = torch.where(known, rewards_to_go(tau, self.discount, torch.float64) / scale.clamp_min(1e-280), 0.0)
         x, y = by_seed(x, seeds), by_seed(y, seeds)  # [S, T·n, F], [S, T·n]
@@ -127,7 +141,18 @@ class Linear:
 
 
 def baseline_for(name: str, *, discount: float, horizon: int, observation_size: int, n_states: int = 0) -> Baseline:
-    """The baseline called `name`; ValueError names the choices."""
+    """Make a baseline by name.
+
+    Args:
+        name: none, leave-one-out, time or value.
+        discount: of the problem.
+        horizon: of the problem; time is divided by it.
+        observation_size: entries of an observation.
+        n_states: number of states if an observation is the index of a state, else 0.
+
+    Raises:
+        ValueError: there is no baseline of this name.
+    """
     match name:
         case "none":
             return NoBaseline()

@@ -1,8 +1,8 @@
-"""The oracle as a tool: thousands of replicas of an agent on small worlds whose gradients are known exactly.
+"""Tests the claims of an agent (`unbiased`, `order`) on small MDPs whose gradients are known exactly.
 
-bias     every replica starts at the same θ_0 and goes its own random way; the mean over replicas of d_t - ∇J_H(θ_t) is
-         0 at every t if the agent is unbiased, whatever it does with d_t
-order    without noise (gradients and Hessians exact), d_t - ∇J_H(θ_t) shrinks like step^order as the step does
+bias     thousands of replicas start at the same θ_0 with different random numbers; if the agent is unbiased, the mean over
+         replicas of d_t - ∇J_H(θ_t) is 0 at every t, however d_t is used
+order    without noise (exact gradients and Hessians), d_t - ∇J_H(θ_t) is proportional to step^order
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pgrl.agent import Agent
 from pgrl.policy import policy_for
 from pgrl.problem import Problem
 
-LIMIT = 4.5  # standard errors: over the few hundred means that a check looks at, chance passes it once in hundreds of checks
+LIMIT = 4.5  # standard errors; among the few hundred means of a check, chance exceeds it once in hundreds of checks
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A small world, its exact values, and where the replicas start, [D]."""
+class CheckProblem:
+    """A small MDP, its exact values, and the initial parameters of all replicas, [D]."""
 
     name: str
     problem: Problem
@@ -40,8 +40,10 @@ class Bench:
 class Finding:
     """The error d_t - ∇J_H(θ_t) over replicas at iteration t.
 
-    share  ‖mean error‖ / ‖mean gradient‖        visible  the smallest share, along the gradient, that would be seen
-    z      largest |mean|/standard error, over coordinates and along the gradient        rms  root mean square of ‖error‖
+    share    ‖mean error‖ / ‖mean gradient‖
+    visible  the smallest detectable `share` of an error along the gradient: LIMIT standard errors
+    z        largest |mean|/standard error, over coordinates and along the gradient
+    rms      root mean square of ‖error‖
     """
 
     t: int
@@ -51,14 +53,19 @@ class Finding:
     rms: float
 
 
-def benches(seeds: int, batch_size: int = 1) -> list[Bench]:
-    """A random MDP and a slippery grid, horizons short enough for many replicas; float64."""
-    worlds = [
+def check_problems(seeds: int, batch_size: int = 1) -> list[CheckProblem]:
+    """Make the two test problems: a random MDP and a gridworld with slip, with short horizons, in float64.
+
+    Args:
+        seeds: replicas of the agent.
+        batch_size: episodes of each replica at each theta it samples.
+    """
+    environments = [
         ("garnet", garnet(4, 2, 2, seed=3, horizon=6), 0.8),
         ("grid", gridworld("..P\n.#.\n..G", slip=0.2, horizon=8), 0.9),
     ]
     made = []
-    for name, env, discount in worlds:
+    for name, env, discount in environments:
         policy = policy_for(env, dtype=torch.float64)
         states = torch.arange(env.n_states)
 
@@ -67,20 +74,29 @@ def benches(seeds: int, batch_size: int = 1) -> list[Bench]:
 
         theta = torch.randn(policy.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 2
         problem = Problem(env, policy, discount, tuple(range(seeds)), env.horizon, batch_size)
-        made.append(Bench(name, problem, ExactMDP(env, log_pi, discount), theta))
+        made.append(CheckProblem(name, problem, ExactMDP(env, log_pi, discount), theta))
     return made
 
 
-def bias(agent: Agent, bench: Bench, marks: Sequence[int]) -> list[Finding]:
-    """Runs the agent to the last of `marks` and looks at its direction at each of them (iterations, from 0)."""
-    problem = bench.problem
-    state = agent.init(bench.theta.expand(len(problem.seeds), -1).clone())
+def bias(agent: Agent, case: CheckProblem, iterations: Sequence[int]) -> list[Finding]:
+    """Compare the direction of an agent with the exact gradient, over all replicas.
+
+    Args:
+        agent: the agent.
+        case: a problem from `check_problems`.
+        iterations: numbers of iterations, from 0; the agent runs to the largest.
+
+    Returns:
+        A finding for each of `iterations`, in ascending order.
+    """
+    problem = case.problem
+    state = agent.init(case.theta.expand(len(problem.seeds), -1).clone())
     found = []
-    for t in range(max(marks) + 1):
+    for t in range(max(iterations) + 1):
         before = state.theta
         state, _ = agent.step(state, problem.iteration(t))
-        if t in marks:
-            truth = gradient(bench.exact, before, problem.horizon)
+        if t in iterations:
+            truth = gradient(case.exact, before, problem.horizon)
             found.append(_finding(t, state.d.double() - truth, truth))
     return found
 
@@ -89,21 +105,21 @@ def _finding(t: int, error: Tensor, truth: Tensor) -> Finding:
     n, scale = len(error), float(truth.mean(0).norm())
     along = (error * truth).sum(1, keepdim=True) / truth.norm(dim=1, keepdim=True).clamp_min(1e-300)
     seen = torch.cat([error, along], 1)
-    if not bool(torch.isfinite(seen).all()):  # no claim is kept by numbers that are none
+    if not bool(torch.isfinite(seen).all()):  # NaN or infinity fails every claim
         return Finding(t, math.nan, math.nan, math.inf, math.nan)
     mean, standard = seen.mean(0), seen.std(0) / n**0.5
-    ok = standard > 1e-12 * scale  # a coordinate without spread: exact, or wrong without noise
+    ok = standard > 1e-12 * scale  # a coordinate without variance is either exact or wrong
     z = torch.where(ok, mean.abs() / standard, torch.where(mean.abs() > 1e-9 * scale, torch.inf, 0.0))
     rms = float(error.pow(2).sum(1).mean().sqrt())
     return Finding(t, float(error.mean(0).norm()) / scale, LIMIT * float(standard[-1]) / scale, float(z.max()), rms)
 
 
 class NoiseFree:
-    """A `World` whose gradients and Hessian-vector products are the exact ones; "trajectories" are the points themselves."""
+    """A `World` with exact gradients and Hessian-vector products; its "trajectories" are the parameters themselves."""
 
-    def __init__(self, bench: Bench, t: int, seeds: int) -> None:
-        self._exact, self._horizon = bench.exact, bench.problem.horizon
-        self.policy, self.discount = bench.problem.policy, bench.problem.discount
+    def __init__(self, case: CheckProblem, t: int, seeds: int) -> None:
+        self._exact, self._horizon = case.exact, case.problem.horizon
+        self.policy, self.discount = case.problem.policy, case.problem.discount
         self._rng, self._draws = Rng.of_seeds(range(seeds)).fold(t), 0
         self._rng.dtype = torch.float64
 
@@ -121,24 +137,32 @@ class NoiseFree:
         return self._rng.fold(self._draws).uniform(1)
 
 
-def order(agent: Agent, bench: Bench, iterations: int = 12, seeds: int = 64) -> float | None:
-    """The exponent with which the noise-free error shrinks with the agent's `step_size`; inf where there is no error.
+def order(agent: Agent, case: CheckProblem, iterations: int = 12, seeds: int = 64) -> float | None:
+    """Measure the order of the noise-free error in the agent's `step_size`.
 
-    None when the agent has no knob `step_size`, or reads trajectories itself so that there is nothing to make noise-free.
+    Args:
+        agent: the agent.
+        case: a problem from `check_problems`.
+        iterations: iterations at each of three step sizes.
+        seeds: replicas; they differ only in `World.uniform`.
+
+    Returns:
+        The exponent; inf if there is no error; None if the agent has no hyperparameter `step_size`, or if it reads trajectories
+        itself, so that exact gradients cannot be substituted.
     """
     if not dataclasses.is_dataclass(agent) or not hasattr(agent, "step_size"):
         return None
     steps, errors = (0.04, 0.02, 0.01), []
     for step in steps:
         small: Any = dataclasses.replace(agent, step_size=step)
-        state = small.init(bench.theta.expand(seeds, -1).clone())
+        state = small.init(case.theta.expand(seeds, -1).clone())
         try:
             for t in range(iterations):
                 before = state.theta
-                state, _ = small.step(state, NoiseFree(bench, t, seeds))
+                state, _ = small.step(state, NoiseFree(case, t, seeds))
         except (AttributeError, TypeError):
             return None
-        truth = gradient(bench.exact, before, bench.problem.horizon)
+        truth = gradient(case.exact, before, case.problem.horizon)
         errors.append(float((state.d - truth).mean(0).norm() / truth.norm(dim=1).mean()))
     if max(errors) < 1e-10:
         return math.inf
@@ -146,7 +170,7 @@ def order(agent: Agent, bench: Bench, iterations: int = 12, seeds: int = 64) -> 
 
 
 def decay(findings: Sequence[Finding]) -> float:
-    """Slope of log rms against log t, over t ≥ 1; nan where fewer than two are known."""
+    """Slope of log rms against log t over findings with t ≥ 1; nan if there are fewer than two."""
     x = torch.tensor([math.log(f.t) for f in findings if f.t >= 1])
     y = torch.tensor([math.log(max(f.rms, 1e-300)) for f in findings if f.t >= 1])
     x, y = x - x.mean(), y - y.mean()
@@ -154,20 +178,29 @@ def decay(findings: Sequence[Finding]) -> float:
 
 
 def verdict(agent: Agent, found: dict[str, list[Finding]], orders: dict[str, float | None]) -> list[tuple[bool, str]]:
-    """(kept, sentence) for each claim of the agent; an agent that claims nothing is told what was seen."""
+    """Judge each claim of an agent.
+
+    Args:
+        agent: the agent.
+        found: the findings of `bias`, by problem.
+        orders: the result of `order`, by problem.
+
+    Returns:
+        (whether the claim holds, a sentence) for each claim; for an agent without claims, a sentence about the measured error.
+    """
     worst = max(f.z for findings in found.values() for f in findings)
     seen = f"largest mean error {worst:.1f} standard errors"
     claims: list[tuple[bool, str]] = []
     if getattr(agent, "unbiased", None):
-        kept = worst < LIMIT
-        claims.append((kept, f"claims to be unbiased: {seen}, {'below' if kept else 'above'} {LIMIT}"))
+        holds = worst < LIMIT
+        claims.append((holds, f"claims to be unbiased: {seen}, {'below' if holds else 'above'} {LIMIT}"))
     else:
         claims.append((True, f"does not claim to be unbiased: {seen}"))
     claimed = getattr(agent, "order", None)
     for name, measured in orders.items():
         if claimed is not None and measured is not None:
-            kept = measured > claimed - 0.25
+            holds = measured > claimed - 0.25
             claims.append(
-                (kept, f"claims an error of order {claimed} in the step: order {measured:.2f} without noise on {name}")
+                (holds, f"claims an error of order {claimed} in the step: order {measured:.2f} without noise on {name}")
             )
     return claims

@@ -1,15 +1,15 @@
-"""Estimates of ∇J_H(θ) and of ∇²J_H(θ)u from trajectories, with nothing biased in them.
+"""Unbiased estimators of ∇J_H(θ) and ∇²J_H(θ)u from trajectories.
 
-    Ψ_t = Σ_{h≥t} discount^h r_h                        discount counted from time 0, a constant for differentiation
-    Φ(τ, θ) = Σ_t Ψ_t log π_θ(a_t|s_t)                  the surrogate
+    Ψ_t = Σ_{h≥t} discount^h r_h                        discounted from time 0, not differentiated
+    Φ(τ, θ) = Σ_t Ψ_t log π_θ(a_t|s_t)                  the surrogate objective
     g(τ, θ) = ∇Φ                                        E g = ∇J_H            (GPOMDP; Baxter and Bartlett 2001)
     B(τ, θ)u = ⟨∇log p(τ|θ), u⟩ ∇Φ + (∇²Φ)u             E Bu = ∇²J_H u        (Shen et al. 2019)
 
-A baseline b_t(s_t) that does not look at the trajectory's own actions or rewards may be subtracted, Ψ_t - discount^t b_t:
-both means stay. The *causal* form keeps of B only the products of scores at times (t, k) weighted by Ψ_{max(t,k)} (DiCE;
-Foerster et al. 2018): the same mean, less variance.
+Subtracting a baseline b_t(s_t) that does not depend on the trajectory's own actions or rewards, Ψ_t - discount^t b_t, leaves
+both means unchanged. The *causal* form of B keeps the products of scores at times (t, k) weighted by Ψ_{max(t,k)} only (DiCE;
+Foerster et al. 2018). It has the same mean and a smaller variance.
 
-Everything is per seed: theta [S, D], trajectories of S·n episodes, results [S, D], the mean over a seed's n episodes.
+All results are per seed: theta [S, D], trajectories of S·n episodes, results [S, D], the mean over a seed's n episodes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from pgrl.policy import Policy
 
 
 def discounts(tau: Trajectories, discount: float, dtype: torch.dtype) -> Tensor:
-    """discount^t, [T, 1]."""
+    """discount^t for the T steps of tau, [T, 1]."""
     t = torch.arange(len(tau.mask), device=tau.mask.device, dtype=dtype)
     return (discount**t)[:, None]
 
 
 def tail_sums(x: Tensor) -> Tensor:
-    """Σ_{h≥t} x_h along time, [T, ...]."""
+    """Σ_{h≥t} x_h along the first axis, [T, ...] -> [T, ...]."""
     return x.flip(0).cumsum(0).flip(0)
 
 
@@ -43,8 +43,9 @@ def rewards_to_go(tau: Trajectories, discount: float, dtype: torch.dtype | None 
 
 @dataclass(frozen=True)
 class Estimator:
-    """The estimators for one policy, discount and form.
+    """The estimators g and B for one policy.
 
+    policy    its log_prob is differentiated
     discount  in (0, 1]
     causal    use the causal form of B
     """
@@ -54,43 +55,70 @@ class Estimator:
     causal: bool = False
 
     def weights(self, theta: Tensor, tau: Trajectories, baseline: Tensor | None = None) -> Tensor:
-        """Ψ_t - discount^t b_t, [T, B], divided by n; baseline discount^t b_t [T, B], in the units of Ψ."""
+        """(Ψ_t - discount^t b_t)/n, [T, B]; `baseline` is discount^t b_t, [T, B], or None for 0."""
         psi = rewards_to_go(tau, self.discount, theta.dtype)
         if baseline is not None:
             psi = (psi - baseline.to(theta.dtype)) * tau.mask
         return psi * (len(theta) / tau.mask.shape[1])
 
     def gradient(self, theta: Tensor, tau: Trajectories, baseline: Tensor | None = None) -> Tensor:
-        """g, [S, D]; tau must have been sampled at theta."""
+        """The estimate g of ∇J_H(θ).
+
+        Args:
+            theta: [S, D].
+            tau: S·n episodes sampled at theta, grouped by seed.
+            baseline: discount^t b_t, [T, B]; None: no baseline.
+
+        Returns:
+            [S, D], the mean over the n episodes of each seed.
+
+        Raises:
+            ValueError: a shape or the discount is out of range.
+        """
         self._check(theta, tau)
         return self._weighted_score(theta, tau, self.weights(theta, tau, baseline))
 
     def _weighted_score(self, theta: Tensor, tau: Trajectories, weights: Tensor) -> Tensor:
-        """Σ_{t,b} weights · ∇ log π, [S, D]. Seeds do not interact, so one sum serves them all."""
+        """Σ_{t,b} weights · ∇ log π, [S, D]. Seeds do not interact, so that one sum gives the gradients of all seeds."""
         theta = theta.detach().requires_grad_()
         with torch.enable_grad():
             surrogate = (weights * self.policy.log_prob(theta, tau)).sum()
         return torch.autograd.grad(surrogate, theta)[0]
 
     def hessian_vector(self, theta: Tensor, tau: Trajectories, u: Tensor, baseline: Tensor | None = None) -> Tensor:
-        """B u, [S, D], with memory of first order: reverse mode over forward mode.
+        """The estimate B u of ∇²J_H(θ)u, by reverse mode over forward mode, with as much memory as a gradient.
 
-        One forward pass carries log π and its derivative along u; c_t = ⟨∇log π_t, u⟩ then weighs the scores, and
-        Σ_t Ψ_t c_t differentiated once more is (∇²Φ)u.
+        One forward pass computes log π and its derivative along u, c_t = ⟨∇log π_t, u⟩. Then c weighs the scores, and the
+        gradient of Σ_t Ψ_t c_t is (∇²Φ)u.
+
+        Args:
+            theta: [S, D].
+            tau: S·n episodes sampled at theta, grouped by seed.
+            u: [S, D].
+            baseline: discount^t b_t, [T, B]; None: no baseline.
+
+        Returns:
+            [S, D], the mean over the n episodes of each seed.
+
+        Raises:
+            ValueError: a shape or the discount is out of range.
         """
         self._check(theta, tau)
-        u, theta = u.detach().to(theta.dtype).contiguous(), theta.detach().contiguous()  # forward mode wants no expanded views
+        u, theta = (
+            u.detach().to(theta.dtype).contiguous(),
+            theta.detach().contiguous(),
+        )  # forward mode needs real copies
         psi = self.weights(theta, tau, baseline)
 
         def along_u(th: Tensor) -> Tensor:
             log_p, c = jvp(lambda x: self.policy.log_prob(x, tau), (th,), (u,))  # type: ignore[misc]
-            # the product is taken per trajectory before the mean, because E ∇log p = 0: a product of means loses it
+            # the product is taken per trajectory before the mean: E ∇log p = 0, so that a product of means would vanish
             return (self._score_weights(psi, c.detach() * tau.mask) * log_p + psi * c).sum()
 
         return grad(along_u)(theta)
 
     def _score_weights(self, psi: Tensor, c: Tensor) -> Tensor:
-        """What multiplies ∇log π_t in the first term of Bu, [T, B]; c is 0 at steps not taken."""
+        """The weights of ∇log π_t in the first term of Bu, [T, B]; c is 0 at steps not taken."""
         if not self.causal:
             return c.sum(0) * psi
         later = tail_sums(psi * c) - psi * c
@@ -116,31 +144,60 @@ class Estimator:
     def _check(self, theta: Tensor, tau: Trajectories) -> None:
         self.policy.check(theta)
         if tau.mask.shape[1] % len(theta):
-            raise ValueError(f"{tau.mask.shape[1]} episodes do not share out among {len(theta)} seeds")
+            raise ValueError(f"{tau.mask.shape[1]} episodes cannot be divided among {len(theta)} seeds: expected a multiple")
         if not 0 < self.discount <= 1:
             raise ValueError(f"discount is {self.discount}, expected a number in (0, 1]")
 
 
 def importance_weights(log_p: Tensor, log_q: Tensor, mask: Tensor, *, stepwise: bool) -> Tensor:
-    """p/q of trajectories sampled from q, [T, B] (Precup, Sutton and Singh 2000). log_p, log_q, mask: [T, B].
+    """Importance weights p/q of trajectories sampled from q.
 
-    stepwise  Π_{k≤t} at time t, to multiply r_t; otherwise the weight of the whole trajectory at every t
-    Products are sums of logs: 1,000 steps of ratio 1.1 would leave float32.
+    Products are computed as sums of logs, because 1,000 steps of ratio 1.1 would overflow float32.
+
+    Args:
+        log_p: [T, B], log-probabilities of the actions under the target policy.
+        log_q: [T, B], those under the policy that sampled.
+        mask: [T, B] bool, steps really taken.
+        stepwise: Π_{k≤t} at time t, the weight of r_t; False: the weight of the whole trajectory at every t.
+
+    Returns:
+        [T, B].
+
+    Source:
+        Precup, Sutton and Singh 2000.
     """
     log_ratio = ((log_p - log_q) * mask).cumsum(0)
     return (log_ratio if stepwise else log_ratio[-1:].expand_as(log_ratio)).exp()
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:
-    """(Σw)²/Σw² over the last axis: of n weighted trajectories, how many plain ones they are worth (Kong 1992)."""
+    """(Σw)²/Σw² over the last axis: the effective number of samples, of n weighted ones.
+
+    Args:
+        weights: [..., n].
+
+    Returns:
+        [...], between 1 and n.
+
+    Source:
+        Kong 1992.
+    """
     scaled = weights / weights.abs().amax(-1, keepdim=True)
     return scaled.sum(-1) ** 2 / (scaled**2).sum(-1)
 
 
 def weighted_gradient(policy: Policy, theta: Tensor, tau: Trajectories, discount: float, weights: Tensor) -> Tensor:
-    """∇J_H(θ) from trajectories sampled elsewhere, [S, D]: Σ_t (Σ_{h≥t} discount^h w_h r_h) ∇log π_θ(a_t|s_t).
+    """Estimate ∇J_H(θ) from trajectories of another policy: Σ_t (Σ_{h≥t} discount^h w_h r_h) ∇log π_θ(a_t|s_t).
 
-    weights [T, B] from `importance_weights`; unbiased for both kinds.
+    Args:
+        policy: its log_prob is differentiated.
+        theta: [S, D].
+        tau: S·n episodes, grouped by seed.
+        discount: in (0, 1].
+        weights: [T, B] from `importance_weights`; the estimate is unbiased for both kinds.
+
+    Returns:
+        [S, D], the mean over the n episodes of each seed.
     """
     reward = weights.to(theta.dtype) * tau.reward.to(theta.dtype)
     psi = rewards_to_go(Trajectories(tau.obs, tau.action, reward, tau.mask, tau.terminated, tau.truncated), discount)

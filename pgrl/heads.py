@@ -1,7 +1,7 @@
-"""Heads: from the outputs of a net to a distribution over actions, its samples and their log-probabilities.
+"""Policy heads: distributions over actions whose parameters are the outputs of a network.
 
-`log_prob(out [S, M, O], params [S, P], action [S, M, ...], action_mask)` -> [S, M], and `sampler(params [B, P])` -> a
-function (out [B, O], action_mask, rng) -> actions [B, ...], on torch or numpy like its inputs.
+log_prob(out [S, M, O], params [S, P], action [S, M, ...], action_mask) -> [S, M]
+sampler(params [B, P]) -> a function (out [B, O], action_mask, rng) -> actions [B, ...], torch or numpy like its inputs
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Sampler = Callable[[Array, Array | None, Rng], Array]
 
 
 def _choose(logits: Tensor, u: Tensor) -> Tensor:
-    """One draw of each row's softmax by inversion: the first action whose cumulative probability reaches u.
+    """Sample from the softmax of each row by inversion: the first action whose cumulative probability reaches u.
 
-    Strictly less: an action of probability zero is never drawn, whatever the rounding of the last sum.
+    The comparison is strict, so that an action of probability 0 is never sampled, whatever the rounding of the last sum.
     """
     cdf = torch.softmax(logits, -1).cumsum(-1)
     return (cdf < u[..., None] * cdf[..., -1:]).sum(-1)
@@ -32,7 +32,7 @@ def _choose(logits: Tensor, u: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Categorical:
-    """Softmax over `actions` logits; illegal actions (action_mask False) have probability 0."""
+    """Softmax over `actions` logits; invalid actions (action_mask False) have probability 0."""
 
     actions: int
 
@@ -46,7 +46,7 @@ class Categorical:
         return like[:, :0]
 
     def log_prob(self, out: Tensor, params: Tensor, action: Tensor, action_mask: Tensor | None) -> Tensor:
-        if action_mask is not None:  # a large number, not -inf: rows that were never played may have no legal action
+        if action_mask is not None:  # not -inf: padded rows may have no valid action
             out = out.masked_fill(~action_mask, -1e9)
         return torch.log_softmax(out, -1).gather(-1, action[..., None])[..., 0]
 
@@ -63,7 +63,7 @@ class Categorical:
 
 @dataclass(frozen=True)
 class MultiCategorical:
-    """Independent choices, one softmax for each entry of `sizes` (MultiDiscrete actions)."""
+    """Independent softmax distributions, one for each entry of `sizes`, for MultiDiscrete actions."""
 
     sizes: tuple[int, ...]
 
@@ -93,10 +93,14 @@ class MultiCategorical:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Independent normals whose log standard deviations do not depend on the state.
+    """Independent normal distributions whose standard deviations do not depend on the state.
 
-    log_std  at the start, or for ever when `learn` is False
-    Actions are not clipped or squashed: the density is that of what was sampled, and a world that clips does so itself.
+    Actions are not clipped or squashed. The density is that of the sampled action; an environment may clip it.
+
+    dim           D, entries of an action
+    log_std       the initial log standard deviation, or the constant one if `learn` is False
+    learn         train the log standard deviations
+    action_shape  of an action; () stands for (dim,)
     """
 
     dim: int
@@ -116,7 +120,7 @@ class Gaussian:
         return torch.full((len(like), self.size), self.log_std, dtype=like.dtype, device=like.device)
 
     def std(self, params: Tensor) -> Tensor:
-        """[S, dim]."""
+        """The standard deviations, [S, dim]."""
         return params.exp() if self.learn else params.new_full((len(params), self.dim), math.exp(self.log_std))
 
     def log_prob(self, out: Tensor, params: Tensor, action: Tensor, action_mask: Tensor | None) -> Tensor:

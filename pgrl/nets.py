@@ -1,6 +1,6 @@
-"""Nets as functions of flat parameters, batched over seeds: params [S, P], observations [S, M, ...] -> outputs [S, M, O].
+"""Networks as functions of flat parameters, batched over seeds: params [S, P], observations [S, M, ...] -> outputs [S, M, O].
 
-`forward` runs on torch tensors and, where it says so, on numpy arrays: the same formula, whichever the environment speaks.
+`forward` accepts torch tensors and numpy arrays, like the environment's backend.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from envs.random import Rng
 
 @dataclass(frozen=True)
 class TabularNet:
-    """One row of outputs for each of `states` states; zero at the start, so a softmax begins uniform.
+    """A table with one row of outputs for each state, initially 0, so that the initial softmax is uniform.
 
-    reduced  the last output of each row is held at 0
+    states   number of states
+    outputs  O, outputs for each state
+    reduced  the last output of each row is fixed at 0 and has no parameter
     """
 
     states: int
@@ -50,11 +52,14 @@ class TabularNet:
 
 @dataclass(frozen=True)
 class MLP:
-    """Fully connected, Glorot-uniform weights and zero biases; without hidden layers it is linear and begins at zero.
+    """A fully connected network with Glorot-uniform weights and zero biases. Without hidden layers it is linear and all 0.
 
+    inputs      entries of an observation, or number of states if `one_hot`
+    hidden      widths of hidden layers
+    outputs     O
     activation  tanh or softplus
     one_hot     observations are integers below `inputs`
-    bias        False: none, in any layer (linear policies of LQR)
+    bias        False: no layer has biases (linear policies of LQR)
     """
 
     inputs: int
@@ -109,7 +114,7 @@ class MLP:
         return torch.baddbmm(weights[-1], x, weights[-2])
 
     def _forward_numpy(self, weights: list[Any], obs: Any) -> Any:
-        """Also for one seed without its axis: weights [in, h], obs [M, ...] -> [M, O], by the cheaper product of matrices."""
+        """Also for one seed without the seed axis: weights [in, h], obs [M, ...] -> [M, O], by np.dot, which is cheaper."""
         dtype, flat = weights[0].dtype, weights[0].ndim == 2
         if self.one_hot:
             x = np.eye(self.inputs, dtype=dtype)[obs]

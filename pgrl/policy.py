@@ -1,11 +1,11 @@
-"""A policy is a distribution over actions as a function of one flat parameter vector.
+"""`Policy`: a distribution over actions as a function of one flat parameter vector, and its actors for `rollout`.
 
     Policy(net, head)     theta [S, D] = [parameters of the net | parameters of the head]
-      net   TabularNet, MLP    what is seen -> the numbers a head needs; linear is an MLP without hidden layers
+      net   TabularNet, MLP    observation -> parameters of the distribution; an MLP without hidden layers is linear
       head  Categorical, MultiCategorical, Gaussian
 
-S independent parameter vectors are evaluated together by batched matrix products; a vector owns n consecutive episodes.
-Nets are smooth (tanh, softplus): Assumptions 1 and 2 of Fatkhullin et al. 2023 exclude ReLU.
+S parameter vectors are evaluated together by batched matrix products; each has n consecutive episodes of a batch. Networks are
+smooth (tanh, softplus), because Assumptions 1 and 2 of Fatkhullin et al. 2023 exclude ReLU.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from pgrl.nets import MLP, TabularNet
 
 
 class PolicyNet(Protocol):
+    """A network as a function of flat parameters; see `pgrl.nets`."""
+
     @property
     def size(self) -> int: ...
 
@@ -37,6 +39,8 @@ class PolicyNet(Protocol):
 
 
 class Head(Protocol):
+    """A distribution over actions; see `pgrl.heads`. It has `outputs` inputs from the network and `size` parameters."""
+
     @property
     def outputs(self) -> int: ...
 
@@ -52,7 +56,12 @@ class Head(Protocol):
 
 @dataclass(frozen=True)
 class Policy:
-    """theta is [S, D] with D = `size`; `dtype` is that of theta, and of everything computed."""
+    """A stochastic policy π_θ(a | s); theta is [S, D] with D = `size`.
+
+    net    maps observations to the inputs of the head
+    head   the distribution over actions
+    dtype  of theta and of all results
+    """
 
     net: PolicyNet
     head: Head
@@ -64,20 +73,28 @@ class Policy:
         return self.net.size + self.head.size
 
     def init(self, rng: Rng) -> Tensor:
-        """The first parameters of each seed, [S, D], from the seed's own key."""
+        """Initial parameters of each of the S rows of `rng`, [S, D]; a row depends on its own key only."""
         net = self.net.init(rng).to(self.dtype)
         return torch.cat([net, self.head.init(net)], 1)
 
     def log_prob(self, theta: Tensor, tau: Trajectories) -> Tensor:
-        """log π_θ(a_t | s_t), [T, B], differentiable in theta [S, D]; B = S·n, the n episodes of a seed in a row.
+        """log π_θ(a_t | s_t) of every step, differentiable in theta.
 
-        Where `tau.mask` is False the number is finite and means nothing.
+        Args:
+            theta: [S, D].
+            tau: B = S·n episodes, grouped by seed.
+
+        Returns:
+            [T, B]; finite and without meaning where `tau.mask` is False.
+
+        Raises:
+            ValueError: theta has a wrong shape, or B is not a multiple of S.
         """
         self.check(theta)
         S, (T, B) = len(theta), tau.mask.shape
         if B % S:
-            raise ValueError(f"{B} episodes do not share out among {S} parameter vectors: expected a multiple of {S}")
-        if self._tabular and tau.action_mask is None:  # one softmax for each state, not for each step
+            raise ValueError(f"{B} episodes cannot be divided among {S} parameter vectors: expected a multiple of {S}")
+        if self._tabular and tau.action_mask is None:  # a softmax for each state, not for each step
             table = torch.log_softmax(self.net.unpack(theta)[0], -1)
             index = by_seed(tau.obs, S) * table.shape[-1] + by_seed(tau.action, S)
             log_p = table.flatten(1).gather(1, index)
@@ -88,12 +105,16 @@ class Policy:
         return log_p.reshape(S, T, B // S).transpose(0, 1).reshape(T, B)
 
     def log_probs_at(self, theta: Tensor, obs: Tensor) -> Tensor:
-        """log π_θ(a | s) of every action at each of M observations, [S, M, A] (Categorical heads), differentiable."""
+        """log π_θ(a | s) of all A actions at observations obs [M, *obs], [S, M, A], differentiable; Categorical heads only."""
         out = self.net.forward(self.net.unpack(theta[:, : self.net.size]), obs.expand(len(theta), *obs.shape))
         return torch.log_softmax(out, -1)
 
     def gain(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """K [S, m, n] and σ [S, m] of a linear Gaussian policy without bias, a ~ N(K s, σ²), differentiable."""
+        """K [S, m, n] and σ [S, m] of a linear Gaussian policy without bias, a ~ N(K s, σ²), differentiable.
+
+        Raises:
+            ValueError: the policy is another.
+        """
         net, head = self.net, self.head
         if not (isinstance(net, MLP) and isinstance(head, Gaussian)) or net.hidden or net.bias:
             raise ValueError("only a linear Gaussian policy without bias has a gain")
@@ -104,20 +125,34 @@ class Policy:
         return isinstance(self.net, TabularNet) and isinstance(self.head, Categorical)
 
     def actor(self, theta: Tensor, n: int, backend: str = "torch", masked: bool = False) -> Act:
-        """Acts for S·n episodes: the n episodes of each seed in a row. theta [S, D]; masked: states have an action_mask."""
+        """Make the `Act` of `rollout` for S·n episodes, grouped by seed.
+
+        Args:
+            theta: [S, D].
+            n: episodes of each seed.
+            backend: of the environment, torch or numpy.
+            masked: whether states have an action_mask.
+
+        Raises:
+            ValueError: theta has a wrong shape.
+        """
         self.check(theta)
         if self._tabular and not masked:
             return TableActor.of(self.net.unpack(theta.detach())[0], n, backend)
         return Actor(self, theta.detach(), n, backend)
 
     def check(self, theta: Tensor) -> None:
-        """Raises ValueError unless theta is [S, D]."""
+        """Check the shape of theta.
+
+        Raises:
+            ValueError: theta is not [S, D].
+        """
         if theta.dim() != 2 or theta.shape[1] != self.size:
             raise ValueError(f"theta has shape {tuple(theta.shape)}, expected [S, {self.size}]: one row of parameters per seed")
 
 
 def by_seed(x: Tensor, seeds: int) -> Tensor:
-    """[T, S·n, ...] -> [S, T·n, ...]."""
+    """Reshape a batch grouped by seed, [T, S·n, ...] -> [S, T·n, ...]."""
     T, B = x.shape[:2]
     if seeds == 1:
         return x.reshape(1, T * B, *x.shape[2:])
@@ -125,9 +160,9 @@ def by_seed(x: Tensor, seeds: int) -> Tensor:
 
 
 class Actor:
-    """The policy with its weights unpacked once, so that a step costs only its arithmetic. An `Act` of `envs.rollout`.
+    """The `Act` of a policy, with its weights unpacked once.
 
-    On numpy environments the products are numpy's: at a few rows they cost half of torch's.
+    For numpy environments the matrix products are numpy's, which take half the time of torch's for a few rows.
     """
 
     def __init__(self, policy: Policy, theta: Tensor, n: int, backend: str) -> None:
@@ -165,11 +200,10 @@ def _actor_from_numpy(policy: Policy, theta: Any, n: int, backend: str) -> Actor
 
 @dataclass(frozen=True)
 class TableActor:
-    """A softmax table's actor: cumulative probabilities worked out once, then look-ups: an action's number is how many of
-    them a uniform number exceeds.
+    """The `Act` of a softmax table: the action is the number of cumulative probabilities below a uniform number.
 
-    cdf    A - 1 arrays [S·states], one for each action but the last
-    first  [B] where each episode's table begins
+    cdf    A - 1 arrays [S·states], the cumulative probabilities of each action but the last
+    first  [B] index of the first entry of each episode's table
     """
 
     cdf: list[Array]
@@ -177,7 +211,7 @@ class TableActor:
 
     @staticmethod
     def of(logits: Tensor, n: int, backend: str) -> TableActor:
-        """logits [S, states, A], n episodes of each seed."""
+        """From logits [S, states, A], for n episodes of each seed."""
         seeds, states, actions = logits.shape
         weights = (logits - logits.amax(-1, keepdim=True)).exp()
         cdf = weights.cumsum(-1)
@@ -190,7 +224,7 @@ class TableActor:
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
         index, u = self.first + obs, rng.uniform()
         action = index * 0
-        for column in self.cdf:  # strictly less: an action of probability zero is never drawn
+        for column in self.cdf:  # strictly less: an action of probability 0 is never sampled
             action = action + (column.take(index) < u)
         return action
 
@@ -209,13 +243,23 @@ def policy_for(
     bias: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Policy:
-    """The usual policy for an environment's spaces: a table for few states, an MLP otherwise.
+    """Make the policy that fits the spaces of an environment.
 
-    hidden     widths; () is a table where observations are states, else a linear map
-    log_std    of Gaussian policies, at the start (learnt, unless learn_std is False)
-    reduced    tables only: hold the last logit of each state at 0, which takes the redundant parameter away
-    bias       False: nets without biases (linear feedback, as LQR wants it)
-    Raises ValueError for a space no head fits.
+    The head follows the action space: Discrete, MultiDiscrete or Box. The network is a table for Discrete observations without
+    hidden layers, and an MLP otherwise.
+
+    Args:
+        env: the environment.
+        hidden: widths of hidden layers.
+        activation: tanh or softplus.
+        log_std: initial log standard deviation of Gaussian policies.
+        learn_std: train the standard deviation; False: it is constant.
+        reduced: of tables: fix the last logit of each state at 0, which removes the redundant parameter.
+        bias: whether MLPs have biases; LQR needs a linear policy without.
+        dtype: of the parameters and of all results.
+
+    Raises:
+        ValueError: a space is not supported.
     """
     space, actions = env.observation_space, env.action_space
     head: Head

@@ -1,4 +1,4 @@
-"""A problem (environment, policy, estimator, seeds) and the `World` it shows an agent in one iteration."""
+"""`Problem`: environment, policy, estimator and seeds of a run; `Iteration`: the `World` of one iteration."""
 
 from __future__ import annotations
 
@@ -16,17 +16,24 @@ from pgrl.baselines import Baseline, Fitted, NoBaseline
 from pgrl.gradients import Estimator
 from pgrl.policy import Policy
 
-INIT, ITERATION, EVALUATION = 0, 1, 2  # streams of a seed
-SAMPLE, ALGORITHM = 0, 1  # streams of an iteration
+INIT, ITERATION, EVALUATION = 0, 1, 2  # random streams of a seed
+SAMPLE, ALGORITHM = 0, 1  # random streams of an iteration
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What does not change during a run. Everything random follows from `seeds` and the number of the iteration.
+    """All that does not change during a run. All randomness follows from `seeds` and the number of the iteration.
 
-    batch_size  episodes of each seed at each point an agent samples
-    horizon     H, where episodes are cut
-    workers     processes with copies of env, to play episodes side by side
+    env         the environment
+    policy      the policy
+    discount    in (0, 1]
+    seeds       S independent runs that are trained side by side
+    horizon     H, steps after which episodes are truncated
+    batch_size  episodes of each seed at each theta that an agent samples at
+    causal      use the causal form of the Hessian-vector product
+    baseline    of the estimators
+    device      of parameters and random keys
+    workers     processes with copies of env that sample in parallel; None: this process only
     """
 
     env: Env
@@ -41,25 +48,37 @@ class Problem:
     workers: Workers | None = None
 
     def _rng(self, stream: int) -> Rng:
-        return self._streams[stream].rows(0, len(self.seeds))  # a fresh one: a generator counts its draws
+        return self._streams[stream].rows(0, len(self.seeds))  # a new object: it counts its draws
 
     @cached_property
     def _streams(self) -> dict[int, Rng]:
-        """One generator for each stream; made once, because the seeds travel to the device."""
+        """A generator for each stream, cached to copy the seeds to the device only once."""
         rng = Rng.of_seeds(self.seeds, self.device)
         rng.dtype = self.policy.dtype
         return {stream: rng.fold(stream) for stream in (INIT, ITERATION, EVALUATION)}
 
     def theta(self) -> Tensor:
-        """The first parameters, [S, D]."""
+        """The initial parameters, [S, D]."""
         return self.policy.init(self._rng(INIT))
 
     def iteration(self, t: int, fitted: Fitted | None = None) -> Iteration:
-        """The world of iteration t, with the baseline as fitted by the iterations before."""
+        """The `World` of iteration t, with the baseline fitted on the iterations before."""
         return Iteration(self, self._rng(ITERATION).fold(t), {} if fitted is None else fitted)
 
     def evaluate(self, theta: Tensor, episodes: int, t: int) -> Trajectories:
-        """Episodes at theta [S, D] from a stream of their own: [T, S·episodes]; training does not notice."""
+        """Sample evaluation episodes from a random stream of their own, which does not affect training.
+
+        Args:
+            theta: [S, D].
+            episodes: of each seed.
+            t: number of the iteration; equal numbers give equal random numbers.
+
+        Returns:
+            Trajectories [T, S·episodes], grouped by seed.
+
+        Raises:
+            EnvironmentFault: an observation or a reward is not finite.
+        """
         return self._play((theta,), episodes, self._rng(EVALUATION).fold(t))[0]
 
     def _play(self, thetas: tuple[Tensor, ...], n: int, rng: Rng) -> tuple[Trajectories, ...]:
@@ -76,7 +95,7 @@ class Problem:
 
 
 class Iteration:
-    """A `pgrl.agent.World`: it remembers what was sampled, so nothing goes uncounted."""
+    """The `pgrl.agent.World` of one iteration. It keeps all sampled trajectories, so that every episode is counted."""
 
     def __init__(self, problem: Problem, rng: Rng, fitted: Fitted) -> None:
         self.problem, self._fitted, self._sample_rng = problem, fitted, rng.fold(SAMPLE)
@@ -105,19 +124,19 @@ class Iteration:
         return self.problem.baseline.predict(self._fitted, tau, len(self.problem.seeds))
 
     def fit_baseline(self) -> Fitted:
-        """The baseline for the next iteration: what was sampled in this one taken in."""
+        """Fit the baseline for the next iteration on all trajectories of this one."""
         fitted = self._fitted
         for tau in self.sampled:
             fitted = self.problem.baseline.fit(fitted, tau, len(self.problem.seeds))
         return fitted
 
     def env_steps(self) -> Tensor:
-        """Environment steps of each seed so far in this iteration, over every episode sampled, [S]."""
+        """Environment steps of each seed in this iteration, over all sampled episodes, [S]."""
         S = len(self.problem.seeds)
         return torch.stack([tau.mask.sum(0).reshape(S, -1).sum(1) for tau in self.sampled]).sum(0)
 
     def episode_returns(self) -> tuple[Tensor, Tensor]:
-        """Mean undiscounted return and mean length of each seed's episodes at the first point sampled, [S] each."""
+        """Mean undiscounted return and mean length of each seed's episodes at the first sampled theta, [S] each."""
         S, tau = len(self.problem.seeds), self.sampled[0]
         by_seed = tau.returns().reshape(S, -1), tau.mask.sum(0).reshape(S, -1).double()
         return by_seed[0].mean(1), by_seed[1].mean(1)

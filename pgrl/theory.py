@@ -1,6 +1,6 @@
 """The constants of Fatkhullin et al. 2023, for a policy with ‖∇log π‖ ≤ M_g, ‖∇²log π‖ ≤ M_h and rewards |r| ≤ r_max.
 
-They bound what the theorems need bounded; in practice they are far from tight, and step sizes are tuned instead.
+The theorems need these bounds. They are far from tight in practice, where step sizes are tuned.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ProblemConstants:
         return self.r_max * math.sqrt(horizon**2 * self.M_g**4 + self.M_h**2) / (1 - self.discount) ** 2
 
     def return_truncation(self, horizon: int) -> float:
-        """J - J_H is at most this."""
+        """Upper bound of J - J_H."""
         return self.r_max * self.discount**horizon / (1 - self.discount)
 
     def gradient_truncation(self, horizon: int) -> float:

@@ -26,7 +26,7 @@ from experiments.run import checkpoint as checkpoints
 from experiments.run.provenance import examine
 from experiments.run.run import Run, run_name
 from pgrl.agent import Agent
-from pgrl.check import LIMIT, benches, bias, decay, order, verdict
+from pgrl.check import LIMIT, bias, check_problems, decay, order, verdict
 from pgrl.problem import Problem
 
 
@@ -128,13 +128,13 @@ def check_agent(algo: str, seeds: int, iterations: int, batch_size: int, step_si
     found, orders = {}, {}
     print(f"{algo}: error of the direction d_t - ∇J_H(θ_t) over {seeds} replicas")
     print(f"{'env':8s} {'t':>4s} {'‖mean‖/‖∇J‖':>12s} {'visible from':>13s} {'max |z|':>8s} {'rms':>8s}")
-    for bench in benches(seeds, batch_size):
-        found[bench.name] = bias(agent, bench, marks)
-        for f in found[bench.name]:
+    for case in check_problems(seeds, batch_size):
+        found[case.name] = bias(agent, case, marks)
+        for f in found[case.name]:
             flag = " *" if f.z >= LIMIT else ""
-            print(f"{bench.name:8s} {f.t:4d} {f.share:12.2%} {f.visible:13.2%} {f.z:8.1f} {f.rms:8.3f}{flag}")
-        orders[bench.name] = order(agent, bench)
-        print(f"{bench.name:8s} rms ~ t^{decay(found[bench.name]):.2f}")
+            print(f"{case.name:8s} {f.t:4d} {f.share:12.2%} {f.visible:13.2%} {f.z:8.1f} {f.rms:8.3f}{flag}")
+        orders[case.name] = order(agent, case)
+        print(f"{case.name:8s} rms ~ t^{decay(found[case.name]):.2f}")
     claims = verdict(agent, found, orders)
     for kept, sentence in claims:
         print(f"{'ok  ' if kept else 'FAIL'} {algo} {sentence}")

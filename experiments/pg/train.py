@@ -43,7 +43,7 @@ DESCRIPTIONS = {
     "rollout/return": "Mean undiscounted return of the training episodes of the last iteration (first point sampled).",
     "rollout/length": "Mean length of these episodes.",
     "opt/step_size": "γ_t, the step size.",
-    "opt/eta": "η_t, the weight of the fresh gradient.",
+    "opt/eta": "η_t, the weight of the new gradient.",
     "opt/look_ahead": "‖θ~_t - θ_t‖: how far from the iterate N-PG-IGT plays its episodes.",
     "opt/correction_norm": "‖v_t‖: norm of the Hessian correction.",
     "time/env_steps_per_second": "Environment steps of all seeds together per second of training, evaluation included.",

@@ -1,1 +1,1 @@
-"""Policy-gradient algorithms, one a file."""
+"""Policy-gradient algorithms, one in each file."""

@@ -35,7 +35,7 @@ class HARPG:
     step_power: float = 1 / 2
     """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
     eta: float = 1.0
-    """η_0: the weight of the fresh gradient, in (0, 1]; at t = 0 it is always 1"""
+    """η_0: the weight of the new gradient, in (0, 1]; at t = 0 it is always 1"""
     eta_power: float = 1.0
     """exponent of η_t = η_0 (2/(t+2))^p; 0 is a constant weight"""
 

@@ -1,7 +1,7 @@
 """N-HARPG: HARPG's direction with normalised steps (Fatkhullin et al. 2023, Algorithm 3).
 
     d_t as in HARPG
-    θ_{t+1} = θ_t + γ_t d_t/‖d_t‖          (no move when d_t = 0)
+    θ_{t+1} = θ_t + γ_t d_t/‖d_t‖          (θ_t when d_t = 0)
 
 SHARP (Salehkaleybar et al. 2022) is the same recursion with both exponents 2/3.
 """
@@ -28,7 +28,7 @@ class NHARPG:
     step_power: float = 1.0
     """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
     eta: float = 1.0
-    """η_0: the weight of the fresh gradient, in (0, 1]; at t = 0 it is always 1"""
+    """η_0: the weight of the new gradient, in (0, 1]; at t = 0 it is always 1"""
     eta_power: float = 1.0
     """exponent of η_t = η_0 (2/(t+2))^p; 0 is a constant weight"""
 

@@ -4,7 +4,7 @@
     d_t = (1-η_t) d_{t-1} + η_t g(τ_t, θ_t)          (d_0 = g(τ_0, θ_0))
     θ_{t+1} = θ_t + γ_t d_t/‖d_t‖
 
-The old part of d_t is a gradient of earlier places: a bias of first order in the step, L_g γ/η.
+d_{t-1} contains gradients at earlier iterates, which gives a bias of first order in the step, L_g γ/η.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class NMPG:
     step_power: float = 1.0
     """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
     eta: float = 1.0
-    """η_0: the weight of the fresh gradient, in (0, 1]; at t = 0 it is always 1"""
+    """η_0: the weight of the new gradient, in (0, 1]; at t = 0 it is always 1"""
     eta_power: float = 2 / 3
     """exponent of η_t = η_0 (2/(t+2))^p; 0 is a constant weight"""
 

@@ -2,7 +2,7 @@
 
 sample τ_t ~ p(. | θ_t)
 d_t = g(τ_t, θ_t)
-θ_{t+1} = θ_t + γ_t d_t/‖d_t‖          (no move when d_t = 0)
+θ_{t+1} = θ_t + γ_t d_t/‖d_t‖          (θ_t when d_t = 0)
 """
 
 from __future__ import annotations

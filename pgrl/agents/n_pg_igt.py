@@ -3,12 +3,12 @@
     θ_{-1} = θ_0
     for t = 0, 1, ...
         θ~_t = θ_t + ((1-η_t)/η_t) (θ_t - θ_{t-1})           look ahead
-        sample τ_t ~ p(. | θ~_t)                             sampled and differentiated there
+        sample τ_t ~ p(. | θ~_t)                             sampled and differentiated at θ~_t
         d_t = (1-η_t) d_{t-1} + η_t g(τ_t, θ~_t)             (d_0 = g(τ_0, θ_0))
         θ_{t+1} = θ_t + γ_t d_t/‖d_t‖
 
-Where the Hessian is constant the look-ahead cancels the staleness of d_{t-1} exactly; elsewhere it leaves an error of
-second order in the step. The same η_t must serve both lines.
+If the Hessian is constant, the look-ahead cancels the bias of d_{t-1} exactly; otherwise an error of second order in the step
+remains. Both lines must use the same η_t.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class NPGIGT:
     """Normalised policy gradient with implicit gradient transport; complexity ε^-2.5, one trajectory an iteration."""
 
     step_size: float
-    """γ_0: the length of the step at t = 0, in parameter space; also how far off the iterate the episodes are played"""
+    """γ_0: the length of the step at t = 0, in parameter space; also sets the distance of the look-ahead point"""
     step_power: float = 1.0
     """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
     eta: float = 1.0
-    """η_0: the weight of the fresh gradient, in (0, 1]; at t = 0 it is always 1"""
+    """η_0: the weight of the new gradient, in (0, 1]; at t = 0 it is always 1"""
     eta_power: float = 4 / 5
     """exponent of η_t = η_0 (2/(t+2))^p; 0 is a constant weight"""
 

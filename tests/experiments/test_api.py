@@ -203,7 +203,9 @@ def test_environments_are_made_by_name() -> None:
 
 
 def test_checks_of_an_agent_are_at_hand() -> None:
-    code = "import pgrl; print(pgrl.check.order(pgrl.NPG(step_size=0.1), pgrl.check.benches(2)[0], iterations=3, seeds=2))"
+    code = (
+        "import pgrl; print(pgrl.check.order(pgrl.NPG(step_size=0.1), pgrl.check.check_problems(2)[0], iterations=3, seeds=2))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip()
 
