@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("pgrl", "torch", "numpy", "gymnasium", "mujoco", "tensorboard", "safetensors", "scikit-learn")
+PACKAGES = ("pgrl", "torch", "numpy", "gymnasium", "mujoco", "tensorboard", "safetensors", "scikit-learn", "rdkit")
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
