@@ -1,4 +1,4 @@
-"""Every agent by name. Reading the names loads no torch: the class of an agent is imported when it is asked for."""
+"""Every agent by name. Reading the names loads no torch: the class of an agent is imported when it is used."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Faults that a person can mend: one sentence that says what happened and what to do, and the exit code that goes with it.
+"""Errors that a user can fix: one sentence that says what happened and what to do, and an exit code.
 
 The command line prints the sentence on one line of stderr and exits with `exit_code`:
 1 the disk or the system failed, 2 bad usage, 3 bad config or damaged file, 4 missing optional package, 5 numeric failure,
-6 a reward of one's own failed, 130 and 143 stopped by Ctrl-C and SIGTERM.
+6 a user's reward function failed, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ PLAIN: Any = OmitArgPrefixes  # flags without the name of the field that holds t
 OBJECTIVE = Annotated[str, tyro.conf.arg(help="objective or baseline: a name from `gflownet list`, or file.py:objective")]
 USAGE = (
     "usage: gflownet {train,active,resume,eval,sample,fragments,curves,distribution,check-env,list,completion,doctor} ...   "
-    "(gflownet VERB --help says more)"
+    "(gflownet VERB --help: its flags)"
 )
 
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(arguments: list[str]) -> None:
-    """gflownet train ENV --objective NAME: the recipe's settings first, then what the command line says."""
+    """gflownet train ENV --objective NAME: the recipe's settings, overridden by flags."""
     run(arguments)
 
 

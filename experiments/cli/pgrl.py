@@ -40,7 +40,7 @@ from experiments.cli.verbs import (
     without_flags,
 )
 
-USAGE = "usage: pgrl {train,resume,eval,curves,check,check-env,list,completion,doctor} ...   (pgrl VERB --help says more)"
+USAGE = "usage: pgrl {train,resume,eval,curves,check,check-env,list,completion,doctor} ...   (pgrl VERB --help: its flags)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(arguments: list[str]) -> None:
-    """pgrl train ALGO --env ENV: the recipe's settings first, then what the command line says."""
+    """pgrl train ALGO --env ENV: the recipe's settings, overridden by flags."""
     run(arguments)
 
 

@@ -83,7 +83,7 @@ def resume_verb(program: str, resume: Callable[[Path, Path | None, bool], Any]) 
 
 
 def curves_verb(program: str, x_axis: str) -> Verb:
-    """The verb that draws learning curves. x_axis: the horizontal axis where none is asked for."""
+    """The verb that draws learning curves. x_axis: the horizontal axis by default."""
 
     def verb(arguments: list[str]) -> None:
         def command(runs: Positional[tuple[Path, ...]], out: Path, metric: str | None = None, x: str = x_axis) -> None:

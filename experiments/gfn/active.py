@@ -36,23 +36,23 @@ from gflownet.active.gaussian_process import GaussianProcess
 from gflownet.active.rounds import Measures, Oracle, Pool, Proxy, Round, Settings, begin, measures, one_round
 from gflownet.problem import Method
 
-LIMIT = 100_000  # states of a grid, all of whose cells the proxy judges in every round
+LIMIT = 100_000  # states of a grid, whose cells the proxy all evaluates in every round
 DESCRIPTIONS = {
-    "known": "Cells whose true reward has been asked for.",
+    "known": "Number of cells whose true reward is known.",
     "eval/top_return": "Mean reward of the k best cells known, minus that of the cells known at the start.",
     "eval/top_gain": "The same, minus that of the round before: the top-k return of Bengio et al. 2021.",
     "eval/top_mean": "Mean reward of the k best cells known.",
     "eval/top_distance": "Mean Euclidean distance between the k best cells known, coordinates from 0 to 1.",
     "eval/modes": "Modes among the cells known, counted as regions.",
-    "eval/proxy_error": "Root mean square error of the proxy's mean at the cells not known to it.",
+    "eval/proxy_error": "Root mean square error of the proxy's mean at the cells whose reward is unknown.",
     "eval/generator_l1": "Σ|p - A/ΣA| between the generator's distribution p and the proxy's acquisition A: 0 to 2.",
-    "rollout/asked": "Mean true reward of the cells asked for in the round.",
-    "rollout/unlikely": "Cells asked for that the generator has no probability for: it had no others left.",
+    "rollout/queried": "Mean true reward of the cells queried in the round.",
+    "rollout/unlikely": "Number of queried cells with probability 0 under the generator, which had no others left.",
     "train/loss": "The generator's loss at the end of the round.",
-    "train/skipped": "The generator's updates in the round that were left out, not being finite.",
+    "train/skipped": "Updates of the generator skipped in the round because loss or gradient were not finite.",
 }
-COLUMNS = ("eval/top_return", "eval/top_gain", "eval/modes", "eval/top_distance", "rollout/asked")
-HEADS = ("round", "known", "top-k return", "gain", "modes", "distance", "asked")
+COLUMNS = ("eval/top_return", "eval/top_gain", "eval/modes", "eval/top_distance", "rollout/queried")
+HEADS = ("round", "known", "top-k return", "gain", "modes", "distance", "queried")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def made(config: dict[str, Any]) -> ActiveRun:
     if wanted > there:
         raise UserError(
             f"--initial {settings.initial} and {settings.rounds} --rounds of {settings.queries} --queries are "
-            f"{wanted:,} cells, the grid has {there:,}: ask for fewer, or take a larger grid"
+            f"{wanted:,} cells, the grid has {there:,}: lower --rounds or --queries, or take a larger grid"
         )
     proxy: Proxy = GaussianProcess() if settings.proxy == "gp" else Oracle(pool.reward)
     known = torch.stack([begin(pool, settings, settings.seed + s) for s in range(settings.seeds)])
@@ -145,7 +145,7 @@ def pool_of(choice: Choice) -> Pool:
         dag = enumerate_dag(env, LIMIT)
     except TooManyStates as error:
         raise UserError(
-            f"the grid has {env.n_states:,} cells, the proxy judges all of them in every round and at most {LIMIT:,}: "
+            f"the grid has {env.n_states:,} cells, the proxy evaluates all of them in every round and at most {LIMIT:,}: "
             "take a smaller --ndim or --height"
         ) from error
     except ValueError as error:
@@ -233,7 +233,7 @@ def _row(begun: ActiveRun, known: Tensor, i: int, done: list[Round]) -> dict[str
     if done:
         row["eval/proxy_error"] = [x.error for x in done]
         row["eval/generator_l1"] = [x.l1 for x in done]
-        row["rollout/asked"] = [x.asked for x in done]
+        row["rollout/queried"] = [x.asked for x in done]
         row["rollout/unlikely"] = [x.unlikely for x in done]
         for tag in ("train/loss", "train/skipped"):
             if tag in done[0].metrics:

@@ -19,11 +19,11 @@ from experiments.cli.load import short_name
 from experiments.gfn.environments import find_env
 
 LIMIT = 2_000_000  # states that are enumerated for exact metrics
-TREES = 10_000  # and of molecules, each of which is drawn up and scored; ten times as many where exact metrics are asked for
+TREES = 10_000  # the same for molecules, whose rewards take longer; ten times as many with --metrics exact
 
 
 def make_dag_env(name: str, settings: Any, device: str) -> DagEnv:
-    """UserError for settings out of range, and where nothing is legal at the source."""
+    """UserError for settings out of range, and where no action is valid at the source."""
     try:
         env = find_env(name).make(settings, device)
     except ValueError as error:
@@ -31,12 +31,12 @@ def make_dag_env(name: str, settings: Any, device: str) -> DagEnv:
     rng = Rng(torch.zeros(1, dtype=torch.int64, device=device)).drawn(1, env.backend == "numpy")
     mask = env.reset(1, rng).action_mask
     if mask is None or not bool(mask.any()):
-        raise UserError(f"{short_name(name)}: the action_mask of the source is {mask}, expected one [B, A] with a legal action")
+        raise UserError(f"{short_name(name)}: the action_mask of the source is {mask}, expected one [B, A] with a valid action")
     return env
 
 
 def check_dag_env(name: str, settings: Any) -> list[str]:
-    """The promises that an environment keeps. UserError (exit code 1) for one that it breaks."""
+    """The checks of the contract that an environment passes. UserError (exit code 1) for one that fails."""
     from envs.check import ContractError
     from envs.dag.check_dag import check_dag
 
@@ -50,7 +50,7 @@ def check_dag_env(name: str, settings: Any) -> list[str]:
 def truth(name: str, env: DagEnv, metrics: str) -> Enumeration | None:
     """All states with the target distribution, where `metrics` ("auto", "exact" or "sampled") allows it.
 
-    Raises UserError where "exact" was asked for and the space is too large, and for what is no DAG or has no reward.
+    Raises UserError where `metrics` is "exact" and the space is too large, and for what is no DAG or has no reward.
     """
     if metrics == "sampled":
         return None
@@ -71,7 +71,7 @@ def truth(name: str, env: DagEnv, metrics: str) -> Enumeration | None:
 
 
 def refuse_bad_reward(env: DagEnv, obs: Tensor, log_reward: Tensor) -> None:
-    """UserError (exit code 5) where a log-reward is NaN or infinite; says of which object."""
+    """UserError (exit code 5) where a log-reward is NaN or infinite, with the object."""
     bad = ~torch.isfinite(log_reward)
     if bool(bad.any()):
         at = int(bad.nonzero()[0])

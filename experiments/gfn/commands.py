@@ -1,4 +1,4 @@
-"""What the verbs of `gflownet` do: make or open a run folder, train in it, look at what came out."""
+"""What the verbs of `gflownet` do: make or open a run folder, train in it, evaluate it."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def opened(folder: Path, checkpoint: Path | None = None) -> tuple[Run, GFNRun]:
 
 
 def evaluate(folder: Path, samples: int, checkpoint: Path | None) -> None:
-    """Prints what is known of each seed's policy, and of fresh samples, as CSV."""
+    """Print metrics of each seed's policy and of fresh samples as CSV."""
     at_least(1, samples=samples)
     _, begun = opened(folder, checkpoint)
     with faults_as_sentences(f"iteration {begun.training.iteration}"):

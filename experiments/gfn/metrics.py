@@ -1,4 +1,4 @@
-"""What a row of metrics says about a method: the distributions of visited objects and of the policy, modes, log Z.
+"""Metrics of a GFlowNet run: the distributions of visited objects and of the policy, modes, log Z.
 
 Where the environment is enumerated, two distributions are compared with the target distribution: the frequencies of the last
 objects visited (eval/...), whose distance has a floor, that of as many independent samples, and the exact distribution of the
@@ -29,8 +29,8 @@ from gflownet.problem import EVALUATION, Acts, DagProblem, Method
 TESTS, PATHS = 128, 4  # objects whose log p is estimated, and backward paths of each
 FRESH, HEADS, BACK, PICK = range(4)  # streams of an evaluation
 DESCRIPTIONS = {
-    "states": "Finished objects that each seed has visited so far: every object whose reward was asked for.",
-    "eval/l1": "Σ|p^ - p| of the last objects visited (--window): 0 to 2; eval/l1_floor is what exact sampling would give.",
+    "states": "Finished objects that each seed has visited so far: every object whose reward was evaluated.",
+    "eval/l1": "Σ|p^ - p| of the last objects visited (--window), 0 to 2; eval/l1_floor is the value for exact sampling.",
     "eval/l1_mean": "The same divided by the number of objects: the empirical L1 error of Bengio et al. 2021.",
     "eval/l1_floor": "Expected eval/l1 of as many independent samples of the target distribution.",
     "eval/tv": "Total variation distance of the last objects visited from the target distribution: half of eval/l1.",
@@ -41,16 +41,16 @@ DESCRIPTIONS = {
     "eval/exact_tv": "Total variation distance of the current policy's exact distribution from the target.",
     "eval/exact_jsd": "Jensen-Shannon divergence of the current policy's exact distribution and the target, in nats.",
     "eval/exact_kl": "KL(p_θ || p) of the current policy's exact distribution from the target, in nats.",
-    "eval/modes": "Modes met so far, counted as regions.",
-    "eval/all_modes_at": "Objects visited when the last mode was met.",
+    "eval/modes": "Number of modes found so far, counted as regions.",
+    "eval/all_modes_at": "Objects visited when the last mode was found.",
     "eval/log_z_error": "|log Z of the objective - exact log Z|.",
     "eval/log_z": "The objective's estimate of log Z.",
     "eval/correlation": f"Pearson correlation of log p_θ(x) by {PATHS} backward paths and log R(x), {TESTS} test objects.",
     "eval/rank_correlation": "Spearman correlation of the same.",
     "train/loss": "The loss of the last iteration.",
-    "train/skipped": "Updates left out so far because loss or gradient were not finite.",
+    "train/skipped": "Updates skipped so far because loss or gradient were not finite.",
     "train/elbo": "Mean of log R + log P_B - log P_F over the last batch: log Z minus a divergence.",
-    "train/acceptance": "Share of proposals accepted by Metropolis-Hastings.",
+    "train/acceptance": "Fraction of proposals accepted by Metropolis-Hastings.",
     "rollout/log_reward": "Mean log-reward of the objects of the last iteration.",
     "rollout/length": "Mean length of its trajectories.",
     "time/states_per_second": "Objects of all seeds together per second of training, evaluation included.",
@@ -142,9 +142,10 @@ def test_objects(method: Method, state: Any, problem: DagProblem, t: int) -> Ten
 
 
 def held_back(env: BlockTrees, n: int = TESTS) -> Tensor:
-    """[m, K, 4] m <= n distinct trees, the same for every method and seed: the largest of 4n that uniform moves build.
+    """[m, K, 4] m <= n distinct trees, the same for every method and seed: the largest of 4n that uniform actions construct.
 
-    Trees of all sizes would tell of sizes only: no policy visits small ones often enough to learn how unlikely they should be.
+    With trees of all sizes the correlation would be one of sizes: no policy visits small trees often enough to learn their
+    small probability.
     """
     last = rollout(env, UniformActions(), Rng.of_seeds([0], env.device).fold(PICK).spawn(4 * n)).last
     assert last is not None

@@ -189,7 +189,7 @@ def train(
             try:
                 state, outcome = _step(step, training.state, problem, training.iteration)
             except UserError as error:
-                if error.exit_code == REWARD_FAULT:  # rewards are asked for before anything is learned: the state is as it was
+                if error.exit_code == REWARD_FAULT:  # rewards are evaluated before the update: the state is unchanged
                     training = training.settled(problem, truth)
                     save()
                     raise UserError(f"{error}; continue with: gflownet resume {run.folder}", REWARD_FAULT) from error

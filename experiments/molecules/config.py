@@ -157,7 +157,7 @@ def _seh(settings: MoleculeSettings, fragments: tuple[Fragment, ...], device: st
     from gflownet.rewards.seh import SehProxy, load_weights
 
     if not settings.seh_weights:
-        raise UserError("the reward asks for seh: give the proxy's weights with --seh-weights best_params.pkl.gz (or .npz)")
+        raise UserError("the reward has the term seh: give the proxy's weights with --seh-weights best_params.pkl.gz (or .npz)")
     if settings.seh_digest and _digest_of_file(settings.seh_weights) not in ("", settings.seh_digest):
         raise UserError(f"{settings.seh_weights} holds other weights than those of the run: restore the file", exit_code=3)
     try:
@@ -171,7 +171,7 @@ def _seh(settings: MoleculeSettings, fragments: tuple[Fragment, ...], device: st
 
 
 def _digest_of_file(path: str) -> str:
-    """SHA-256, "" where there is none to read (which is said when it is asked for)."""
+    """SHA-256, "" where there is none to read (reported when it is needed)."""
     with contextlib.suppress(OSError):
         return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
     return ""

@@ -1,10 +1,10 @@
-"""What a row of metrics says about molecules: of the best that were visited (the top_k), and of fresh ones of the policy.
+"""Metrics of molecules: of the best that were visited (the top-K buffer), and of fresh samples of the policy.
 
     top_k   top-k rewards; modes, circles and scaffolds above a threshold; how different the best are
     fresh     N = 128 of each seed, without exploration: valid, unique, mean reward, how different, a histogram of rewards
 
 A molecule is its canonical isomeric SMILES: of several trees that are one molecule the first visited stands for all, with the
-highest of their rewards. Rewards are those before tempering. RDKit sees a tree once and what it says is kept (about 1 ms each).
+highest of their rewards. Rewards are those before tempering. Results of RDKit are cached for each tree (about 1 ms each).
 """
 
 from __future__ import annotations
@@ -33,24 +33,26 @@ Row = dict[str, Any]
 _scaffold: Any = MurckoScaffold.GetScaffoldForMol  # its own file carries no types
 T = TypeVar("T")
 
-THRESHOLD = 0.8  # where no setting says another
+THRESHOLD = 0.8  # default
 FRESH = 128  # objects of each seed
 SHOWN = 20  # molecules in a picture
 BINS = 30
-DIVERSE = 100  # the best, whose diversity is told
+DIVERSE = 100  # the best molecules, for the diversity
 LIKE = "morgan2-2048"
 ONCE = "unique by canonical isomeric SMILES"
 KEPT = f"the best distinct trees of each seed (--top-k), {ONCE}"
 HIGH = f"Among {KEPT}, with reward > --mode-threshold"
-EXACT = f"log p_θ(x), exact over all ways to build x, of N <= {TESTS} distinct trees, the largest that uniform moves build"
+EXACT = (
+    f"log p_θ(x), exact over all ways to build x, of N <= {TESTS} distinct trees, the largest that uniform actions construct"
+)
 DESCRIPTIONS = {
     **{f"mol/top_{k}": f"Mean reward of the {k} best molecules visited, {ONCE}, before tempering." for k in TOP},
-    "mol/above": f"{HIGH}: how many there are; no more than --top-k are remembered.",
+    "mol/above": f"{HIGH}: their number, at most --top-k.",
     "mol/modes": f"{HIGH}: those whose Tanimoto similarity ({LIKE}) to every mode before is < 0.7, in order of visit.",
     "mol/circles": f"{HIGH}: #Circles, chosen greedily by falling reward at Tanimoto distance > 0.75 ({LIKE}); a lower bound.",
     "mol/scaffolds": f"{HIGH}: different Bemis-Murcko scaffolds with a ring.",
     "mol/diversity": f"1 - mean Tanimoto similarity ({LIKE}) over pairs i < j of the {DIVERSE} best molecules visited, {ONCE}.",
-    "mol/valid": f"Share of N = {FRESH} fresh trees of the policy that RDKit sanitises, duplicates counted.",
+    "mol/valid": f"Fraction of N = {FRESH} fresh trees of the policy that RDKit sanitises, duplicates counted.",
     "mol/unique": f"Different canonical isomeric SMILES / valid ones, of N = {FRESH} fresh trees of the policy.",
     "mol/reward": f"Mean reward before tempering of N = {FRESH} fresh trees of the policy, duplicates counted.",
     "mol/fresh_diversity": f"1 - mean Tanimoto similarity ({LIKE}) over pairs i < j of N = {FRESH} fresh trees, {ONCE}.",
@@ -62,7 +64,7 @@ DESCRIPTIONS = {
 
 
 class Described(NamedTuple):
-    """What RDKit says of a tree. smiles: canonical, "" where it is no valid molecule; bits [256] its fingerprint."""
+    """RDKit's results for a tree. smiles: canonical, "" where it is no valid molecule; bits [256] its fingerprint."""
 
     smiles: str
     bits: Bits
@@ -143,13 +145,13 @@ class Molecules:
     # -- of fresh ones
 
     def of_fresh(self, objects: Tensor, log_reward: Tensor) -> Row:
-        """tag -> [S], and the histogram; of objects [S, N, K, 4] worth log_reward [S, N]."""
+        """tag -> [S], and the histogram; of objects [S, N, K, 4] with log_reward [S, N]."""
         reward = self._reward.untempered(log_reward)
         found = []
-        for some, worth in zip(objects, reward.cpu().numpy(), strict=True):
+        for some, values in zip(objects, reward.cpu().numpy(), strict=True):
             seen = self._look(some, self._env.index(some))
             valid = [one for one in seen if one.smiles]
-            drawn, bits = _unique(seen, worth)
+            drawn, bits = _unique(seen, values)
             unique = len(drawn.smiles) / len(valid) if valid else np.nan
             found.append((len(valid) / len(seen), unique, internal_diversity(bits)))
         columns = torch.tensor(found, dtype=torch.float64).T

@@ -79,7 +79,7 @@ class Wanted:
 
 
 class Shortfall(UserError):
-    """Fewer molecules than were asked for; those found have been handed out."""
+    """Fewer molecules than wanted; those found have been returned."""
 
     exit_code = 1
 
@@ -90,7 +90,7 @@ class Shortfall(UserError):
         stale = idle >= IDLE * wanted.batch
         why = f"the last {idle:,} brought nothing new" if stale else "more are not made (--max-attempts)"
         hint = "leave out --unique, or train with a smaller --beta" if wanted.unique else "or correct the fragments"
-        super().__init__(f"found {found:,} {kind} of {wanted.n:,} in {attempts:,} attempts{bad}; {why}: ask for fewer, {hint}")
+        super().__init__(f"found {found:,} {kind} of {wanted.n:,} in {attempts:,} attempts{bad}; {why}: lower --n, {hint}")
 
 
 class Sample(NamedTuple):
@@ -146,7 +146,7 @@ def batches(source: Trained, wanted: Wanted) -> Iterator[list[Sample]]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A run's policies and what their molecules are worth."""
+    """The policies of a run and the reward of their molecules."""
 
     method: Method
     state: Any

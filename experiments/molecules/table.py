@@ -3,7 +3,7 @@
 python -m experiments.molecules.table RUN... --at 10_000 100_000 --scale 8 --out table.md
 
 Rewards, modes and scaffolds are those of the last evaluation with at most so many molecules visited (metrics.jsonl); the mean
-pairwise similarity of the 1,000 best is worked out from the newest checkpoint. Means over the seeds of a run.
+pairwise similarity of the 1,000 best is computed from the newest checkpoint. Means over the seeds of a run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the verbs do: make or open a run folder, train in it, look at what came out."""
+"""What the verbs of `pgrl` do: make or open a run folder, train in it, evaluate it."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def evaluate(folder: Path, episodes: int, checkpoint: Path | None) -> None:
 
 
 def check_agent(algo: str, seeds: int, iterations: int, batch_size: int, step_size: float) -> bool:
-    """Prints the table and the verdicts; True when every claim is kept."""
+    """Print the table and the verdicts; True when every claim holds."""
     if seeds < 2 or iterations < 3 or batch_size < 1:
         raise UserError(
             f"got --seeds {seeds} --iterations {iterations} --batch-size {batch_size}, expected at least 2, 3 and 1"
@@ -136,9 +136,9 @@ def check_agent(algo: str, seeds: int, iterations: int, batch_size: int, step_si
         orders[case.name] = order(agent, case)
         print(f"{case.name:8s} rms ~ t^{decay(found[case.name]):.2f}")
     claims = verdict(agent, found, orders)
-    for kept, sentence in claims:
-        print(f"{'ok  ' if kept else 'FAIL'} {algo} {sentence}")
-    return all(kept for kept, _ in claims)
+    for holds, sentence in claims:
+        print(f"{'ok  ' if holds else 'FAIL'} {algo} {sentence}")
+    return all(holds for holds, _ in claims)
 
 
 def doctor() -> None:

@@ -30,21 +30,21 @@ from pgrl.baselines import Fitted
 from pgrl.problem import Iteration, Problem
 
 DESCRIPTIONS = {
-    "env_steps": "Environment steps of each seed so far: every episode sampled for learning, at whatever parameters.",
+    "env_steps": "Environment steps of each seed so far: all episodes sampled for training, at whatever parameters.",
     "eval/gap": "J* - J(θ): exact distance of the expected discounted return from the best possible one.",
     "eval/J": "J(θ): exact expected discounted return of the policy, for all time.",
     "eval/gradient_norm": "‖∇J(θ)‖: exact norm of the gradient of the discounted return.",
-    "eval/return": "Mean undiscounted return of the current policy on evaluation episodes, which learning does not see.",
+    "eval/return": "Mean undiscounted return of the current policy on evaluation episodes, which are not used for training.",
     "eval/discounted_return": "Mean discounted return of the current policy on evaluation episodes.",
     "eval/env_steps": "Environment steps of each seed used for evaluation so far; not counted in env_steps.",
-    "train/estimator_error": "‖d - ∇J_H(θ)‖: how far the agent's direction is from the exact gradient at the iterate.",
+    "train/estimator_error": "‖d - ∇J_H(θ)‖: distance of the agent's direction from the exact gradient at the iterate.",
     "train/direction_norm": "‖d‖: norm of the agent's direction.",
     "train/update_norm": "‖θ_{t+1} - θ_t‖: length of the last step in parameter space.",
     "rollout/return": "Mean undiscounted return of the training episodes of the last iteration (first point sampled).",
     "rollout/length": "Mean length of these episodes.",
     "opt/step_size": "γ_t, the step size.",
     "opt/eta": "η_t, the weight of the new gradient.",
-    "opt/look_ahead": "‖θ~_t - θ_t‖: how far from the iterate N-PG-IGT plays its episodes.",
+    "opt/look_ahead": "‖θ~_t - θ_t‖: distance between the iterate and the point at which N-PG-IGT samples.",
     "opt/correction_norm": "‖v_t‖: norm of the Hessian correction.",
     "time/env_steps_per_second": "Environment steps of all seeds together per second of training, evaluation included.",
 }
@@ -151,11 +151,11 @@ def step(problem: Problem, agent: Agent, training: PGTraining, budget: int) -> t
     iteration = part.iteration(training.iteration, {name: pick(x) for name, x in fitted.items()})
     new, metrics = agent.step(type(state)(*map(pick, state)), iteration)
     _refuse_non_finite(new, part)
-    learnt = iteration.fit_baseline()
+    baseline = iteration.fit_baseline()
     env_steps = training.env_steps.index_add(0, rows, iteration.env_steps().cpu())
     after = PGTraining(
         type(state)(*map(put, state, new)),
-        {name: put(x, learnt[name]) for name, x in fitted.items()},
+        {name: put(x, baseline[name]) for name, x in fitted.items()},
         env_steps,
         training.eval_steps,
         training.iteration + 1,

@@ -74,7 +74,7 @@ def examine(train: Callable[[Path], None], what: str, count: int, unit: str) -> 
 
     Args:
         train: makes the run in a folder.
-        what: says which run it is.
+        what: the run, in words.
         count: what it does, in `unit`.
         unit: "objects", "environment steps".
     """

@@ -1,4 +1,4 @@
-"""A run: one folder that says what was done, holds what came out, and can be continued bit for bit.
+"""A run: one folder with settings, provenance, metrics and checkpoints, which can be continued bit for bit.
 
     config.json        the complete, resolved settings       environment.json   versions, device, threads, processor, commit
     cmd.txt            the command that made it              metrics.jsonl      one JSON line per log row

@@ -1,4 +1,4 @@
-"""Active learning in rounds on the hypergrid (Bengio et al., NeurIPS 2021, section 4.3): few rewards may be asked for.
+"""Active learning in rounds on the hypergrid (Bengio et al., NeurIPS 2021, section 4.3): few rewards may be queried.
 
     D_0 = random cells with their rewards
     for i = 1 .. N
@@ -116,11 +116,11 @@ class Pool:
 
 
 class Round(NamedTuple):
-    """What a round did. known [m + queries]: the data, in the order in which it was asked for.
+    """What a round did. known [m + queries]: the data, in the order of the queries.
 
     asked      mean true reward of the new cells
     error      root mean square error of the proxy's mean at the cells that were not known
-    l1         Σ|p - A/ΣA| of the generator's law p: 0 where it has learnt what the proxy says
+    l1         Σ|p - A/ΣA| of the generator's law p: 0 where it has learned the distribution of the proxy
     unlikely   new cells to which that law gives a probability below 1e-9: more cannot be drawn from it
     metrics    of the generator's last iteration
     """

@@ -297,7 +297,7 @@ def test_states_are_counted(names: tuple[str, ...], max_blocks: int, min_blocks:
     env = BlockTrees(vocabulary(*names), max_blocks=max_blocks, min_blocks=min_blocks)
     many = len(enumerate_dag(env))
     assert count_states(env, many) == many
-    with pytest.raises(TooManyStates, match=f"more than the {many - 1:,} "):
+    with pytest.raises(TooManyStates, match=f"more than the limit of {many - 1:,}"):
         count_states(env, many - 1)
 
 

@@ -191,7 +191,7 @@ def test_the_same_seed_gives_the_same_bytes_after_a_stop_too(
     alone = ["--seeds", 1, "--seed", 1, "--out", tmp_path / "alone"]
     active(*command[: command.index("--seeds")], *net, *alone)
     both, last = read_metrics(tmp_path / "one")[-1], read_metrics(tmp_path / "alone")[-1]
-    for tag in ("eval/top_mean", "eval/modes", "eval/generator_l1", "rollout/asked"):
+    for tag in ("eval/top_mean", "eval/modes", "eval/generator_l1", "rollout/queried"):
         assert both[tag][1] == last[tag][0]
 
 

@@ -1,4 +1,4 @@
-"""Worlds with exact values: float64, one trajectory an iteration as in the theory."""
+"""Environments with exact values: float64, one trajectory an iteration as in the theory."""
 
 from experiments.recipes.pg.recipe import PGRecipe
 
@@ -56,6 +56,6 @@ RECIPES = {
             "sharp": {"step_size": 0.05},
             **{algo: {"step_size": 0.05, "step_power": 0.5, **STEADY} for algo in MOMENTUM},
         },
-        note="a few trials; noise 0.4 held fixed: the gain is what is learnt",
+        note="a few trials; noise 0.4 held fixed: only the gain is learned",
     ),
 }

@@ -1,4 +1,4 @@
-"""The MuJoCo v5 tasks: 64×64 tanh, learnt standard deviation (Fatkhullin et al. 2023 used the v2 tasks).
+"""The MuJoCo v5 tasks: 64×64 tanh, learned standard deviation (Fatkhullin et al. 2023 used the v2 tasks).
 
 One trajectory says little about thousands of parameters (on HalfCheetah the noise is some twenty times the gradient), so steps
 are short and constant, and discount 0.95 keeps the noise of far rewards out.

@@ -1,6 +1,6 @@
 """Tuned settings by environment: what a bare `pgrl train ALGO --env ENV` uses, and prints.
 
-A recipe holds every scientific choice that the command line would otherwise have to ask for. `hyperparameters` are
+A recipe holds every scientific choice that the command line has no default for. `hyperparameters` are
 the agent's, by algorithm; those an algorithm does not name keep the exponents of its theorem.
 """
 
