@@ -15,7 +15,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *(p for p in sorted((ROOT / "docs").rglob("*.md")) if not {"_build", "reference"} & set(p.parts)),
 ]
-SMALL = {"env_steps": 400, "states": 128, "seeds": 2, "episodes": 3}  # the blocks as they stand take minutes
+SMALL = {"env_steps": 400, "states": 128, "seeds": 2, "episodes": 3, "samples": 64}  # the blocks as they stand take minutes
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -97,6 +97,15 @@ def test_every_method_has_a_page() -> None:
 
     assert {p.stem for p in (ROOT / "docs" / "objectives").glob("*.md")} == {"index", *objectives()}
     assert {p.stem for p in (ROOT / "docs" / "algorithms").glob("*.md")} | {"sharp"} == {"index", *algorithms()}  # a preset
+
+
+def test_the_page_on_python_names_everything_that_is_exported() -> None:
+    import gflownet
+    import pgrl
+
+    names = (ROOT / "docs" / "python.md").read_text().partition("## Names")[2]
+    named = {name.split(".")[-1] for name in re.findall(r"`([\w.]+)(?:\(\))?`", names)}
+    assert named - {"register"} == {*pgrl.__all__, *gflownet.__all__} - {"register"}
 
 
 def test_the_readme_is_short() -> None:

@@ -47,10 +47,12 @@ def generate(app: Sphinx) -> None:
     for floor in FLOORS:
         body = [f"# {floor}"]
         for name in modules(floor):
-            body.append(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```")
+            own = "" if "." in name else "\n   :ignore-module-all:"  # what a package exports is described where it is defined
+            body.append(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}{own}\n```")
         write(reference / "api" / f"{floor}.md", "\n\n".join(body) + "\n")
     pages = "\n".join(f"api/{floor}" for floor in FLOORS)
-    text = "# Python API\n\nFrom the docstrings, one page a package.\n\n```{toctree}\n:maxdepth: 1\n\n" + pages + "\n```\n"
+    about = "From the docstrings, one page a package. [In Python](../python.md) says which names a notebook needs."
+    text = f"# Python API\n\n{about}\n\n```{{toctree}}\n:maxdepth: 1\n\n{pages}\n```\n"
     write(reference / "index-api.md", text)
 
 
