@@ -1,8 +1,7 @@
-"""The vocabulary of the house: State, Env, Trajectories, and the fault an environment can have.
+"""The types that all packages share: State, Env, Trajectories, DagEnv, and the errors of environments and learners.
 
-A batch of B episodes goes in, a batch comes out. Arrays are torch tensors, or numpy arrays where the world behind
-them is not a tensor program (MuJoCo, Gymnasium) or numpy is faster (tables on the CPU); `Env.backend` says which.
-`Trajectories` are always torch.
+Every function takes and returns a batch of B episodes. Arrays are torch tensors, or numpy arrays if the environment is not a
+tensor program (MuJoCo, Gymnasium) or numpy is faster (tables on the CPU); see `Env.backend`. `Trajectories` are always torch.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from torch import Tensor
 
 from envs.random import Rng
 
-Array = Any  # Tensor or np.ndarray, as Env.backend says
+Array = Any  # Tensor or np.ndarray, according to Env.backend
 
 
 @dataclass(frozen=True)
 class State:
-    """B episodes at one moment.
+    """The states of B episodes.
 
     obs          [B, *obs] what an agent may see
-    reward       [B]       for the step that led here (0 after reset and for an episode that had already ended)
+    reward       [B]       of the step that led to this state (0 after reset and for an episode that had already ended)
     terminated   [B] bool  the episode ended by itself; stays True
-    truncated    [B] bool  the world's own time limit cut it; stays True
-    inner        the environment's own encoding; agents do not look
-    action_mask  [B, A] bool, True = legal (discrete actions only), or None when all are
+    truncated    [B] bool  the environment's own time limit cut it; stays True
+    inner        the environment's own encoding, not for agents
+    action_mask  [B, A] bool, True = valid (Discrete actions only), or None if all actions are valid
     """
 
     obs: Array
@@ -42,10 +41,17 @@ class State:
 
 @runtime_checkable
 class Env(Protocol):
-    """What `rollout` needs. Finished episodes are not stepped: their rows come back as they were, with reward 0.
+    """A batched environment. Ended episodes are not stepped: their rows do not change, with reward 0.
 
-    Optional members: `terminates = False` says that no episode ends before the horizon (`rollout` then never asks);
-    `masked = True` that states carry an action_mask.
+    backend            "torch" or "numpy": the kind of arrays of states and actions
+    observation_space  Box, Discrete, MultiDiscrete or MultiBinary, of one episode
+    action_space       Box, Discrete or MultiDiscrete
+    horizon            the default limit of steps
+    reset(n, rng)      the initial states of n episodes; `rng` has n keys
+    step(state, action, rng)  the next states; `action` is [B, *act]
+
+    Optional members: `terminates = False` means that no episode ends before the horizon, so that `rollout` does not check;
+    `masked = True` means that states have an action_mask.
     """
 
     @property
@@ -67,16 +73,16 @@ class Env(Protocol):
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What happened in B episodes of at most T steps, time first, and nothing else.
+    """B episodes of at most T steps, time first. Log-probabilities and advantages are not stored.
 
-    obs          [T, B, *obs]  what was seen before each step
-    action       [T, B, *act]  what was done
-    reward       [T, B]        what it brought (0 where mask is False)
+    obs          [T, B, *obs]  the observation before each step
+    action       [T, B, *act]
+    reward       [T, B]        0 where mask is False
     mask         [T, B] bool   True = a step really taken
     terminated   [B] bool      the episode ended by itself
-    truncated    [B] bool      the world's own limit cut it (neither: the horizon of the rollout did)
+    truncated    [B] bool      the environment's own limit cut it (if neither: the horizon of the rollout)
     action_mask  [T, B, A] bool or None
-    last         [B, *obs]     what was seen at the end, or None where nobody wrote it down
+    last         [B, *obs]     the last observation, or None if it was not recorded
     """
 
     obs: Tensor
@@ -90,7 +96,7 @@ class Trajectories:
 
     @property
     def steps(self) -> int:
-        """Environment steps really taken."""
+        """Number of environment steps, over all episodes."""
         return int(self.mask.sum())
 
     def returns(self, discount: float = 1.0) -> Tensor:
@@ -111,13 +117,13 @@ class Trajectories:
         return replace(self, **cut)
 
     def columns(self, order: Tensor) -> Trajectories:
-        """These episodes, in this order."""
+        """The episodes with the indices `order` [M], in this order."""
         given = {f.name: x for f in fields(self) if (x := getattr(self, f.name)) is not None}
         return replace(self, **{name: x[order] if name in TIMELESS else x[:, order] for name, x in given.items()})
 
     @staticmethod
     def cat(parts: list[Trajectories]) -> Trajectories:
-        """Side by side along B; shorter parts are padded with steps not taken."""
+        """Concatenate along B; shorter parts are padded with steps not taken."""
         if len(parts) == 1:
             return parts[0]
         length = max(len(p.mask) for p in parts)
@@ -128,7 +134,7 @@ class Trajectories:
                 return None
             if name in TIMELESS:
                 return torch.cat(values)
-            if name == "obs" and all(p.last is not None for p in parts):  # beyond its end an episode shows its last state
+            if name == "obs" and all(p.last is not None for p in parts):  # padding repeats the last observation
                 return torch.cat([torch.cat([p.obs, p.last.expand(length - len(p.obs), *p.last.shape)]) for p in parts], 1)  # type: ignore[union-attr]
             return torch.cat([torch.cat([v, v.new_zeros(length - len(v), *v.shape[1:])]) for v in values], 1)
 
@@ -142,9 +148,9 @@ TIMELESS = ("terminated", "truncated", "last")  # fields of Trajectories without
 class Parents:
     """All edges into M states of a DAG, as a list of E edges: action[e] leads from the state obs[e] to state child[e].
 
-    child   [E]        which of the M states, in any order
-    obs     [E, *obs]  where the edge begins (never a state that has ended)
-    action  [E]        each pair (obs, action) comes once
+    child   [E]        index of the child among the M states, in any order
+    obs     [E, *obs]  the parent (never a state that has ended)
+    action  [E]        for each child, a pair (obs, action) occurs once
     """
 
     child: Tensor
@@ -154,20 +160,20 @@ class Parents:
 
 @runtime_checkable
 class DagEnv(Env, Protocol):
-    """What a GFlowNet needs in addition: a deterministic world whose states are a DAG with one source.
+    """An environment for GFlowNets: deterministic, and its states form a DAG with one source.
 
-    The observation is the whole state: (obs, terminated) decides what is legal and what follows, and an episode that has ended
-    shows the finished object x. Actions are Discrete, states carry an action_mask, every episode ends by itself within
-    `horizon` steps. Rewards of `step` are 0: what finished objects are worth is asked once, of a whole batch.
+    The observation is the whole state: (obs, terminated) determines the valid actions and the next state. The observation of an
+    ended episode is the finished object x. Actions are Discrete, states have an action_mask, and every episode ends by itself
+    within `horizon` steps. Rewards of `step` are 0; `log_reward` evaluates finished objects, a whole batch at once.
 
-    `reset`, `step` and `state_at` speak `backend`; the others torch, like Trajectories.
+    Arrays of `reset`, `step` and `state_at` are those of `backend`; the other methods take and return torch tensors.
 
-    state_at(obs, terminated)  episodes that stand at these states
+    state_at(obs, terminated)  the State with these observations [M, *obs] and flags [M]
     parents(obs, terminated)   all edges into these states; the source has none
     log_reward(obs)            [M] float64, log R(x) of finished objects. Raises ValueError for R <= 0 or NaN
     describe(obs)              [M] texts, for people and files
 
-    What an environment may offer beyond this are the protocols of `envs.dag.protocols`.
+    The protocols in `envs.dag.protocols` are optional members.
     """
 
     @property
@@ -183,7 +189,7 @@ class DagEnv(Env, Protocol):
 
 
 class EnvironmentFault(RuntimeError):
-    """An environment returned NaN or infinity; `row`, `step` and `action` say where."""
+    """An environment returned NaN or infinity, at episode `row` and step `step`, after `action`."""
 
     def __init__(self, what: str, row: int, step: int, action: Any) -> None:
         super().__init__(f"the environment returned a non-finite {what} in episode {row} at step {step} after action {action}")
@@ -194,21 +200,23 @@ class EnvironmentFault(RuntimeError):
 
 
 class Diverged(ValueError):
-    """A learner's numbers left the range in which anything can be computed: an action or an update that is not finite."""
+    """Training diverged: an action or an update is not finite."""
 
 
 class RewardFault(ValueError):
-    """What objects are worth could not be worked out: a reward that failed, or returned what is no finite number."""
+    """The reward of an object could not be computed, or is not a finite number."""
 
 
 def any_last(x: Tensor) -> Tensor:
-    """x.any(-1) of bools; on the CPU numpy's, which is ten times faster."""
+    """x.any(-1) of a bool tensor; on the CPU by numpy, which is ten times faster."""
     return torch.from_numpy(x.numpy().any(-1)) if x.device.type == "cpu" else x.any(-1)
 
 
 def to_numpy(x: Array) -> Any:
+    """x as a numpy array on the CPU, without gradients."""
     return x.detach().cpu().numpy() if isinstance(x, Tensor) else x
 
 
 def to_tensor(x: Array) -> Tensor:
+    """x as a tensor that shares its memory."""
     return torch.from_numpy(x) if isinstance(x, np.ndarray) else x

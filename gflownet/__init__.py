@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from gflownet.baselines.ppo import PPO
     from gflownet.baselines.soft_pg import SoftPolicyGradient
     from gflownet.baselines.uniform import Uniform
-    from gflownet.evaluation import exact_law, exact_log_p
+    from gflownet.evaluation import exact_distribution, exact_log_p
     from gflownet.flows.flows import Flows
     from gflownet.gflownet import GFlowNet
     from gflownet.model import Model
@@ -100,7 +100,7 @@ __all__ = [
     "VarGrad",
     "check_dag",
     "enumerate_dag",
-    "exact_law",
+    "exact_distribution",
     "exact_log_p",
     "load",
     "make_env",
@@ -125,7 +125,7 @@ _EXPORTS = {
     "PPO": "gflownet.baselines.ppo",
     "SoftPolicyGradient": "gflownet.baselines.soft_pg",
     "Uniform": "gflownet.baselines.uniform",
-    "exact_law": "gflownet.evaluation",
+    "exact_distribution": "gflownet.evaluation",
     "exact_log_p": "gflownet.evaluation",
     "Flows": "gflownet.flows.flows",
     "GFlowNet": "gflownet.gflownet",

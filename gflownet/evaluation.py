@@ -26,9 +26,9 @@ OBJECTS = 512  # whose ancestors are listed at once
 
 
 @torch.no_grad()
-def exact_law(method: Method, state: Any, problem: DagProblem, dag: Enumeration) -> Tensor:
+def exact_distribution(method: Method, state: Any, problem: DagProblem, dag: Enumeration) -> Tensor:
     """[S, K] float64. Raises ValueError for a method without a policy."""
-    return dag.law_of(_log_pf(method, state, problem, dag.obs, dag.action_mask)).mean(0)
+    return dag.terminal_distribution(_log_pf(method, state, problem, dag.obs, dag.action_mask)).mean(0)
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def exact_log_p(method: Method, state: Any, problem: DagProblem, obs: Tensor) ->
     for lo in range(0, len(obs), OBJECTS):
         past = ancestry(problem.env, obs[lo : lo + OBJECTS])
         edge = _edge_log_pf(method, state, problem, past)
-        parts.append(past.law_of(edge).mean(0))  # one head plays a whole episode
+        parts.append(past.probabilities(edge).mean(0))  # one head plays a whole episode
     return torch.cat(parts, 1).log()
 
 
@@ -54,11 +54,11 @@ def _edge_log_pf(method: Method, state: Any, problem: DagProblem, past: Ancestry
         some = past.obs[lo : lo + rows]
         e = order[torch.searchsorted(past.parent[order], lo) : torch.searchsorted(past.parent[order], lo + len(some))]
         if len(e):
-            legal, row, action = valid_actions_at(problem.env, some), past.parent[e] - lo, past.action[e]
+            valid, row, action = valid_actions_at(problem.env, some), past.parent[e] - lo, past.action[e]
             if isinstance(method, EvaluatesActions):
-                found.append(method.log_pf_of(state, problem, some, legal, row, action))
+                found.append(method.log_pf_of(state, problem, some, valid, row, action))
             else:
-                found.append(_log_pf(method, state, problem, some, legal)[..., row, action])
+                found.append(_log_pf(method, state, problem, some, valid)[..., row, action])
     edge = torch.cat(found, -1)
     return torch.empty_like(edge).index_copy_(-1, order, edge)
 
@@ -88,11 +88,11 @@ def log_p(method: Method, state: Any, problem: DagProblem, obs: Tensor, m: int, 
     return (log_pf - log_pb).view(len(log_pf), -1, m).logsumexp(2) - math.log(m)
 
 
-def _log_pf(method: Method, state: Any, problem: DagProblem, obs: Tensor, legal: Tensor) -> Tensor:
+def _log_pf(method: Method, state: Any, problem: DagProblem, obs: Tensor, valid: Tensor) -> Tensor:
     """[heads, S, M, A], a part of the states at a time."""
     rows, parts = max(1, ROWS // len(problem.seeds)), []
     for lo in range(0, len(obs), rows):
-        part = method.log_pf(state, problem, obs[lo : lo + rows], legal[lo : lo + rows])
+        part = method.log_pf(state, problem, obs[lo : lo + rows], valid[lo : lo + rows])
         if part is None:
             raise ValueError(f"{type(method).__name__} has no policy: compare its visited objects with the law instead")
         parts.append(part)

@@ -213,15 +213,15 @@ class GFlowNet:
             loss = loss - flows.mean(flows.log_pb_learned.sum(0) / flows.mask.sum(0))
         return loss
 
-    def log_pf(self, state: GFlowNetState, problem: DagProblem, obs: Tensor, legal: Tensor) -> Tensor:
+    def log_pf(self, state: GFlowNetState, problem: DagProblem, obs: Tensor, valid: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.model(problem).log_pf(state.theta, obs.expand(len(state.theta), *obs.shape), legal)
+            return self.model(problem).log_pf(state.theta, obs.expand(len(state.theta), *obs.shape), valid)
 
     def log_pf_of(
-        self, state: GFlowNetState, problem: DagProblem, obs: Tensor, legal: Tensor, row: Tensor, action: Tensor
+        self, state: GFlowNetState, problem: DagProblem, obs: Tensor, valid: Tensor, row: Tensor, action: Tensor
     ) -> Tensor:
-        """[heads, S, E] of single moves: action [E] at state row [E] of obs [M, *obs], where legal [M, A] is."""
-        return log_policy(self.model(problem), state.theta, obs, row, action, legal)
+        """[heads, S, E] of single moves: action [E] at state row [E] of obs [M, *obs], where valid [M, A] is."""
+        return log_policy(self.model(problem), state.theta, obs, row, action, valid)
 
     def actor(self, state: GFlowNetState, problem: DagProblem, n: int) -> Act | None:
         """The policies without exploration as an Act for S·n episodes; None where several heads take turns."""

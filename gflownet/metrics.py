@@ -96,7 +96,7 @@ class SlidingWindow(NamedTuple):
         return self._replace(position=self.position + m)
 
     @property
-    def law(self) -> Tensor:
+    def distribution(self) -> Tensor:
         """[S, K]; NaN before anything was added."""
         return empirical(self.counts)
 

@@ -72,13 +72,13 @@ class Model:
         return outputs[..., -self.actions :]
 
     def log_pf(self, theta: Tensor, obs: Tensor, action_mask: Tensor) -> Tensor:
-        """[heads, S, M, A] log P_F(·|s) at states [S, M, *obs], -inf where a move is not legal."""
+        """[heads, S, M, A] log P_F(·|s) at states [S, M, *obs], -inf where a move is not valid."""
         out = self.outputs(theta, obs)
         return torch.stack([log_softmax(self.policy(out, k), action_mask) for k in range(self.heads)])
 
 
-def log_softmax(logits: Tensor, legal: Tensor) -> Tensor:
-    return torch.log_softmax(torch.where(legal, logits, -torch.inf), -1)
+def log_softmax(logits: Tensor, valid: Tensor) -> Tensor:
+    return torch.log_softmax(torch.where(valid, logits, -torch.inf), -1)
 
 
 def net_for(env: DagEnv, columns: Sequence[Column], hidden: tuple[int, ...], tabular: bool = False) -> Network:

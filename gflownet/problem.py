@@ -88,7 +88,7 @@ class Method(Protocol):
 
     init(problem) -> state               a NamedTuple of tensors, numbers and such NamedTuples: what a checkpoint holds
     step(state, problem, t)              iteration t; the state handed in is used up
-    log_pf(state, problem, obs, legal)   [heads, S, M, A] log P_F at M states [M, *obs], or None where there is no policy;
+    log_pf(state, problem, obs, valid)   [heads, S, M, A] log P_F at M states [M, *obs], or None where there is no policy;
                                          with several heads one is drawn for each episode
     log_z(state)                         [S] the estimate of log Z, or None
 
@@ -99,7 +99,7 @@ class Method(Protocol):
 
     def step(self, state: Any, problem: DagProblem, t: int) -> tuple[Any, Outcome]: ...
 
-    def log_pf(self, state: Any, problem: DagProblem, obs: Tensor, legal: Tensor) -> Tensor | None: ...
+    def log_pf(self, state: Any, problem: DagProblem, obs: Tensor, valid: Tensor) -> Tensor | None: ...
 
     def log_z(self, state: Any) -> Tensor | None: ...
 
@@ -108,8 +108,8 @@ class Method(Protocol):
 class EvaluatesActions(Protocol):
     """A method that evaluates single actions for less than all actions of their states."""
 
-    def log_pf_of(self, state: Any, problem: DagProblem, obs: Tensor, legal: Tensor, row: Tensor, action: Tensor) -> Tensor:
-        """[heads, S, E] log P_F of action [E] at state row [E] of obs [M, *obs], where the actions legal [M, A] are valid."""
+    def log_pf_of(self, state: Any, problem: DagProblem, obs: Tensor, valid: Tensor, row: Tensor, action: Tensor) -> Tensor:
+        """[heads, S, E] log P_F of action [E] at state row [E] of obs [M, *obs], where the actions valid [M, A] are valid."""
         ...
 
 

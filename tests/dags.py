@@ -16,7 +16,7 @@ from envs.rollout import rollout
 
 
 class TableDag:
-    """`table[s][a]` is the state that action a leads to from s, -1 where it is illegal; states without moves are objects.
+    """`table[s][a]` is the state that action a leads to from s, -1 where it is invalid; states without moves are objects.
 
     The observation is the number of the state, shape [B].
     """

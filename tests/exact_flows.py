@@ -30,7 +30,7 @@ S, N = 2, 24  # seeds side by side, trajectories of each
 def detours() -> TableDag:
     """Objects 4 to 7. Two parents of 3 reach it by the same action, one of them by another too; paths to 4 have 2 or 3 steps.
 
-    Action 2 keeps a state; at the source, and in state 3 as action 1 does in state 1, some moves are not legal.
+    Action 2 keeps a state; at the source, and in state 3 as action 1 does in state 1, some moves are not valid.
     """
     no = [-1, -1, -1]
     env: Any = TableDag([[1, 2, -1], [3, -1, 4], [3, 3, 5], [6, 4, 7], no, no, no, no], [0, 0.3, -0.6, 1, 0.5, -1, 0.2, 1.3], 3)
@@ -106,11 +106,11 @@ def exact_theta(env: Any, dag: Enumeration, model: Model, objective: Any, backwa
         state_flow = flow.log_flow.clone()
         if "forward-looking" in kind(objective):
             state_flow = state_flow - env.log_reward_partial(dag.obs)
-        legal = torch.zeros(env.n_states, model.actions, dtype=torch.bool)
-        legal[rows[going]] = dag.action_mask[going]
+        valid = torch.zeros(env.n_states, model.actions, dtype=torch.bool)
+        valid[rows[going]] = dag.action_mask[going]
         values = torch.zeros(env.n_states, model.actions, dtype=torch.float64)
         values[rows[going]] = edges[going]
-        table[:, : model.actions] = torch.where(legal, values, table[:, : model.actions])
+        table[:, : model.actions] = torch.where(valid, values, table[:, : model.actions])
         if model.state_flow:
             table[rows[going], model.actions] = state_flow[going]
         thetas.append(torch.cat([table.flatten(), torch.tensor([dag.log_z], dtype=torch.float64)]))

@@ -42,7 +42,7 @@ class Ancestry:
         by_level = self.level[self.child].bincount(minlength=int(self.level.max()) + 1)
         return [0, *by_level.cumsum(0).tolist()]
 
-    def law_of(self, edge_log_pf: Tensor) -> Tensor:
+    def probabilities(self, edge_log_pf: Tensor) -> Tensor:
         """Probabilities p(x) of the objects, [..., M] float64, from log P_F of each edge [..., E]."""
         lead = edge_log_pf.shape[:-1]
         p = edge_log_pf.reshape(-1, len(self.child)).double().exp().T
@@ -55,7 +55,7 @@ class Ancestry:
 
     def log_paths(self) -> Tensor:
         """Log of the number of paths from the source to each object, [M] float64."""
-        return self.law_of(torch.zeros(len(self.child), device=self.child.device)).log()
+        return self.probabilities(torch.zeros(len(self.child), device=self.child.device)).log()
 
 
 def ancestry(env: DagEnv, obs: Tensor, terminated: Tensor | None = None) -> Ancestry:

@@ -1,6 +1,6 @@
 """The exact oracle of a small DAG: every state, every edge, and what follows from them without sampling, in float64.
 
-    search   breadth first from the source: all legal actions of a whole level are stepped as one batch
+    search   breadth first from the source: all valid actions of a whole level are stepped as one batch
     sort     by level, the length of the longest path to a state, so that every edge leads upwards
     law      u(source) = 1,  u(s') = Σ_{s -> s'} u(s) P_F(s' | s);  the law of finished objects is u where episodes have ended
     flow     F(x) = R(x),  F(s -> s') = F(s') P_B(s | s'),  F(s) = Σ_{s'} F(s -> s')   (Bengio et al., 2106.04399, 2111.09266)
@@ -71,7 +71,7 @@ class Enumeration:
         return float(self.log_reward.logsumexp(0))
 
     @cached_property
-    def law(self) -> Tensor:
+    def target(self) -> Tensor:
         """R/Z, [K] float64."""
         return (self.log_reward - self.log_z).exp()
 
@@ -115,7 +115,7 @@ class Enumeration:
     def visits_of(self, log_pf: Tensor) -> Tensor:
         """Probability that an episode comes by each state, [..., N] float64, under log P_F [..., N, A] (any leading axes).
 
-        Only legal actions are read; what a policy gives to the others is lost.
+        Only valid actions are read; what a policy gives to the others is lost.
         """
         n, actions = self.action_mask.shape
         if log_pf.shape[-2:] != (n, actions):
@@ -129,7 +129,7 @@ class Enumeration:
             visits[lo:hi].index_add_(0, self.child[e] - lo, visits[self.parent[e]] * by_move[move[e]].double().exp())
         return visits.T.reshape(*log_pf.shape[:-2], n)
 
-    def law_of(self, log_pf: Tensor) -> Tensor:
+    def terminal_distribution(self, log_pf: Tensor) -> Tensor:
         """The exact law of finished objects, [..., K] float64, under log P_F [..., N, A]."""
         return self.visits_of(log_pf)[..., self.objects]
 

@@ -1,8 +1,8 @@
-"""What a DAG environment may offer beyond `DagEnv`. Each protocol saves work, or makes an objective or a metric possible.
+"""Protocols of the optional members of a DAG environment. Each saves work, or makes an objective or a metric possible.
 
     if offers(env, CountsPaths):  env.log_paths(obs, terminated)
 
-`offers` asks the object and not its class, so that a wrapper that delegates by `__getattr__` offers what it wraps.
+`offers` inspects the object and not its class, so that it sees the members that a wrapper delegates by `__getattr__`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from envs.random import Rng
 
 
 class Keyed(DagEnv, Protocol):
-    """index(obs) -> [M] int64, a key of its own for each observation. Used for deduplication."""
+    """index(obs) -> [M] int64, a unique key of each observation. Used for deduplication."""
 
     def index(self, obs: Tensor) -> Tensor: ...
 
@@ -30,13 +30,13 @@ class Indexed(Keyed, Protocol):
 
 
 class CountsEdges(DagEnv, Protocol):
-    """edges_in(obs, terminated) -> [M, A]: how many edges each action has into these states (bool where never two)."""
+    """edges_in(obs, terminated) -> [M, A]: number of edges into these states by action (bool if never more than one)."""
 
     def edges_in(self, obs: Tensor, terminated: Tensor) -> Tensor: ...
 
 
 class CountsParents(DagEnv, Protocol):
-    """edge_count(obs, terminated) -> [M]: how many edges lead into these states."""
+    """edge_count(obs, terminated) -> [M]: number of edges into these states."""
 
     def edge_count(self, obs: Tensor, terminated: Tensor) -> Tensor: ...
 
@@ -102,7 +102,7 @@ def offers(env: Any, protocol: type[T]) -> TypeGuard[T]:
 
 @cache
 def _members(protocol: type) -> frozenset[str]:
-    """What a protocol asks for beyond `DagEnv`. Cached: `offers` is called in every iteration."""
+    """The members of a protocol beyond those of `DagEnv`. Cached, because `offers` is called in every iteration."""
     more = [base for base in protocol.__mro__ if base not in DagEnv.__mro__]
     names = {name for base in more for name in (*vars(base), *vars(base).get("__annotations__", ()))}
     return frozenset(name for name in names if not name.startswith("_"))

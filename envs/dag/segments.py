@@ -13,7 +13,7 @@ def distinct_keys(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         keys: [R] int64.
 
     Returns:
-        The U distinct keys, ascending; [R] which of them each key is; [U] a place in `keys` where each stands.
+        The U distinct keys, ascending; [R] the index of each key among them; [U] the index in `keys` of one occurrence of each.
     """
     distinct, row = torch.unique(keys, return_inverse=True)
     return distinct, row, torch.empty_like(distinct).scatter_(0, row, torch.arange(len(row), device=keys.device))
@@ -25,7 +25,7 @@ def segment_logsumexp(x: Tensor, segment: Tensor, segments: int) -> Tensor:
     Args:
         x: [E].
         segment: [E] int64, below `segments`.
-        segments: how many there are.
+        segments: number of segments.
 
     Returns:
         [segments]; -inf for a segment without entries, whose gradient is 0.

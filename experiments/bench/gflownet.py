@@ -37,7 +37,7 @@ from envs.dag.hypergrid import HyperGrid
 from experiments.bench.peers.measure import THRESHOLDS, log_z, per_second, race
 from experiments.pg.config import cpus
 from experiments.run.provenance import processor
-from gflownet.evaluation import exact_law
+from gflownet.evaluation import exact_distribution
 from gflownet.gflownet import GFlowNet, GFlowNetState
 from gflownet.metrics import l1_sum
 from gflownet.problem import ITERATION, DagProblem
@@ -208,7 +208,7 @@ def our_race(objective: str, rate: float, seed: int, seconds: float) -> list[Row
             state, _ = method.step(state, problem, t)
             t += 1
 
-    return race(train, lambda: float(l1_sum(exact_law(method, state, problem, truth), truth.law)[0]), seconds)
+    return race(train, lambda: float(l1_sum(exact_distribution(method, state, problem, truth), truth.target)[0]), seconds)
 
 
 def race_rows(peers: Path, seeds: int, seconds: float) -> Iterator[str]:

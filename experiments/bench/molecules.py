@@ -56,8 +56,8 @@ from gflownet.problem import ITERATION, DagProblem
 from gflownet.rewards.seh import SehProxy
 from gflownet.sampling.sampler import sampler
 from gflownet.static.capture import CapturedIteration
-from gflownet.trees.actions import Points
-from gflownet.trees.outputs import ask
+from gflownet.trees.actions import SparseLogits
+from gflownet.trees.outputs import evaluate
 
 Row = dict[str, Any]
 BATCH, ORIGINAL = 64, 27  # molecules of an iteration; molecules/s of the original's proxy, one at a time
@@ -138,15 +138,15 @@ def shares(method: GFlowNet, problem: DagProblem, seconds: float) -> tuple[dict[
         return sum(known[name(f)][3] for f in functions if name(f) in known)
 
     back = spent(BlockTrees.edge_count, BlockTrees.parents, BlockTrees.index)
-    looked_up = known.get(name(ask), (0, 0, 0, 0.0, {}))
-    in_loss = looked_up[4].get(name(Flows.ask), (0, 0, 0, 0.0))[3]
+    looked_up = known.get(name(evaluate), (0, 0, 0, 0.0, {}))
+    in_loss = looked_up[4].get(name(Flows.outputs_at), (0, 0, 0, 0.0))[3]
     parts = {
         "environment, walking (canonical forms, masks)": spent(BlockTrees.reset, BlockTrees.step),
         "environment, edges into states": back,
         "atom graph": spent(assemble),
         "sEH proxy": spent(SehProxy.__call__) - spent(assemble),
         "net while sampling": looked_up[3] - in_loss,
-        "drawing moves": spent(Points.draw),
+        "drawing moves": spent(SparseLogits.draw),
         "net in the loss": in_loss,
         "the loss around it": spent(type(method.objective).loss) - in_loss - back,
         "backward": spent(torch.autograd.grad),

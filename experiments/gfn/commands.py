@@ -152,7 +152,7 @@ def _known(begun: GFNRun, samples: int) -> dict[str, Any]:
         ids = exact.object_of(objects.flatten(0, 1)).view(log_reward.shape)
         counts = torch.zeros(len(ids), len(exact.objects), dtype=torch.int64, device=ids.device)
         visited = empirical(counts.scatter_add_(1, ids, torch.ones_like(ids)))
-        columns |= {**against(exact, visited, ""), "l1_floor": noise_floor(exact.law, log_reward.shape[1])}
+        columns |= {**against(exact, visited, ""), "l1_floor": noise_floor(exact.target, log_reward.shape[1])}
     if training.found_at.shape[1]:
         columns["modes"] = (training.found_at >= 0).sum(1)
     with torch.no_grad():

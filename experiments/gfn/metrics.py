@@ -21,7 +21,7 @@ from envs.random import Rng
 from envs.rollout import Act, rollout
 from gflownet import metrics as measure
 from gflownet.baselines.uniform import UniformActions
-from gflownet.evaluation import exact_law, exact_log_p, log_p
+from gflownet.evaluation import exact_distribution, exact_log_p, log_p
 from gflownet.flows.states import distinct, key_of
 from gflownet.metrics import SlidingWindow
 from gflownet.problem import EVALUATION, Acts, DagProblem, Method
@@ -69,8 +69,8 @@ def evaluation(
     """tag -> number or [S]."""
     row: Row = {}
     if window is not None and truth is not None and window.held:
-        row |= against(truth, window.law, "eval/")
-        row["eval/l1_floor"] = measure.noise_floor(truth.law, window.held)
+        row |= against(truth, window.distribution, "eval/")
+        row["eval/l1_floor"] = measure.noise_floor(truth.target, window.held)
     row |= of_the_policy(method, state, problem, truth, t)
     return row
 
@@ -86,7 +86,7 @@ def modes(found_at: Tensor) -> Row:
 
 def against(truth: Enumeration, distribution: Tensor, prefix: str) -> Row:
     """Distances of distributions [S, K] from the target distribution."""
-    p = truth.law.expand_as(distribution)
+    p = truth.target.expand_as(distribution)
     return {
         f"{prefix}l1": measure.l1_sum(distribution, p),
         f"{prefix}l1_mean": measure.l1_mean(distribution, p),
@@ -106,7 +106,7 @@ def of_the_policy(method: Method, state: Any, problem: DagProblem, truth: Enumer
     if not has_policy(method, state, problem):
         return row
     if truth is not None:
-        return row | against(truth, exact_law(method, state, problem, truth), "eval/exact_")
+        return row | against(truth, exact_distribution(method, state, problem, truth), "eval/exact_")
     objects = test_objects(method, state, problem, t)
     if offers(problem.env, FewAncestors) and problem.env.few_ancestors:
         log_pf = exact_log_p(method, state, problem, objects)
@@ -122,9 +122,9 @@ def of_the_policy(method: Method, state: Any, problem: DagProblem, truth: Enumer
 def has_policy(method: Method, state: Any, problem: DagProblem) -> bool:
     """Metropolis-Hastings has none."""
     start = problem.env.reset(1, problem.rng(EVALUATION).rows(0, 1).drawn(1, problem.env.backend == "numpy"))
-    legal = None if start.action_mask is None else to_tensor(start.action_mask)
-    assert legal is not None
-    return method.log_pf(state, problem, to_tensor(start.obs), legal) is not None
+    valid = None if start.action_mask is None else to_tensor(start.action_mask)
+    assert valid is not None
+    return method.log_pf(state, problem, to_tensor(start.obs), valid) is not None
 
 
 def test_objects(method: Method, state: Any, problem: DagProblem, t: int) -> Tensor:
@@ -181,9 +181,9 @@ class Policies(Act):
         self._key, self._n_keys = key_of(problem.env)
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
-        seen, legal, u = to_tensor(obs), to_tensor(action_mask), to_tensor(rng.uniform(1))
+        seen, valid, u = to_tensor(obs), to_tensor(action_mask), to_tensor(rng.uniform(1))
         groups = distinct(self._key(seen), None, 1, self._n_keys)
-        log_pf = self._method.log_pf(self._state, self._problem, seen[groups.first], legal[groups.first])
+        log_pf = self._method.log_pf(self._state, self._problem, seen[groups.first], valid[groups.first])
         assert log_pf is not None
         cdf = log_pf[(self._u * len(log_pf)).long(), self._seed, groups.row].exp().cumsum(-1)
         action = (cdf < u.to(cdf) * cdf[:, -1:]).sum(-1)

@@ -98,7 +98,7 @@ def distribution(run: Path, out: Path, checkpoint: Path | None = None) -> Path:
     """
     from experiments.gfn.commands import opened
     from experiments.gfn.metrics import has_policy
-    from gflownet.evaluation import exact_law
+    from gflownet.evaluation import exact_distribution
     from gflownet.metrics import l1_sum
 
     ready(out)
@@ -106,13 +106,13 @@ def distribution(run: Path, out: Path, checkpoint: Path | None = None) -> Path:
     if truth is None or training.window is None or truth.obs.shape[1:] != (2,):
         raise CurvesError(f"{run} is on {opened_run.config['title']}: only enumerated two-dimensional grids can be drawn")
     policy = has_policy(method, training.state, problem)
-    learned = exact_law(method, training.state, problem, truth) if policy else training.window.law
-    cells, distance = truth.obs[truth.objects].cpu().numpy(), float(l1_sum(learned[0], truth.law))
+    learned = exact_distribution(method, training.state, problem, truth) if policy else training.window.distribution
+    cells, distance = truth.obs[truth.objects].cpu().numpy(), float(l1_sum(learned[0], truth.target))
     title = f"{opened_run.config['title']}, {opened_run.config['method']}, {training.states:,} objects visited"
     what = "learned: exact distribution of the policy" if policy else f"visited: the last {training.window.held:,} objects"
     _heat(
         cells,
-        [truth.law.cpu().numpy(), learned[0].cpu().numpy()],
+        [truth.target.cpu().numpy(), learned[0].cpu().numpy()],
         ["target distribution  R / Z", what],
         f"Σ|p_θ − p| = {distance:.3g}",
         title,

@@ -27,7 +27,7 @@ from torch import Tensor
 from envs.dag.enumeration import Enumeration
 from envs.dag.hypergrid import HyperGrid
 from envs.random import Rng
-from gflownet.evaluation import exact_law
+from gflownet.evaluation import exact_distribution
 from gflownet.metrics import empirical, l1_sum
 from gflownet.problem import DagProblem, Method, Metrics, objects_per_iteration
 
@@ -177,7 +177,7 @@ def generator(
             visited.append(outcome.objects[0])
         tick((t + 1) * built)
     if method.log_pf(state, problem, pool.dag.obs[:1], pool.dag.action_mask[:1]) is not None:
-        return exact_law(method, state, problem, pool.dag)[0], metrics
+        return exact_distribution(method, state, problem, pool.dag)[0], metrics
     return empirical(pool.dag.object_of(torch.cat(visited)).bincount(minlength=len(pool.cells))), metrics
 
 

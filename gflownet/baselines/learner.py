@@ -39,10 +39,10 @@ class Learner(NamedTuple):
         self.adam.step(self.theta, gradient, rate, rate, fine)
         return value.detach(), fine
 
-    def log_pf(self, model: Model, obs: Tensor, legal: Tensor) -> Tensor:
+    def log_pf(self, model: Model, obs: Tensor, valid: Tensor) -> Tensor:
         """[1, S, M, A] at states [M, *obs]."""
         with torch.no_grad():
-            return model.log_pf(self.theta, obs.expand(len(self.theta), *obs.shape), legal)
+            return model.log_pf(self.theta, obs.expand(len(self.theta), *obs.shape), valid)
 
     def outcome(self, problem: DagProblem, tau: Trajectories, log_reward: Tensor, loss: Tensor, fine: Tensor) -> Outcome:
         """Of an iteration that built the objects of tau [T, S·n] and learned from them; loss [S], fine [S] as of `descend`."""

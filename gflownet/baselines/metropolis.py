@@ -1,6 +1,6 @@
 """Metropolis-Hastings (Hastings 1970) on finished objects, the MCMC baseline of Bengio et al. (NeurIPS 2021).
 
-the first iteration: build x by uniform legal moves
+the first iteration: build x by uniform valid moves
 for each of the n chains of a seed, in each iteration:
     x' ~ q(·|x),  a single-site move of the environment
     x <- x' with probability min(1, R(x') q(x|x') / (R(x) q(x'|x)))
@@ -67,7 +67,7 @@ class Metropolis:
         }
         return chains, Outcome(objects, rewards, metrics)
 
-    def log_pf(self, state: Chains, problem: DagProblem, obs: Tensor, legal: Tensor) -> None:
+    def log_pf(self, state: Chains, problem: DagProblem, obs: Tensor, valid: Tensor) -> None:
         return None
 
     def log_z(self, state: Chains) -> None:

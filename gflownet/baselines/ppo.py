@@ -45,20 +45,20 @@ def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
-def entropy(log_pf: Tensor, legal: Tensor) -> Tensor:
-    """H of the distributions log_pf [..., A] over legal moves, in nats, [...]."""
-    safe = torch.where(legal, log_pf, 0.0)  # before the product: 0·(-inf) has no gradient
-    return -(torch.where(legal, safe.exp(), 0.0) * safe).sum(-1)
+def entropy(log_pf: Tensor, valid: Tensor) -> Tensor:
+    """H of the distributions log_pf [..., A] over valid moves, in nats, [...]."""
+    safe = torch.where(valid, log_pf, 0.0)  # before the product: 0·(-inf) has no gradient
+    return -(torch.where(valid, safe.exp(), 0.0) * safe).sum(-1)
 
 
 class Steps(NamedTuple):
     """R places for steps of each seed, of which taken [S] hold one, at places order[:, :taken].
 
-    obs [S, R, *obs], legal [S, R, A]; action, log_prob, advantage, outcome (R(x) of the episode) and order [S, R]
+    obs [S, R, *obs], valid [S, R, A]; action, log_prob, advantage, outcome (R(x) of the episode) and order [S, R]
     """
 
     obs: Tensor
-    legal: Tensor
+    valid: Tensor
     action: Tensor
     log_prob: Tensor
     advantage: Tensor
@@ -70,9 +70,9 @@ class Steps(NamedTuple):
         """m of the steps taken, with replacement, by uniform numbers u [S, m]."""
         rank = torch.minimum((u * self.taken[:, None]).long(), self.taken[:, None] - 1)
         seed, pick = torch.arange(len(u), device=u.device)[:, None], self.order.gather(1, rank)
-        obs, legal, action, log_prob, advantage, outcome = (x[seed, pick] for x in self[:6])
+        obs, valid, action, log_prob, advantage, outcome = (x[seed, pick] for x in self[:6])
         everyone = torch.arange(u.shape[1], device=u.device).expand(u.shape)
-        return Steps(obs, legal, action, log_prob, advantage, outcome, everyone, torch.full_like(self.taken, u.shape[1]))
+        return Steps(obs, valid, action, log_prob, advantage, outcome, everyone, torch.full_like(self.taken, u.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -135,25 +135,25 @@ class PPO:
         def by_seed(x: Tensor) -> Tensor:
             return x.view(len(x), S, -1, *x.shape[2:]).transpose(0, 1).flatten(1, 2)
 
-        obs, legal, action, real = (by_seed(x) for x in (tau.obs, tau.action_mask, tau.action, tau.mask))
+        obs, valid, action, real = (by_seed(x) for x in (tau.obs, tau.action_mask, tau.action, tau.mask))
         out = model.outputs(theta, obs)
-        log_prob = log_softmax(model.policy(out), legal).gather(2, action[..., None])[..., 0]
+        log_prob = log_softmax(model.policy(out), valid).gather(2, action[..., None])[..., 0]
         value = model.log_flow(out).view(S, len(tau.mask), -1).transpose(0, 1).flatten(1)
         outcome = log_reward.exp().to(theta.dtype)
         advantage = by_seed(advantages(value, tau.mask, outcome, self.trace))
         order = torch.argsort((~real).byte(), dim=1, stable=True)
-        return Steps(obs, legal, action, log_prob, advantage, by_seed(outcome.expand_as(tau.mask)), order, real.sum(1))
+        return Steps(obs, valid, action, log_prob, advantage, by_seed(outcome.expand_as(tau.mask)), order, real.sum(1))
 
     def loss(self, model: Model, theta: Tensor, batch: Steps) -> Tensor:
         """[S]"""
         out = model.outputs(theta, batch.obs)
-        log_pf = log_softmax(model.policy(out), batch.legal)
+        log_pf = log_softmax(model.policy(out), batch.valid)
         ratio = (log_pf.gather(2, batch.action[..., None])[..., 0] - batch.log_prob).exp()
-        gain = clipped(ratio, batch.advantage, self.clip) + self.entropy * entropy(log_pf, batch.legal)
+        gain = clipped(ratio, batch.advantage, self.clip) + self.entropy * entropy(log_pf, batch.valid)
         return (self.value_weight * (batch.outcome - model.log_flow(out)) ** 2 - gain).mean(1)
 
-    def log_pf(self, state: Learner, problem: DagProblem, obs: Tensor, legal: Tensor) -> Tensor:
-        return state.log_pf(self.model(problem), obs, legal)
+    def log_pf(self, state: Learner, problem: DagProblem, obs: Tensor, valid: Tensor) -> Tensor:
+        return state.log_pf(self.model(problem), obs, valid)
 
     def log_z(self, state: Learner) -> None:
         return None

@@ -93,8 +93,8 @@ class SoftPolicyGradient:
         outcome = state.learner.outcome(problem, tau, log_reward, -elbo, fine)
         return SoftState(state.learner, torch.where(fine, elbo, state.elbo)), outcome
 
-    def log_pf(self, state: SoftState, problem: DagProblem, obs: Tensor, legal: Tensor) -> Tensor:
-        return state.learner.log_pf(self.model(problem), obs, legal)
+    def log_pf(self, state: SoftState, problem: DagProblem, obs: Tensor, valid: Tensor) -> Tensor:
+        return state.learner.log_pf(self.model(problem), obs, valid)
 
     def log_z(self, state: SoftState) -> Tensor:
         return state.elbo

@@ -1,4 +1,4 @@
-"""Uniform legal moves: what no learning gives. The law of its objects is far from uniform: short episodes prevail."""
+"""Uniform valid moves: what no learning gives. The law of its objects is far from uniform: short episodes prevail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gflownet.problem import ITERATION, DagProblem, Metrics, Outcome
 
 
 class UniformActions:
-    """An Act: a = how many of the legal moves' running count u·(their number) exceeds."""
+    """An Act: a = how many of the valid moves' running count u·(their number) exceeds."""
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
         assert action_mask is not None
@@ -50,9 +50,9 @@ class Uniform:
         }
         return UniformState(state.iterations + 1), Outcome(objects, rewards, metrics)
 
-    def log_pf(self, state: UniformState, problem: DagProblem, obs: Tensor, legal: Tensor) -> Tensor:
-        logits = torch.zeros(legal.shape, dtype=torch.float64, device=legal.device)
-        return log_softmax(logits, legal).expand(1, len(problem.seeds), *legal.shape)
+    def log_pf(self, state: UniformState, problem: DagProblem, obs: Tensor, valid: Tensor) -> Tensor:
+        logits = torch.zeros(valid.shape, dtype=torch.float64, device=valid.device)
+        return log_softmax(logits, valid).expand(1, len(problem.seeds), *valid.shape)
 
     def log_z(self, state: UniformState) -> None:
         return None

@@ -11,7 +11,7 @@ from torch import Tensor
 from envs.dag.segments import segment_logsumexp
 from gflownet.flows.states import distinct, key_of
 from gflownet.static.table import LIMIT, Static
-from gflownet.trees.outputs import DenseAnswers
+from gflownet.trees.outputs import DenseOutputs
 
 if TYPE_CHECKING:
     from gflownet.flows.flows import Flows
@@ -59,11 +59,11 @@ def edges_of(flows: Flows) -> Edges:
     states = distinct(key(both), owner, S, n_keys)
     # all moves of the children that go on, whose masks the trajectories hold one step later; of a parent those that lead here
     rows, onward = states.row[: len(edge_child)], states.row[len(edge_child) :]
-    legal = torch.zeros(len(states.first), A, dtype=torch.bool, device=obs.device)
+    valid = torch.zeros(len(states.first), A, dtype=torch.bool, device=obs.device)
     assert flows.tau.action_mask is not None
-    legal[onward] = flows.tau.action_mask.flatten(0, 1)[taken[groups.first[going]] + flows.tau.mask.shape[1]]
-    legal[rows, edge_action] = True
-    moves = flows.ask(states.of(both), legal).moves(flows.head)
+    valid[onward] = flows.tau.action_mask.flatten(0, 1)[taken[groups.first[going]] + flows.tau.mask.shape[1]]
+    valid[rows, edge_action] = True
+    moves = flows.outputs_at(states.of(both), valid).action_logits(flows.head)
     log_inflow = segment_logsumexp(moves.at(rows, edge_action), edge_child, S * C)
     weight = flows.weight.expand(flows.mask.shape).flatten()[taken]
     count = weight.new_zeros(S * C).index_add_(0, groups.row, weight)
@@ -84,15 +84,15 @@ def _of_all_states(flows: Flows, static: Static) -> Edges:
     seed = torch.arange(S, device=flows.theta.device)
     whole = static.looks_up(T * n)
     if whole:
-        assert isinstance(flows.answers, DenseAnswers)
-        out = flows.answers.out.view(S, len(table), -1)
+        assert isinstance(flows.outputs, DenseOutputs)
+        out = flows.outputs.out.view(S, len(table), -1)
     else:
         out = flows.evaluate(table.obs.expand(S, *table.obs.shape))
     out = flows.model.policy(out, flows.head)  # [S, N, A]
     flow = out.flatten(1).index_select(1, table.parent * A + table.action).flatten()
     C = 2 * len(table)
     log_inflow = segment_logsumexp(flow, (table.child + seed[:, None] * C).flatten(), S * C)
-    onward = torch.logsumexp(torch.where(table.legal, out, -torch.inf), -1)
+    onward = torch.logsumexp(torch.where(table.valid, out, -torch.inf), -1)
     owner = torch.arange(S * n, device=seed.device) // n
     row = static.number(*flows.next) + owner.repeat(T) * C
     visits = (flows.weight * flows.mask).flatten()

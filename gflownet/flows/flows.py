@@ -22,8 +22,8 @@ from gflownet.flows.states import distinct, key_of, states_after
 from gflownet.model import Model
 from gflownet.sampling.tape import Tape
 from gflownet.static.table import Static
-from gflownet.trees.actions import Moves
-from gflownet.trees.outputs import Answers, DenseAnswers, ask
+from gflownet.trees.actions import ActionLogits
+from gflownet.trees.outputs import DenseOutputs, Outputs, evaluate
 
 BACKWARD = ("uniform", "learned", "maxent", "tlm")
 
@@ -66,7 +66,7 @@ class Flows:
     def with_head(self, head: int, weight: Tensor) -> Flows:
         """The same trajectories for another head."""
         other = self._with(self.theta, head, weight)
-        other.answers = self.answers
+        other.outputs = self.outputs
         return other
 
     @cached_property
@@ -95,7 +95,7 @@ class Flows:
 
     @cached_property
     def states(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(obs [S, M, *obs], legal [S, M, A], row [T + 1, B] of s_t among the S·M).
+        """(obs [S, M, *obs], valid [S, M, A], row [T + 1, B] of s_t among the S·M).
 
         Finished states are among them only where a learned P_B asks for them; their rows are 0 otherwise.
         """
@@ -104,7 +104,7 @@ class Flows:
         assert tau.last is not None
         if self.static is not None:
             return self.static.states(tau, S, self._learned)
-        real, obs, legal = tau.mask.flatten(), tau.obs.flatten(0, 1), tau.action_mask.flatten(0, 1)
+        real, obs, valid = tau.mask.flatten(), tau.obs.flatten(0, 1), tau.action_mask.flatten(0, 1)
         steps = real.nonzero()[:, 0]
         if self.tape is not None:
             return self.tape.states(tau, steps, self.env)
@@ -116,12 +116,12 @@ class Flows:
         groups = distinct(key(obs[visits]), seed, S, n_keys)
         row = groups.row.new_zeros((T + 1) * S * n).index_copy_(0, visits, groups.row)
         some = groups.of(visits).flatten()
-        if self._learned:  # a finished state may share its row with one that goes on: what is legal is known from the latter
-            moves = torch.ones(len(some), legal.shape[1], dtype=torch.bool, device=legal.device)
-            legal = moves.index_put_((row[steps],), legal[steps])
+        if self._learned:  # a finished state may share its row with one that goes on: what is valid is known from the latter
+            moves = torch.ones(len(some), valid.shape[1], dtype=torch.bool, device=valid.device)
+            valid = moves.index_put_((row[steps],), valid[steps])
         else:
-            legal = legal[some] | ~groups.real[:, None]
-        return obs[some].view(S, -1, *obs.shape[1:]), legal.view(S, -1, legal.shape[1]), row.view(T + 1, S * n)
+            valid = valid[some] | ~groups.real[:, None]
+        return obs[some].view(S, -1, *obs.shape[1:]), valid.view(S, -1, valid.shape[1]), row.view(T + 1, S * n)
 
     @cached_property
     def _parts(self) -> tuple[Tensor, ...]:
@@ -132,22 +132,22 @@ class Flows:
         """[S, M, O] at states [S, M, *obs]."""
         return self.model.net.forward(self._parts[0], obs)
 
-    def ask(self, obs: Tensor, legal: Tensor) -> Answers:
-        """What the net says of states [S, M, *obs] where the moves legal [S·M, A] are."""
-        return ask(self.model, self._parts[0], obs, legal, dense=self.static is not None)
+    def outputs_at(self, obs: Tensor, valid: Tensor) -> Outputs:
+        """What the net says of states [S, M, *obs] where the moves valid [S·M, A] are."""
+        return evaluate(self.model, self._parts[0], obs, valid, dense=self.static is not None)
 
     @cached_property
-    def answers(self) -> Answers:
+    def outputs(self) -> Outputs:
         """What the net, all heads of it, says of the distinct states."""
-        obs, legal, _ = self.states
+        obs, valid, _ = self.states
         if self.tape is not None:
-            return DenseAnswers(self.model, self.tape.outputs(self._parts[0]), legal.flatten(0, 1))
-        return self.ask(obs, legal.flatten(0, 1))
+            return DenseOutputs(self.model, self.tape.outputs(self._parts[0]), valid.flatten(0, 1))
+        return self.outputs_at(obs, valid.flatten(0, 1))
 
     @cached_property
-    def moves(self) -> Moves:
+    def action_logits(self) -> ActionLogits:
         """The head's numbers at the distinct states."""
-        return self.answers.moves(self.head)
+        return self.outputs.action_logits(self.head)
 
     def at(self, x: Tensor) -> Tensor:
         """[S·M] at the distinct states -> [T, S, n] at s_t (of the first state where no step was taken)."""
@@ -157,7 +157,7 @@ class Flows:
     def edge_flow(self) -> Tensor:
         """[T, S, n] the head's numbers for the moves made, 0 where there was none: log F(s_t, a_t), or logits."""
         rows, real = self.states[2][:-1].flatten(), self.mask.flatten()
-        numbers = self.moves.at(torch.where(real, rows, 0), torch.where(real, self.tau.action.flatten(), 0))
+        numbers = self.action_logits.at(torch.where(real, rows, 0), torch.where(real, self.tau.action.flatten(), 0))
         return torch.where(self.mask, numbers.view(self._shape), 0.0)
 
     # -- what formulas speak of
@@ -180,20 +180,20 @@ class Flows:
     @cached_property
     def log_state_flow(self) -> Tensor:
         """[T + 1, S, n] log F(s_t), learned; log R(x) from the end on."""
-        return self.end_with_reward(self.at(self.answers.log_flow))
+        return self.end_with_reward(self.at(self.outputs.log_flow))
 
     @cached_property
     def log_sum_edges(self) -> Tensor:
         """[T, S, n] log Σ_a exp F(s_t, a): log F(s_t) where the net gives edge flows."""
-        return self.at(self.moves.total)
+        return self.at(self.action_logits.total)
 
     @property
     def log_source_flow(self) -> Tensor:
         """[S] the same at the source alone, [0, :, 0] of it, with one evaluation of the net."""
         S = self._shape[1]
         assert self.tau.action_mask is not None
-        source, legal = (x[0].view(S, -1, *x.shape[2:])[:, :1] for x in (self.tau.obs, self.tau.action_mask))
-        return self.ask(source, legal.flatten(0, 1)).moves(self.head).total
+        source, valid = (x[0].view(S, -1, *x.shape[2:])[:, :1] for x in (self.tau.obs, self.tau.action_mask))
+        return self.outputs_at(source, valid.flatten(0, 1)).action_logits(self.head).total
 
     @cached_property
     def log_reward_at(self) -> Tensor:
@@ -226,7 +226,7 @@ class Flows:
     def log_stop(self) -> Tensor:
         """[T + 1, S, n] log P_F(stop | s_t); 0 from the end on, where an object that cannot go on is kept for certain."""
         everywhere = torch.arange(self.states[1].flatten(0, 1).shape[0], device=self.theta.device)
-        stop = self.moves.at(everywhere, torch.full_like(everywhere, self._stop)) - self.moves.total
+        stop = self.action_logits.at(everywhere, torch.full_like(everywhere, self._stop)) - self.action_logits.total
         at = torch.where(self.mask, self.at(stop), 0.0)
         return torch.cat([at, torch.zeros_like(at[:1])])
 
@@ -256,8 +256,8 @@ class Flows:
 
     @cached_property
     def log_pb_learned(self) -> Tensor:
-        assert isinstance(self.answers, DenseAnswers)
-        every = self.model.backward_logits(self.answers.out)
+        assert isinstance(self.outputs, DenseOutputs)
+        every = self.model.backward_logits(self.outputs.out)
         logits = every.index_select(0, self.states[2][1:].flatten())
         at_ends = every.index_select(0, self.states[2][-1].repeat(self._shape[0]))
         ended = self.next[1][:, None]

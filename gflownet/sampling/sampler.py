@@ -23,8 +23,8 @@ from gflownet.model import Model
 from gflownet.networks import StackedMLP
 from gflownet.sampling.exploration import Exploration
 from gflownet.sampling.tape import Tape
-from gflownet.trees.actions import Points
-from gflownet.trees.outputs import ask, by_points
+from gflownet.trees.actions import SparseLogits
+from gflownet.trees.outputs import evaluate, uses_sparse
 
 MEMO_ROWS = 64  # episodes of a seed from which on remembering states pays
 MEMO_STATES = 1 << 20
@@ -43,10 +43,10 @@ def sampler(
     return Sampler(env, model, theta, n, explore, head)
 
 
-def cumulative(logits: Tensor, legal: Tensor, explore: Exploration) -> Tensor:
+def cumulative(logits: Tensor, valid: Tensor, explore: Exploration) -> Tensor:
     """[..., A] cumsum(p) of the policy that explores."""
-    p = torch.softmax(torch.where(legal, logits / explore.temperature, -torch.inf), -1)
-    return explore.mixed(p, legal, legal.sum(-1, keepdim=True)).cumsum(-1)
+    p = torch.softmax(torch.where(valid, logits / explore.temperature, -torch.inf), -1)
+    return explore.mixed(p, valid, valid.sum(-1, keepdim=True)).cumsum(-1)
 
 
 class Sampler(Act):
@@ -74,13 +74,13 @@ class Sampler(Act):
         return action.numpy() if self._numpy else action
 
     def _chosen(self, obs: Array, action_mask: Array | None, uniform: Array) -> Array:
-        if by_points(self.model, len(self.theta)) and self.head is None:
-            legal = torch.as_tensor(action_mask)
+        if uses_sparse(self.model, len(self.theta)) and self.head is None:
+            valid = torch.as_tensor(action_mask)
             with torch.no_grad():
-                moves = ask(self.model, self.theta[:, :-1], torch.as_tensor(obs)[None], legal).moves(0)
-            assert isinstance(moves, Points)
+                moves = evaluate(self.model, self.theta[:, :-1], torch.as_tensor(obs)[None], valid).action_logits(0)
+            assert isinstance(moves, SparseLogits)
             return moves.draw(torch.as_tensor(uniform)[:, 0], self.explore)
-        u, seen, legal = (torch.as_tensor(x, device=self.theta.device) for x in (uniform, obs, action_mask))
+        u, seen, valid = (torch.as_tensor(x, device=self.theta.device) for x in (uniform, obs, action_mask))
         S, A = len(self.theta), self.model.actions
         out = self.model.outputs(self.theta, seen.view(S, -1, *seen.shape[1:])).flatten(0, 1)
         if self.head is None:
@@ -88,7 +88,7 @@ class Sampler(Act):
         else:
             columns = self.head[:, None] * A + torch.arange(A, device=out.device)
             logits = out.gather(1, columns)
-        cdf = cumulative(logits, legal, self.explore)
+        cdf = cumulative(logits, valid, self.explore)
         if cdf.device.type == "cpu" and not bool(cdf[:, -1].isfinite().all()):
             raise Diverged("the policy's numbers are not finite: try a smaller learning rate")
         action = (cdf < u * cdf[:, -1:]).sum(-1)  # strictly: a move of probability zero is never drawn
@@ -124,24 +124,24 @@ class NumpySampler(Act):
         action[going] = self._chosen(obs[going], action_mask[going], u[going], going)
         return action
 
-    def _chosen(self, obs: Any, legal: Any, u: Any, rows: Any) -> Any:
+    def _chosen(self, obs: Any, valid: Any, u: Any, rows: Any) -> Any:
         if self._memo is not None:
-            cdf = self._memo.lookup(obs, legal, rows, self._cdf)
+            cdf = self._memo.lookup(obs, valid, rows, self._cdf)
         elif self._alone:
-            cdf = self._cdf(self._forward(obs, self.tape), legal, rows)
+            cdf = self._cdf(self._forward(obs, self.tape), valid, rows)
         else:
             out = self._forward(obs.reshape(self._shape + obs.shape[1:]))
-            cdf = self._cdf(out.reshape(-1, out.shape[-1]), legal, rows)
+            cdf = self._cdf(out.reshape(-1, out.shape[-1]), valid, rows)
         return np.add.reduce(cdf < u * cdf[:, -1:], 1)
 
-    def _cdf(self, out: Any, legal: Any, rows: Any) -> Any:
+    def _cdf(self, out: Any, valid: Any, rows: Any) -> Any:
         logits = out[:, : self._actions] if self._columns is None else np.take_along_axis(out, self._columns[rows], 1)
-        p = np.where(legal, logits, -np.inf)
+        p = np.where(valid, logits, -np.inf)
         p -= np.maximum.reduce(p, 1, keepdims=True)
         if self._explore.temperature != 1:
             p /= self._explore.temperature
         np.exp(p, out=p)
-        self._explore.mix_in(p, legal)
+        self._explore.mix_in(p, valid)
         cdf = np.add.accumulate(p, 1, out=p)
         if not np.isfinite(cdf[:, -1]).all():
             raise Diverged("the policy's numbers are not finite: try a smaller learning rate")
@@ -160,7 +160,7 @@ class _Memo:
         if tape is not None:
             tape.slot = np.empty(states, dtype=np.int64)
 
-    def lookup(self, obs: Any, legal: Any, rows: Any, cdf: Callable[[Any, Any, Any], Any]) -> Any:
+    def lookup(self, obs: Any, valid: Any, rows: Any, cdf: Callable[[Any, Any, Any], Any]) -> Any:
         """[B, A] at observations [B, *obs] of these rows of the batch."""
         key = self._index(torch.from_numpy(obs)).numpy() + self._offset[rows]
         fresh = (~self._known[key]).nonzero()[0]
@@ -171,6 +171,6 @@ class _Memo:
                 if lo < hi:
                     if self._tape is not None:
                         self._tape.slot[where] = np.arange(self._tape.rows, self._tape.rows + len(where))
-                    self._cdf[where[lo:hi]] = cdf(net(obs[some[lo:hi]], self._tape), legal[some[lo:hi]], None)
+                    self._cdf[where[lo:hi]] = cdf(net(obs[some[lo:hi]], self._tape), valid[some[lo:hi]], None)
             self._known[where] = True
         return self._cdf[key]

@@ -33,14 +33,14 @@ FEW = 1 << 13  # states that a net sees all of, even where a batch has fewer pla
 class StateTable:
     """N unfinished states by their numbers, N finished ones beyond them. Numbers that no state has show the source.
 
-    obs     [N, *obs]       legal   [N, A] bool, all True where no state goes on
+    obs     [N, *obs]       valid   [N, A] bool, all True where no state goes on
     child   [E] below 2N    parent, action  [E]
     counts  [2N, A]         how many edges each action has into a state
     log_reward  [N] float64, of finished states (0 where there is none)
     """
 
     obs: Tensor
-    legal: Tensor
+    valid: Tensor
     child: Tensor
     parent: Tensor
     action: Tensor
@@ -63,13 +63,13 @@ def table_of(env: DagEnv) -> StateTable | None:
     number, going = env.index(dag.obs), ~dag.terminated
     obs = dag.obs[:1].repeat(N, *(1,) * (dag.obs.dim() - 1))
     obs[number] = dag.obs
-    legal = torch.ones(N, A, dtype=torch.bool, device=obs.device)
-    legal[number[going]] = dag.action_mask[going]
+    valid = torch.ones(N, A, dtype=torch.bool, device=obs.device)
+    valid[number[going]] = dag.action_mask[going]
     child = (number + N * dag.terminated)[dag.child]
     counts = torch.bincount(child * A + dag.action, minlength=2 * N * A).view(2 * N, A)
     worth = torch.zeros(N, dtype=torch.float64, device=obs.device)
     worth[number[dag.objects]] = dag.log_reward
-    return StateTable(obs, legal, child, number[dag.parent], dag.action, counts, worth)
+    return StateTable(obs, valid, child, number[dag.parent], dag.action, counts, worth)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Static:
         return self.table is not None and len(self.table) <= max(places, FEW)
 
     def states(self, tau: Trajectories, seeds: int, ends: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """(obs [S, M, *obs], legal [S, M, A], row [T + 1, B] of s_t among the S·M); ends: finished states are among them."""
+        """(obs [S, M, *obs], valid [S, M, A], row [T + 1, B] of s_t among the S·M); ends: finished states are among them."""
         assert tau.action_mask is not None
         assert tau.last is not None
         (T, B), n = tau.mask.shape, tau.mask.shape[1] // seeds
@@ -93,15 +93,15 @@ class Static:
         if self.looks_up(T * n):
             assert self.table is not None
             row = self.env.index(every.flatten(0, 1)).view(T + 1, B) + seed * len(self.table)
-            return *(x.expand(seeds, *x.shape) for x in (self.table.obs, self.table.legal)), row
-        legal = tau.action_mask | ~tau.mask[..., None]
+            return *(x.expand(seeds, *x.shape) for x in (self.table.obs, self.table.valid)), row
+        valid = tau.action_mask | ~tau.mask[..., None]
         if ends:
-            legal = torch.cat([legal, torch.ones_like(legal[:1])])
-        obs, legal = (
-            x.reshape(len(x), seeds, n, *x.shape[2:]).transpose(0, 1).flatten(1, 2) for x in (every[: len(legal)], legal)
+            valid = torch.cat([valid, torch.ones_like(valid[:1])])
+        obs, valid = (
+            x.reshape(len(x), seeds, n, *x.shape[2:]).transpose(0, 1).flatten(1, 2) for x in (every[: len(valid)], valid)
         )  # [T, S·n, ...] -> [S, T·n, ...]
         times = torch.arange(T + 1, device=seed.device)[:, None] % (T + ends)  # rows of ends that are not there are not read
-        return obs, legal, seed * obs.shape[1] + times * n + torch.arange(B, device=seed.device) % n
+        return obs, valid, seed * obs.shape[1] + times * n + torch.arange(B, device=seed.device) % n
 
     def log_reward(self, obs: Tensor) -> Tensor:
         """[M] of finished objects; looked up where there is a table, so that a reward function may do what it likes."""
@@ -126,7 +126,7 @@ class TableSampler(Act):
         with torch.no_grad():
             out = model.outputs(theta, table.obs.expand(len(theta), *table.obs.shape))[..., : model.heads * A]
             logits = out.reshape(*out.shape[:2], model.heads, A)
-            self._cdf = cumulative(logits, table.legal[:, None], explore).flatten(0, 2)
+            self._cdf = cumulative(logits, table.valid[:, None], explore).flatten(0, 2)
         self._index, self._heads, self._head = static.env.index, model.heads, 0 if head is None else head
         self._numpy = static.env.backend == "numpy"
         self._offset = torch.arange(len(theta) * n, device=theta.device) // n * len(table)

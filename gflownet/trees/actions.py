@@ -1,9 +1,9 @@
-"""What a policy head says of the moves of M states: one number for each legal move, log F(s, a) or a logit.
+"""The outputs of a policy head for the actions of M states: log F(s, a) or a logit for each valid action.
 
-    Dense   [M, A] numbers, -inf where a move is not legal
-    Points  moves are pairs (point, row) or stop, action = point · R + row; only points where something is legal have numbers
+    DenseLogits   [M, A], -inf where an action is not valid
+    SparseLogits  actions are pairs (site, row) or stop, action = site · R + row, with logits at sites with valid actions only
 
-A tree of blocks has a handful of open points among dozens that some tree has: everything but the legal ones is left out.
+A block tree has about a dozen open attachment points, but A has room for those of all trees: the other actions are left out.
 """
 
 from __future__ import annotations
@@ -19,94 +19,116 @@ from envs.dag.segments import segment_logsumexp
 from gflownet.sampling.exploration import Exploration
 
 
-class Moves(Protocol):
+class ActionLogits(Protocol):
+    """The outputs of one policy head at M states."""
+
     @property
     def total(self) -> Tensor:
-        """[M] log Σ exp over the legal moves."""
+        """log Σ exp over the valid actions of each state, [M]."""
         ...
 
     def at(self, state: Tensor, action: Tensor) -> Tensor:
-        """[E] the numbers of these moves (-inf, or anything, where one is not legal)."""
+        """The logits of pairs (state [E], action [E]), [E]; without meaning where the action is not valid."""
         ...
 
 
-class Dense:
-    def __init__(self, numbers: Tensor, legal: Tensor) -> None:
-        self.given, self.numbers = numbers, torch.where(legal, numbers, -torch.inf)
+class DenseLogits:
+    """Logits of all A actions.
+
+    Args:
+        logits: [M, A].
+        valid: [M, A] bool.
+    """
+
+    def __init__(self, logits: Tensor, valid: Tensor) -> None:
+        self.given, self.logits = logits, torch.where(valid, logits, -torch.inf)
 
     @cached_property
     def total(self) -> Tensor:
-        return torch.logsumexp(self.numbers, -1)
+        return torch.logsumexp(self.logits, -1)
 
     def at(self, state: Tensor, action: Tensor) -> Tensor:
-        return self.numbers.flatten().index_select(0, state * self.numbers.shape[1] + action)
+        return self.logits.flatten().index_select(0, state * self.logits.shape[1] + action)
 
 
-class Legal:
-    """Legal moves [M, A] by points: state and point [N] of those where something is legal, row [N, R] bool, stop [M] bool."""
+class ValidActions:
+    """Valid actions in sparse form: the N pairs (state, site) with a valid action.
 
-    def __init__(self, legal: Tensor, R: int) -> None:
-        self.R, self.size = R, len(legal)
-        rows = legal[:, :-1].view(len(legal), -1, R)
-        self.points = rows.shape[1]
-        self.state, self.point = any_last(rows).nonzero(as_tuple=True)
-        self.row, self.stop = rows[self.state, self.point], legal[:, -1]
+    state, site [N], row [N, R] bool, stop [M] bool; sites: number of sites of a state
+
+    Args:
+        valid: [M, A] bool.
+        R: rows.
+    """
+
+    def __init__(self, valid: Tensor, R: int) -> None:
+        self.R, self.size = R, len(valid)
+        rows = valid[:, :-1].view(len(valid), -1, R)
+        self.sites = rows.shape[1]
+        self.state, self.site = any_last(rows).nonzero(as_tuple=True)
+        self.row, self.stop = rows[self.state, self.site], valid[:, -1]
 
     @cached_property
     def number(self) -> Tensor:
-        """[M, points] which of the N a point is, 0 where it is none."""
-        number = self.state.new_zeros(self.size, self.points)
-        number[self.state, self.point] = torch.arange(len(self.state), device=number.device)
+        """[M, sites] index of a site among the N pairs, 0 if it is not one of them."""
+        number = self.state.new_zeros(self.size, self.sites)
+        number[self.state, self.site] = torch.arange(len(self.state), device=number.device)
         return number
 
 
-class Points:
-    """logits [N, R] at the points of `legal`, stop [M]."""
+class SparseLogits:
+    """Logits at the sites that have a valid action.
 
-    def __init__(self, logits: Tensor, stop: Tensor, legal: Legal) -> None:
-        self.legal, self.logits = legal, torch.where(legal.row, logits, -torch.inf)
-        self.stop = torch.where(legal.stop, stop, -torch.inf)
+    Args:
+        logits: [N, R].
+        stop: [M], the logits of the stop action.
+        valid: the valid actions of the M states.
+    """
+
+    def __init__(self, logits: Tensor, stop: Tensor, valid: ValidActions) -> None:
+        self.valid, self.logits = valid, torch.where(valid.row, logits, -torch.inf)
+        self.stop = torch.where(valid.stop, stop, -torch.inf)
 
     @cached_property
     def total(self) -> Tensor:
         both = torch.cat([torch.logsumexp(self.logits, 1), self.stop])
-        states = torch.cat([self.legal.state, torch.arange(len(self.stop), device=both.device)])
+        states = torch.cat([self.valid.state, torch.arange(len(self.stop), device=both.device)])
         return segment_logsumexp(both, states, len(self.stop))
 
     def at(self, state: Tensor, action: Tensor) -> Tensor:
-        R, stops = self.legal.R, action == self.legal.points * self.legal.R
-        point = torch.where(stops, 0, action // R)
-        index = self.legal.number.flatten().index_select(0, state * self.legal.points + point) * R + action % R
-        numbers = torch.cat([self.logits.flatten(), self.stop])
-        return numbers.index_select(0, torch.where(stops, len(self.logits) * R + state, index))
+        R, stops = self.valid.R, action == self.valid.sites * self.valid.R
+        site = torch.where(stops, 0, action // R)
+        index = self.valid.number.flatten().index_select(0, state * self.valid.sites + site) * R + action % R
+        every = torch.cat([self.logits.flatten(), self.stop])
+        return every.index_select(0, torch.where(stops, len(self.logits) * R + state, index))
 
     def draw(self, u: Tensor, explore: Exploration) -> Tensor:
-        """[M] actions, one uniform number u [M] for each: first the point, then its row, both by cumulative sums."""
-        legal = self.legal
-        if not len(legal.state):
-            return torch.full((legal.size,), legal.points * legal.R, device=u.device)
+        """[M] actions, one uniform number u [M] for each: first the site, then its row, both by cumulative sums."""
+        valid = self.valid
+        if not len(valid.state):
+            return torch.full((valid.size,), valid.sites * valid.R, device=u.device)
         T = explore.temperature
-        tempered = self if T == 1 else Points(self.logits / T, self.stop / T, legal)
-        p = (tempered.logits - tempered.total[legal.state, None]).exp()
+        tempered = self if T == 1 else SparseLogits(self.logits / T, self.stop / T, valid)
+        p = (tempered.logits - tempered.total[valid.state, None]).exp()
         stop = (tempered.stop - tempered.total).exp()
         if explore.uniform:
-            count = legal.stop.to(p.dtype).index_add(0, legal.state, legal.row.sum(1).to(p.dtype))
-            p, stop = explore.mixed(p, legal.row, count[legal.state, None]), explore.mixed(stop, legal.stop, count)
+            count = valid.stop.to(p.dtype).index_add(0, valid.state, valid.row.sum(1).to(p.dtype))
+            p, stop = explore.mixed(p, valid.row, count[valid.state, None]), explore.mixed(stop, valid.stop, count)
         within = p.cumsum(1)
-        mass = p.new_zeros(legal.size, legal.points + 1)
-        mass[legal.state, legal.point] = within[:, -1]
+        mass = p.new_zeros(valid.size, valid.sites + 1)
+        mass[valid.state, valid.site] = within[:, -1]
         mass[:, -1] = stop
         cdf = mass.cumsum(1)
         if not bool(cdf[:, -1].isfinite().all()):
-            raise Diverged("the policy's numbers are not finite: try a smaller learning rate")
+            raise Diverged("the policy's logits are not finite: try a smaller learning rate")
         threshold = u * cdf[:, -1]
-        point = (cdf < threshold[:, None]).sum(1)  # strictly: what has no mass is never drawn
-        stops = point == legal.points
-        inside = torch.where(stops, 0, point)
+        site = (cdf < threshold[:, None]).sum(1)  # strictly less: an action of probability 0 is never sampled
+        stops = site == valid.sites
+        inside = torch.where(stops, 0, site)
         below = (cdf - mass).gather(1, inside[:, None])[:, 0]
-        here = within[legal.number.gather(1, inside[:, None])[:, 0]]
+        here = within[valid.number.gather(1, inside[:, None])[:, 0]]
         share = ((threshold - below) / mass.gather(1, inside[:, None])[:, 0]).clamp(torch.finfo(mass.dtype).eps, 1) * here[
             :, -1
         ]
         row = (here < share[:, None]).sum(1)
-        return torch.where(stops, legal.points * legal.R, point * legal.R + row)
+        return torch.where(stops, valid.sites * valid.R, site * valid.R + row)

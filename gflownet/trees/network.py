@@ -102,7 +102,7 @@ class BlockTreeNet:
             return self._dense(params[0], obs[0])[None]
         return torch.stack([self._dense(*seed) for seed in zip(params.unbind(), obs.unbind(), strict=True)])
 
-    def points(self, params: Tensor, obs: Tensor, state: Tensor, site: Tensor) -> Scores:
+    def at_sites(self, params: Tensor, obs: Tensor, state: Tensor, site: Tensor) -> Scores:
         """One seed's params [P] at states [M, K, 4] and the points (state [N], site [N] = node·S + site of it).
 
         A point is any site that its block has, or site 0 of node 0 in the empty state. In ragged layout node < n.
@@ -205,7 +205,7 @@ class BlockTreeNet:
             state, site = every // points, every % points
         else:
             state, site = fits.nonzero(as_tuple=True)
-        scores = self.points(params, obs, state, site)
+        scores = self.at_sites(params, obs, state, site)
         places = [iter(x) for x in (scores.logits, scores.stop, scores.flow, scores.backward)]
         columns = []
         for kind in self.columns:

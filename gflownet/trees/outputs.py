@@ -1,4 +1,4 @@
-"""What a net says of some states, through one of two doors: all its numbers, or those that legal moves need."""
+"""Evaluates the network at states, in dense form (all outputs) or in sparse form (outputs of valid actions only)."""
 
 from __future__ import annotations
 
@@ -9,70 +9,95 @@ import torch
 from torch import Tensor
 
 from gflownet.model import Model
-from gflownet.trees.actions import Dense, Legal, Moves, Points
+from gflownet.trees.actions import ActionLogits, DenseLogits, SparseLogits, ValidActions
 from gflownet.trees.network import BlockTreeNet
 
 
-class Answers(Protocol):
-    def moves(self, head: int) -> Moves:
-        """The head's numbers for the legal moves."""
+class Outputs(Protocol):
+    """The outputs of the network at S·M states."""
+
+    def action_logits(self, head: int) -> ActionLogits:
+        """The logits of a policy head."""
         ...
 
     @property
     def log_flow(self) -> Tensor:
-        """[S·M] log F(s)."""
+        """log F(s), [S·M]."""
         ...
 
 
-class DenseAnswers:
-    """out [S·M, O], legal [S·M, A]."""
+class DenseOutputs:
+    """All outputs: out [S·M, O], valid [S·M, A] bool."""
 
-    def __init__(self, model: Model, out: Tensor, legal: Tensor) -> None:
-        self.model, self.out, self.legal = model, out, legal
+    def __init__(self, model: Model, out: Tensor, valid: Tensor) -> None:
+        self.model, self.out, self.valid = model, out, valid
 
-    def moves(self, head: int) -> Moves:
-        return Dense(self.model.policy(self.out, head), self.legal)
+    def action_logits(self, head: int) -> ActionLogits:
+        return DenseLogits(self.model.policy(self.out, head), self.valid)
 
     @property
     def log_flow(self) -> Tensor:
         return self.model.log_flow(self.out)
 
 
-class PointAnswers:
-    """Of one seed's tree net, params [P], at states [M, K, 4] with legal moves [M, A]."""
+class SparseOutputs:
+    """The outputs of a tree network for valid actions: params [P] of one seed, obs [M, K, 4], valid [M, A] bool."""
 
-    def __init__(self, net: BlockTreeNet, params: Tensor, obs: Tensor, legal: Tensor) -> None:
-        self.legal = Legal(legal, net.blocks.R)
-        self.scores = net.points(params, obs, self.legal.state, self.legal.point)
+    def __init__(self, net: BlockTreeNet, params: Tensor, obs: Tensor, valid: Tensor) -> None:
+        self.valid = ValidActions(valid, net.blocks.R)
+        self.scores = net.at_sites(params, obs, self.valid.state, self.valid.site)
 
-    def moves(self, head: int) -> Points:
-        return Points(self.scores.logits[head], self.scores.stop[head], self.legal)
+    def action_logits(self, head: int) -> SparseLogits:
+        return SparseLogits(self.scores.logits[head], self.scores.stop[head], self.valid)
 
     @cached_property
     def log_flow(self) -> Tensor:
         return self.scores.flow[0]
 
 
-def by_points(model: Model, seeds: int) -> bool:
-    """Trees of blocks on the CPU: a state has a handful of legal points out of dozens."""
+def uses_sparse(model: Model, seeds: int) -> bool:
+    """Whether the sparse form is used: for block trees on the CPU with one seed and without a learned backward policy."""
     net = model.net
     return isinstance(net, BlockTreeNet) and seeds == 1 and net.blocks.capacity.device.type == "cpu" and not model.backward
 
 
-def ask(model: Model, params: Tensor, obs: Tensor, legal: Tensor, dense: bool = False) -> Answers:
-    """params [S, P], obs [S, M, *obs], legal [S·M, A]."""
-    if by_points(model, len(params)) and not dense:
+def evaluate(model: Model, params: Tensor, obs: Tensor, valid: Tensor, dense: bool = False) -> Outputs:
+    """Evaluate the network.
+
+    Args:
+        model: the network and its heads.
+        params: [S, P].
+        obs: [S, M, *obs].
+        valid: [S·M, A] bool, the valid actions.
+        dense: use the dense form always.
+
+    Returns:
+        The outputs at S·M states.
+    """
+    if uses_sparse(model, len(params)) and not dense:
         assert isinstance(model.net, BlockTreeNet)
-        return PointAnswers(model.net, params[0], obs[0], legal)
-    return DenseAnswers(model, model.net.forward(params, obs).flatten(0, 1), legal)
+        return SparseOutputs(model.net, params[0], obs[0], valid)
+    return DenseOutputs(model, model.net.forward(params, obs).flatten(0, 1), valid)
 
 
-def log_policy(model: Model, theta: Tensor, obs: Tensor, state: Tensor, action: Tensor, legal: Tensor) -> Tensor:
-    """[heads, S, E] log P_F(action | state) of moves E from states obs [M, *obs], legal [M, A]; theta [S, D], no gradients."""
+def log_policy(model: Model, theta: Tensor, obs: Tensor, state: Tensor, action: Tensor, valid: Tensor) -> Tensor:
+    """log P_F(action | state) of E pairs, without gradients.
+
+    Args:
+        model: the network and its heads.
+        theta: [S, D].
+        obs: [M, *obs].
+        state: [E], rows of obs.
+        action: [E].
+        valid: [M, A] bool, the valid actions.
+
+    Returns:
+        [heads, S, E].
+    """
     found = []
     with torch.no_grad():
         for seed in torch.split(theta[:, :-1], 1):
-            answers = ask(model, seed, obs[None], legal)
-            every = [answers.moves(k) for k in range(model.heads)]
-            found.append(torch.stack([moves.at(state, action) - moves.total[state] for moves in every]))
+            outputs = evaluate(model, seed, obs[None], valid)
+            every = [outputs.action_logits(k) for k in range(model.heads)]
+            found.append(torch.stack([logits.at(state, action) - logits.total[state] for logits in every]))
     return torch.stack(found, 1)

@@ -33,7 +33,7 @@ def test_law_and_paths_of_some_objects(name):
     past = ancestry(env, dag.obs[chosen])
     row = dag.find(past.obs, past.terminated)
     assert len(row.unique()) == len(row)
-    law = past.law_of(log_pf[:, row[past.parent], past.action])
+    law = past.probabilities(log_pf[:, row[past.parent], past.action])
     assert law.shape == (2, 4)
     torch.testing.assert_close(law, dag.visits_of(log_pf)[:, chosen], rtol=1e-12, atol=0)
     torch.testing.assert_close(past.log_paths(), dag.log_paths()[chosen])

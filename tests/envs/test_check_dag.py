@@ -62,7 +62,7 @@ def another_child(p: Parents, obs: Tensor, terminated: Tensor) -> Parents:
 
 
 def another_action(p: Parents, obs: Tensor, terminated: Tensor) -> Parents:
-    """The first increment undone as the second, where that is legal."""
+    """The first increment undone as the second, where that is valid."""
     return replace(p, action=torch.where((p.action == 0) & (p.obs[:, 1] < 3), 1, p.action))
 
 
@@ -92,7 +92,7 @@ def from_ended(p: Parents, obs: Tensor, terminated: Tensor) -> Parents:
     return Parents(torch.cat([p.child, border]), torch.cat([p.obs, before]), torch.cat([p.action, border * 0 + 1]))
 
 
-def all_legal(env: Any, obs: Any, terminated: Any) -> State:
+def all_valid(env: Any, obs: Any, terminated: Any) -> State:
     state = env.state_at(obs, terminated)
     return replace(state, action_mask=state.action_mask | True)
 
@@ -111,7 +111,7 @@ def elsewhere(env: Any, n: int, rng: Rng) -> State:
 
 
 def diamond() -> TableDag:
-    """Every action is legal everywhere."""
+    """Every action is valid everywhere."""
     return TableDag([[1, 2], [3, 3], [3, 3], [-1, -1]], [0.0] * 4, horizon=2)
 
 
@@ -141,8 +141,8 @@ BROKEN: list[tuple[str, Any]] = [
     ("ends", with_members(grid, step=after(lambda new, old, a: replace(new, truncated=new.terminated)))),
     ("one source", with_members(grid, reset=elsewhere)),
     ("step reward", with_members(grid, step=after(paid))),
-    ("state_at", with_members(grid, state_at=all_legal)),
-    ("state_at", with_members(lambda: Sets(30, 20), state_at=all_legal)),
+    ("state_at", with_members(grid, state_at=all_valid)),
+    ("state_at", with_members(lambda: Sets(30, 20), state_at=all_valid)),
     ("state_at", with_members(grid, state_at=lambda env, obs, t: env.state_at(obs, t & ~t))),
     ("distinct", with_members(grid, index=lambda env, obs: obs.sum(1))),
     ("numbers", with_members(grid, index=lambda env, obs: env.index(obs) + 1)),

@@ -262,7 +262,7 @@ def test_random_actions_lie_in_their_space_and_fill_it(space: Any) -> None:
     assert actions.std(0).min() > 0.2
 
 
-def test_random_actions_are_legal() -> None:
+def test_random_actions_are_valid() -> None:
     mask = torch.tensor([[True, False, True]]).expand(300, 3)
     actions = RandomAct(Discrete(3), numpy=False)(torch.zeros(300), mask, Rng.of_seeds(range(300)))
     assert set(actions.tolist()) == {0, 2}

@@ -57,8 +57,8 @@ def test_two_parents_by_the_same_action() -> None:
     edges = torch.stack([found.parent, found.action, found.child], 1).tolist()
     assert edges == [[0, 0, 1], [0, 1, 2], [1, 0, 3], [2, 0, 3], [2, 1, 3], [1, 1, 4], [3, 0, 4], [3, 1, 5]]
     assert found.log_paths().exp().tolist() == pytest.approx([1, 1, 1, 3, 4, 3])
-    assert found.law.tolist() == pytest.approx([1 / (1 + math.exp(-1.5)), 1 / (1 + math.exp(1.5))])
-    assert found.law_of(uniform(found)).tolist() == pytest.approx([5 / 8, 3 / 8])
+    assert found.target.tolist() == pytest.approx([1 / (1 + math.exp(-1.5)), 1 / (1 + math.exp(1.5))])
+    assert found.terminal_distribution(uniform(found)).tolist() == pytest.approx([5 / 8, 3 / 8])
     assert found.visits_of(uniform(found)).tolist() == pytest.approx([1, 1 / 2, 1 / 2, 3 / 4, 5 / 8, 3 / 8])
     flow = found.flow()
     R4, R5 = math.exp(0.5), math.exp(-1)
@@ -89,7 +89,9 @@ def test_the_hash_tells_states_apart_as_the_index_does(env: DagEnv) -> None:
     assert other.log_z == pytest.approx(found.log_z, rel=1e-14)
     rows = other.find(found.obs, found.terminated)
     assert torch.equal(found.find(other.obs[rows], other.terminated[rows]), torch.arange(len(found)))
-    assert torch.equal(other.law_of(uniform(other)).sort().values, found.law_of(uniform(found)).sort().values)
+    assert torch.equal(
+        other.terminal_distribution(uniform(other)).sort().values, found.terminal_distribution(uniform(found)).sort().values
+    )
 
 
 @each_env
@@ -98,7 +100,7 @@ def test_the_policy_of_the_exact_flow_meets_the_law(env: DagEnv) -> None:
     free = torch.randn(len(found.child), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     log_pb = free - segment_logsumexp(free, found.child, len(found))[found.child]
     for flow in (found.flow(), found.flow(log_pb)):
-        assert (found.law_of(flow.log_pf) - found.law).abs().max() < 1e-12
+        assert (found.terminal_distribution(flow.log_pf) - found.target).abs().max() < 1e-12
         assert float(flow.log_flow[0]) == pytest.approx(found.log_z, abs=1e-12)
         going = ~found.terminated
         assert flow.log_pf[going].logsumexp(1).abs().max() < 1e-12
@@ -118,7 +120,7 @@ def test_visits_by_the_transition_matrix(env: DagEnv) -> None:
         truth = torch.linalg.solve(torch.eye(len(found), dtype=torch.float64) - P.T, torch.eye(1, len(found)).double()[0])
         assert (visits - truth).abs().max() < 1e-12
         assert torch.equal(visits, found.visits_of(seed))
-    law = found.law_of(log_pf.float())
+    law = found.terminal_distribution(log_pf.float())
     assert law.dtype == torch.float64
     assert (law.sum(-1) - 1).abs().max() < 1e-5
 
@@ -128,7 +130,7 @@ def test_simulated_frequencies(env: DagEnv) -> None:
     found, n = enumerate_dag(env), 20_000
     tau = rollout(env, RandomAct(env.action_space, env.backend == "numpy"), Rng.of_seeds([7]).spawn(n))
     assert tau.last is not None
-    law = found.law_of(uniform(found))
+    law = found.terminal_distribution(uniform(found))
     often = found.object_of(tau.last).bincount(minlength=len(law)).double()
     z = (often - n * law) / (n * law * (1 - law)).sqrt()
     assert z[n * law > 10].abs().max() < 4.5
@@ -201,7 +203,7 @@ def test_an_index_that_is_not_one() -> None:
 def test_wrong_policies_are_refused() -> None:
     found = enumerate_dag(crossing())
     with pytest.raises(ValueError, match=r"log_pf has shape \(6, 3\), expected \(\.\.\., 6, 2\)"):
-        found.law_of(torch.zeros(6, 3))
+        found.terminal_distribution(torch.zeros(6, 3))
     with pytest.raises(ValueError, match=r"log_pb has shape \(3,\), expected \(8,\)"):
         found.flow(torch.zeros(3))
     with pytest.raises(ValueError, match="sums to 3"):
@@ -214,11 +216,11 @@ def test_a_backward_policy_that_leaves_out_an_edge() -> None:
     flow = found.flow(log_pb)
     assert flow.log_flow[2] == -torch.inf
     assert (flow.log_pf[2] == -torch.inf).all()
-    assert (found.law_of(flow.log_pf) - found.law).abs().max() < 1e-12
+    assert (found.terminal_distribution(flow.log_pf) - found.target).abs().max() < 1e-12
 
 
 def test_deep_and_narrow() -> None:
     found = enumerate_dag(HyperGrid(1, 100))
     assert len(found) == 200
     assert int(found.level[-1]) == 100
-    assert found.law_of(found.flow().log_pf).sub(found.law).abs().max() < 1e-12
+    assert found.terminal_distribution(found.flow().log_pf).sub(found.target).abs().max() < 1e-12

@@ -56,7 +56,7 @@ class Track(gymnasium.Env[Any, Any]):
 
 
 class Corridor(gymnasium.Env[Any, Any]):
-    """Cells 3..7, moves 10 (left) and 11 (right) where there is room; ends in cell 7. Says which moves are legal."""
+    """Cells 3..7, moves 10 (left) and 11 (right) where there is room; ends in cell 7. Says which moves are valid."""
 
     observation_space = Discrete(5, start=3)
     action_space = Discrete(2, start=10)

@@ -97,7 +97,7 @@ def make():
     return Stairs()
 
 
-def nothing_legal():
+def nothing_valid():
     env = Stairs()
     env.allowed = 0
     return env
@@ -268,11 +268,11 @@ def test_bad_input_gets_one_clear_sentence(tmp_path: Path, capsys: pytest.Captur
     assert "there is no file" in wrong("--objective", "nothing.py:objective")
     assert "not an objective" in wrong("--objective", f"{tmp_path / 'world.py'}:make")
     elsewhere = ["--objective", "tb", "--states", 64, *NET, *out]
-    assert "legal" in says(capsys, "train", f"{world}:nothing_legal", *elsewhere)
+    assert "valid action" in says(capsys, "train", f"{world}:nothing_valid", *elsewhere)
     assert "log R is nan at the object 3" in says(capsys, "train", f"{world}:poisoned", *elsewhere, code=5)
     assert "returned a int, which lacks" in says(capsys, "train", f"{world}:no_environment", *elsewhere)
     assert "no moves between objects" in says(capsys, "train", f"{world}:make", "--objective", "mcmc", *out)
-    assert "legal" in says(capsys, "check-env", f"{world}:nothing_legal", code=1)
+    assert "valid action" in says(capsys, "check-env", f"{world}:nothing_valid", code=1)
     assert "stop" in says(capsys, "train", "sets", "--objective", "mdb", "--items", 4, "--size", 2, *NET, *out)
     gflownet(*grid("--objective", "fm", "--out", tmp_path / "done"))
     assert "gflownet resume" in says(capsys, *grid("--objective", "fm", "--out", tmp_path / "done"))

@@ -29,7 +29,7 @@ from experiments.gfn.metrics import held_back, of_the_policy
 from experiments.molecules.config import MoleculeSettings, molecules
 from experiments.molecules.metrics import Molecules
 from experiments.run.log import read_metrics
-from gflownet.evaluation import exact_law
+from gflownet.evaluation import exact_distribution
 from gflownet.metrics import pearson, spearman
 from gflownet.molecules.fingerprints import circles, fingerprints, internal_diversity
 from gflownet.molecules.metrics import collect, modes, scaffolds, top_mean
@@ -239,7 +239,7 @@ def test_correlation_is_that_of_the_exact_law(whole: dict[str, Path]) -> None:
     again = of_the_policy(method, training.state, problem, None, 4)
     everything = enumerate_dag(env)
     tests = held_back(env)
-    law = exact_law(method, training.state, problem, everything).log()
+    law = exact_distribution(method, training.state, problem, everything).log()
     log_p = law[:, everything.object_of(tests)]
     log_reward = env.log_reward(tests)
     assert row["eval/correlation"].tolist() == pytest.approx(pearson(log_p, log_reward.expand_as(log_p)).tolist(), abs=1e-6)

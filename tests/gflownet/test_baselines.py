@@ -19,7 +19,7 @@ from gflownet.baselines.metropolis import Metropolis, log_acceptance
 from gflownet.baselines.ppo import PPO, Steps, advantages, clipped, entropy
 from gflownet.baselines.soft_pg import SoftPolicyGradient, leave_one_out, surrogate
 from gflownet.baselines.uniform import Uniform
-from gflownet.evaluation import exact_law
+from gflownet.evaluation import exact_distribution
 from gflownet.flows.flows import Flows
 from gflownet.metrics import l1_sum, noise_floor, total_variation
 from gflownet.objectives.vargrad import VarGrad
@@ -89,7 +89,7 @@ class TestEveryMethod:
 
 
 def law_or_none(method: Method, state: Any, problem: DagProblem) -> Tensor | None:
-    return None if isinstance(method, Metropolis) else exact_law(method, state, problem, enumerate_dag(problem.env))
+    return None if isinstance(method, Metropolis) else exact_distribution(method, state, problem, enumerate_dag(problem.env))
 
 
 # -- uniform
@@ -99,7 +99,7 @@ def test_uniform_moves_have_the_law_of_their_policy() -> None:
     problem = DagProblem(HyperGrid(2, 4), seeds=(0,), batch_size=20_000)
     dag = enumerate_dag(problem.env)
     state, (outcome,) = run(Uniform(), problem, 1)
-    law = exact_law(Uniform(), state, problem, dag)[0]
+    law = exact_distribution(Uniform(), state, problem, dag)[0]
     counts = dag.object_of(outcome.objects[0]).bincount(minlength=len(law))
     z = (counts - 20_000 * law) / (20_000 * law * (1 - law)).sqrt()
     assert float(z.abs().max()) < 4.5
@@ -152,20 +152,20 @@ def test_metropolis_leaves_the_law_as_it_is_and_nothing_else(name: str) -> None:
     env, draws = WORLDS[name]
     dag = enumerate_dag(env)
     P, accepted = kernel(env, dag, draws)
-    flow = dag.law[:, None] * P
+    flow = dag.target[:, None] * P
     assert float((flow - flow.T).abs().max()) < 1e-15  # detailed balance
-    assert float((dag.law @ P - dag.law).abs().max()) < 1e-14
-    assert total_variation(torch.linalg.matrix_power(P, 10_000)[0], dag.law) < 1e-6  # from anywhere: no second law
-    if len(dag.law) > 1:
-        wrong = dag.law * accepted
-        assert total_variation(wrong / wrong.sum(), dag.law) > 0.01
+    assert float((dag.target @ P - dag.target).abs().max()) < 1e-14
+    assert total_variation(torch.linalg.matrix_power(P, 10_000)[0], dag.target) < 1e-6  # from anywhere: no second law
+    if len(dag.target) > 1:
+        wrong = dag.target * accepted
+        assert total_variation(wrong / wrong.sum(), dag.target) > 0.01
 
 
 def test_chains_reach_the_law() -> None:
     env, n, iterations = HyperGrid(2, 8), 1000, 1200
     dag = enumerate_dag(env)
     P, accepted = kernel(env, dag, WORLDS["stop"][1])
-    start = exact_law(Uniform(), None, DagProblem(env, seeds=(0,)), dag)[0]
+    start = exact_distribution(Uniform(), None, DagProblem(env, seeds=(0,)), dag)[0]
     _, outcomes = run(Metropolis(), DagProblem(env, seeds=(0, 1), batch_size=n), iterations)
     for t in (0, 30, iterations - 1):  # all chains at one time are independent draws
         law = start @ torch.linalg.matrix_power(P, t)
@@ -174,17 +174,17 @@ def test_chains_reach_the_law() -> None:
         z = ((counts - 2 * n * law) / (2 * n * law).sqrt())[~rare]
         assert abs(float((z**2).sum()) - len(z)) / math.sqrt(2 * len(z)) < 4.5
         assert 0.6 < l1_sum(counts / (2 * n), law) / noise_floor(law, 2 * n) < 1.4
-    assert total_variation(law, dag.law) < 1e-3
+    assert total_variation(law, dag.target) < 1e-3
     share = float(torch.stack([o.metrics["train/acceptance"] for o in outcomes[-20:]]).mean())
-    assert abs(share - float((dag.law * accepted).sum())) < 4.5 * 0.5 / math.sqrt(2 * n)
+    assert abs(share - float((dag.target * accepted).sum())) < 4.5 * 0.5 / math.sqrt(2 * n)
     # negative control: recording only the chains that moved
     right, wrong = torch.zeros(64, dtype=F64), torch.zeros(64, dtype=F64)
     for before, after in itertools.pairwise(outcomes[-300:]):
         changed = (before.objects != after.objects).any(-1)
         wrong += dag.object_of(after.objects[changed]).bincount(minlength=64)
         right += dag.object_of(after.objects.flatten(0, 1)).bincount(minlength=64)
-    assert l1_sum(right / right.sum(), dag.law) < 0.05
-    assert l1_sum(wrong / wrong.sum(), dag.law) > 0.5
+    assert l1_sum(right / right.sum(), dag.target) < 0.05
+    assert l1_sum(wrong / wrong.sum(), dag.target) > 0.5
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_the_clipped_objective_starts_as_the_policy_gradient() -> None:
     model, theta, steps = played(method, problem)
     batch = steps.draw(Rng.of_seeds([0, 1]).uniform(50))
     theta.requires_grad_()
-    log_pf = model.log_pf(theta, batch.obs, batch.legal)[0].gather(2, batch.action[..., None])[..., 0]
+    log_pf = model.log_pf(theta, batch.obs, batch.valid)[0].gather(2, batch.action[..., None])[..., 0]
     (plain,) = torch.autograd.grad((batch.advantage * log_pf).mean(1).sum(), theta)
     (ours,) = torch.autograd.grad(method.loss(model, theta, batch).sum(), theta)
     assert torch.allclose(ours, -plain, atol=1e-14)
@@ -270,11 +270,11 @@ def test_only_steps_that_were_taken_are_learned_from() -> None:
         assert drawn == set(map(tuple, torch.cat([steps.obs[seed], steps.action[seed][:, None]], 1)[real].tolist()))
 
 
-def test_entropy_with_illegal_moves() -> None:
+def test_entropy_with_invalid_actions() -> None:
     logits = torch.tensor([[0.0, 0.0, 7.0], [1.0, 2.0, 3.0]], dtype=F64, requires_grad=True)
-    legal = torch.tensor([[True, True, False], [True, True, True]])
-    log_pf = torch.log_softmax(torch.where(legal, logits, -torch.inf), -1)
-    h = entropy(log_pf, legal)
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    log_pf = torch.log_softmax(torch.where(valid, logits, -torch.inf), -1)
+    h = entropy(log_pf, valid)
     expected = torch.distributions.Categorical(logits=logits[1].detach()).entropy()
     assert torch.allclose(h, torch.stack([torch.tensor(math.log(2), dtype=F64), expected]))
     (gradient,) = torch.autograd.grad(h.sum(), logits)
@@ -372,7 +372,7 @@ def test_the_soft_policy_gradient_finds_the_law(backward: Any) -> None:
     dag = enumerate_dag(problem.env)
     method = SoftPolicyGradient(tabular=True, learning_rate=0.05, backward=backward)
     state, _ = run(method, problem, 250)
-    assert float(total_variation(exact_law(method, state, problem, dag), dag.law).max()) < 0.03
+    assert float(total_variation(exact_distribution(method, state, problem, dag), dag.target).max()) < 0.03
     assert float((method.log_z(state) - dag.log_z).abs().max()) < 0.05
 
 

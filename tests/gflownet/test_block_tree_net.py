@@ -122,7 +122,7 @@ def test_the_layouts_agree() -> None:
 
 def test_the_columns_are_the_scores_at_open_points_and_zero_elsewhere() -> None:
     theta, (state, site) = params(NET), open_points(OBS)
-    out, scores = NET.forward(theta, OBS[None])[0], NET.points(theta[0], OBS, state, site)
+    out, scores = NET.forward(theta, OBS[None])[0], NET.at_sites(theta[0], OBS, state, site)
     for p in range(2):
         dense = torch.zeros(len(OBS), (K - 1) * BLOCKS.S, BLOCKS.R, dtype=torch.float64)
         dense[state, site] = scores.logits[p]
@@ -141,7 +141,7 @@ def test_the_columns_come_in_the_order_asked_for() -> None:
     net = replace(NET, columns=("flow", "policy"))
     theta = params(net)
     state, site = open_points(OBS)
-    out, scores = net.forward(theta, OBS[None])[0], net.points(theta[0], OBS, state, site)
+    out, scores = net.forward(theta, OBS[None])[0], net.at_sites(theta[0], OBS, state, site)
     torch.testing.assert_close(out[:, 0], scores.flow[0], rtol=0, atol=1e-12)
     torch.testing.assert_close(out[:, -1], scores.stop[0], rtol=0, atol=1e-12)
     assert out.shape[1] == 1 + A
@@ -166,7 +166,7 @@ def test_another_order_of_the_nodes_permutes_the_logits() -> None:
         )
         there = torch.tensor([place[int(k) // BLOCKS.S] * BLOCKS.S + int(k) % BLOCKS.S for k in site])
         zero = torch.zeros_like(site)
-        one, two = NET.points(theta, tree[None], zero, site), NET.points(theta, other[None], zero, there)
+        one, two = NET.at_sites(theta, tree[None], zero, site), NET.at_sites(theta, other[None], zero, there)
         for a, b in (
             (one.logits[0], two.logits[0]),
             (one.stop, two.stop),
@@ -185,16 +185,16 @@ def test_every_logit_depends_on_what_is_attached_to_any_node() -> None:
         chain[0, i] = torch.tensor([4, i - 1, 1, 2] if i else [4, 0, 0, 0])
     site = torch.arange(4) * BLOCKS.S + 3
     zero = torch.zeros_like(site)
-    before = net.points(theta, chain, zero, site)
+    before = net.at_sites(theta, chain, zero, site)
     for at in range(4):
         more, two = chain.clone(), chain.clone()
         more[0, 4] = two[0, 4] = two[0, 5] = torch.tensor([1, at, 0, 0])
-        after, third = net.points(theta, more, zero, site), net.points(theta, two, zero, site)
+        after, third = net.at_sites(theta, more, zero, site), net.at_sites(theta, two, zero, site)
         assert (after.logits[0] - before.logits[0]).abs().amin() > 1e-9
         assert (third.logits[0] - after.logits[0]).abs().amin() > 1e-9  # a second one alike counts
         elsewhere = chain.clone()
         elsewhere[0, 4] = torch.tensor([1, (at + 1) % 4, 0, 0])
-        assert (after.logits[0] - net.points(theta, elsewhere, zero, site).logits[0]).abs().amin() > 1e-9
+        assert (after.logits[0] - net.at_sites(theta, elsewhere, zero, site).logits[0]).abs().amin() > 1e-9
 
 
 def test_it_tells_by_which_sites_blocks_are_bonded() -> None:

@@ -139,7 +139,7 @@ class Unnumbered:
 )
 @each_backward
 def test_states_that_were_not_met_do_not_matter(objective: Any, backward: str) -> None:
-    """NaN in their rows of the table, and where moves are illegal; one seed meets fewer states than the other."""
+    """NaN in their rows of the table, and where moves are invalid; one seed meets fewer states than the other."""
     env, n = WORLDS["stop"], 2
     model, (tau, log_reward) = model_for(env, objective, backward), wander(env, n=n, seed=12)
     theta = draws(S, model.size)
@@ -291,7 +291,7 @@ def test_a_sum_over_no_edges_has_no_gradient() -> None:
 
 
 class Onward:
-    """The first move that is legal."""
+    """The first move that is valid."""
 
     def __call__(self, obs: Any, action_mask: Any, rng: Rng) -> Any:
         return action_mask.argmax(1)

@@ -16,7 +16,7 @@ from envs.dag.enumeration import enumerate_dag
 from envs.dag.hypergrid import HyperGrid
 from envs.pytree import tensors_of
 from envs.random import Rng
-from gflownet.evaluation import exact_law
+from gflownet.evaluation import exact_distribution
 from gflownet.flows.flows import Flows
 from gflownet.gflownet import GFlowNet, GFlowNetState
 from gflownet.metrics import l1_sum, noise_floor
@@ -165,13 +165,13 @@ def search_from_the_law(world: Any, accept: Any, backward: str, search: Any = lo
     env, dag, n = world, enumerate_dag(world), 12_000
     model = model_for(env, TB, backward)
     theta, problem = draws(1, model.size, seed=3), DagProblem(env, (0,), n, dtype=F64)
-    start = torch.multinomial(dag.law, n, True, generator=torch.Generator().manual_seed(1))
+    start = torch.multinomial(dag.target, n, True, generator=torch.Generator().manual_seed(1))
     tau = sample_backward(env, dag.obs[dag.objects[start]], Rng.of_seeds([5]).spawn(n))
     worth = env.log_reward(tau.last)
     found, log_reward, *_ = search(problem, model, theta, tau, worth, LocalSearch(1, 0.5, accept), backward, problem.rng(1))
     assert torch.equal(log_reward, env.log_reward(found.last))
     assert float((found.last != tau.last).reshape(n, -1).any(1).double().mean()) > 0.02
-    return dag.object_of(found.last).bincount(minlength=len(dag.objects)), dag.law
+    return dag.object_of(found.last).bincount(minlength=len(dag.objects)), dag.target
 
 
 def mutated(old: str, new: str) -> Any:
@@ -305,7 +305,7 @@ def floors(world: str, name: str, iterations: int, rate: float, **knobs: Any) ->
     knobs = {"tabular": True, "log_z_rate": 0.3, **knobs}
     method = GFlowNet(OBJECTIVES[name], learning_rate=rate, final_rate=0.01, **knobs)
     state = run(method, problem)
-    return l1_sum(exact_law(method, state, problem, dag), dag.law) / noise_floor(dag.law, 20_000)
+    return l1_sum(exact_distribution(method, state, problem, dag), dag.target) / noise_floor(dag.target, 20_000)
 
 
 @pytest.mark.slow

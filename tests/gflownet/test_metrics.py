@@ -18,7 +18,7 @@ from envs.random import Rng
 from gflownet.baselines.metropolis import Metropolis
 from gflownet.baselines.soft_pg import SoftPolicyGradient
 from gflownet.baselines.uniform import Uniform
-from gflownet.evaluation import exact_law, log_p
+from gflownet.evaluation import exact_distribution, log_p
 from gflownet.metrics import (
     SlidingWindow,
     empirical,
@@ -131,7 +131,7 @@ def test_a_window_counts_the_last(size: int, batches: list[int], seed: int) -> N
             ring = window.ids[s][window.ids[s] >= 0].long()
             assert torch.equal(ring.sort().values, last[s].sort().values)
     if window.held:
-        assert torch.allclose(window.law.sum(1), torch.ones(2, dtype=F64))
+        assert torch.allclose(window.distribution.sum(1), torch.ones(2, dtype=F64))
 
 
 # -- modes
@@ -162,7 +162,7 @@ class Table:
     def __init__(self, dag: Any, log_pf: Tensor) -> None:
         self.dag, self.table = dag, log_pf
 
-    def log_pf(self, state: Any, problem: Any, obs: Tensor, legal: Tensor) -> Tensor:
+    def log_pf(self, state: Any, problem: Any, obs: Tensor, valid: Tensor) -> Tensor:
         return self.table[..., self.dag.find(obs, torch.zeros(len(obs), dtype=torch.bool)), :]
 
 
@@ -176,7 +176,7 @@ def test_at_the_exact_flow_every_backward_path_says_the_same(env: Any) -> None:
     objects = dag.obs[dag.objects]
     estimate = log_p(method, None, problem, objects, 2, Rng.of_seeds(range(len(objects))))
     assert estimate.shape == (2, len(objects))
-    assert torch.allclose(estimate, dag.law.log().expand(2, -1), atol=1e-10)
+    assert torch.allclose(estimate, dag.target.log().expand(2, -1), atol=1e-10)
 
 
 def test_the_estimate_is_unbiased_for_any_policy() -> None:
@@ -184,7 +184,7 @@ def test_the_estimate_is_unbiased_for_any_policy() -> None:
     dag, problem = enumerate_dag(env), DagProblem(env, seeds=(0, 1), dtype=F64)
     logits = torch.randn(2, 2, len(dag), 3, generator=torch.Generator().manual_seed(0), dtype=F64)
     method: Any = Table(dag, torch.where(dag.action_mask, logits, -torch.inf).log_softmax(-1))
-    law = dag.law_of(method.table).mean(0)  # an episode is played by one of two heads
+    law = dag.terminal_distribution(method.table).mean(0)  # an episode is played by one of two heads
     objects = dag.obs[dag.objects]
     rng = Rng.of_seeds(range(len(objects)))
     each = torch.stack([log_p(method, None, problem, objects, m // 20, rng.fold(k)).exp() for k in range(20)])
@@ -200,7 +200,7 @@ def test_a_tree_has_one_path_to_each_object() -> None:
     state = method.init(problem)
     objects = dag.obs[dag.objects]
     estimate = log_p(method, state, problem, objects, 1, Rng.of_seeds(range(len(objects))))
-    law = exact_law(method, state, problem, dag)
+    law = exact_distribution(method, state, problem, dag)
     assert torch.allclose(estimate.exp(), law, atol=1e-12)
     assert torch.allclose(law.sum(1), torch.ones(2, dtype=F64))
 
@@ -209,7 +209,7 @@ def test_exact_laws_need_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = DagProblem(HyperGrid(2, 4), seeds=(0,))
     dag = enumerate_dag(problem.env)
     with pytest.raises(ValueError, match="Metropolis has no policy"):
-        exact_law(Metropolis(), None, problem, dag)
-    whole = exact_law(Uniform(), None, problem, dag)
+        exact_distribution(Metropolis(), None, problem, dag)
+    whole = exact_distribution(Uniform(), None, problem, dag)
     monkeypatch.setattr("gflownet.evaluation.ROWS", 7)
-    assert torch.equal(exact_law(Uniform(), None, problem, dag), whole)
+    assert torch.equal(exact_distribution(Uniform(), None, problem, dag), whole)

@@ -21,7 +21,7 @@ from gflownet.objectives.soft_dqn import SoftDQN
 from gflownet.objectives.subtrajectory_balance import SubTrajectoryBalance
 from gflownet.objectives.trajectory_balance import TrajectoryBalance
 from gflownet.objectives.vargrad import VarGrad
-from gflownet.trees.actions import Dense
+from gflownet.trees.actions import DenseLogits
 from tests.exact_flows import DAGS, WORLDS, N, S, Slow, draws, exact_theta, loss_and_gradient, model_for, wander
 
 RESIDUALS: Any = ("squared", "huber", "shifted-cosh")
@@ -358,13 +358,13 @@ def test_the_stop_edge_counted_among_the_edges_into_the_cell(name: str) -> None:
 
 
 @pytest.mark.parametrize("world", ["stop", "any", "sets", "detours"])
-def test_what_is_illegal_leaks_out_of_flow_matching(world: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_invalid_leaks_out_of_flow_matching(world: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In `detours` the source cannot be kept, nor state 1 left by action 1; in grids and sets what is full takes no more."""
     objective = OBJECTIVES["fm"]
     assert is_zero(objective, at_exact_flow(world, objective))
-    total = Dense.total.func
-    leaky = property(lambda moves: total(Dense(moves.given, torch.ones_like(moves.given, dtype=torch.bool))))
-    monkeypatch.setattr(Dense, "total", leaky)
+    total = DenseLogits.total.func
+    leaky = property(lambda moves: total(DenseLogits(moves.given, torch.ones_like(moves.given, dtype=torch.bool))))
+    monkeypatch.setattr(DenseLogits, "total", leaky)
     assert not is_zero(objective, at_exact_flow(world, objective))
 
 

@@ -47,10 +47,10 @@ def play(env: Any, act: Any, keys: int, n: int, dtype: torch.dtype = F64) -> Tra
     return rollout(env, act, rng.spawn(n))
 
 
-def explored(log_pf: Tensor, legal: Tensor, explore: Exploration) -> Tensor:
+def explored(log_pf: Tensor, valid: Tensor, explore: Exploration) -> Tensor:
     """The law of moves that the sampler is to have, from log P_F [..., A] at temperature 1."""
-    p = torch.softmax(torch.where(legal, log_pf / explore.temperature, -torch.inf), -1)
-    return ((1 - explore.epsilon) * p + explore.epsilon * legal / legal.sum(-1, keepdim=True)).log()
+    p = torch.softmax(torch.where(valid, log_pf / explore.temperature, -torch.inf), -1)
+    return ((1 - explore.epsilon) * p + explore.epsilon * valid / valid.sum(-1, keepdim=True)).log()
 
 
 def chi_square_z(often: Tensor, law: Tensor) -> float:
@@ -106,12 +106,14 @@ def test_the_law_of_what_is_built(kind: str, explore: Exploration, monkeypatch: 
     tau = play(env, act, 2, n, torch.float32)
     assert tau.last is not None
     log_pf = model.log_pf(theta, dag.obs.expand(2, *dag.obs.shape), dag.action_mask)[0]
-    law = dag.law_of(explored(log_pf, dag.action_mask, explore))
+    law = dag.terminal_distribution(explored(log_pf, dag.action_mask, explore))
     often = torch.stack([dag.object_of(x).bincount(minlength=len(dag.objects)) for x in tau.last.view(2, n, -1)])
     for k in range(2):
         assert chi_square_z(often[k], law[k]) < 4
         assert chi_square_z(often[k], law[1 - k]) > 30  # the other seed's policy is told from this one
-        other = dag.law_of(explored(log_pf, dag.action_mask, Exploration(0.3) if explore == Exploration() else Exploration()))
+        other = dag.terminal_distribution(
+            explored(log_pf, dag.action_mask, Exploration(0.3) if explore == Exploration() else Exploration())
+        )
         assert chi_square_z(often[k], other[k]) > 8
 
 
@@ -128,20 +130,20 @@ class Extreme:
 
 @pytest.mark.parametrize("u", [2.0**-24, 0.5, 1 - 2.0**-24])
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 1.0])
-def test_illegal_moves_are_never_drawn(u: float, epsilon: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_actions_are_never_drawn(u: float, epsilon: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """All masks of 5 moves but the empty one, with numbers so far apart that most probabilities are 0 in float32."""
     monkeypatch.setattr(gflownet.sampling.sampler, "MEMO_ROWS", 10**9)
-    legal = torch.cartesian_prod(*[torch.tensor([False, True])] * 5)[1:]
+    valid = torch.cartesian_prod(*[torch.tensor([False, True])] * 5)[1:]
     env = HyperGrid(4, 3)
-    model, rows = Model(StackedMLP(4, (), 5, (3,) * 4), 5), len(legal)
+    model, rows = Model(StackedMLP(4, (), 5, (3,) * 4), 5), len(valid)
     for scale in (0.0, 1.0, 300.0):
         theta = (scale * draws(1, model.size)).float()
         obs = torch.randint(3, (rows, 4), generator=torch.Generator().manual_seed(0))
         explore = Exploration(epsilon)
-        ours = NumpySampler(env, model, theta, rows, explore, None)(obs.numpy(), legal.numpy(), Extreme(u, rows, True))  # type: ignore[arg-type]
-        theirs = Sampler(torch_twin(env), model, theta, rows, explore, None)(obs, legal, Extreme(u, rows, False))  # type: ignore[arg-type]
+        ours = NumpySampler(env, model, theta, rows, explore, None)(obs.numpy(), valid.numpy(), Extreme(u, rows, True))  # type: ignore[arg-type]
+        theirs = Sampler(torch_twin(env), model, theta, rows, explore, None)(obs, valid, Extreme(u, rows, False))  # type: ignore[arg-type]
         for action in (torch.as_tensor(ours), theirs):
-            assert legal[torch.arange(rows), action].all()
+            assert valid[torch.arange(rows), action].all()
 
 
 @pytest.mark.slow
@@ -154,7 +156,7 @@ def test_each_head_has_its_own_law(kind: str) -> None:
     make = Sampler if kind == "torch" else NumpySampler
     tau = play(env, make(env, model, theta, n, Exploration(), head), 2, n, torch.float32)
     assert tau.last is not None
-    law = dag.law_of(model.log_pf(theta, dag.obs.expand(2, *dag.obs.shape), dag.action_mask))
+    law = dag.terminal_distribution(model.log_pf(theta, dag.obs.expand(2, *dag.obs.shape), dag.action_mask))
     place = dag.object_of(tau.last)
     for seed in range(2):
         for k in range(heads):

@@ -83,8 +83,8 @@ def test_loss_and_gradient_are_those_of_distinct_states(name: str, backward: str
     ("name", "wrong"),
     [
         ("tb", lambda table: replace(table, counts=table.counts + 1)),
-        ("tb", lambda table: replace(table, legal=table.legal.roll(1, 0))),
-        ("fm", lambda table: replace(table, legal=table.legal.roll(1, 0))),
+        ("tb", lambda table: replace(table, valid=table.valid.roll(1, 0))),
+        ("fm", lambda table: replace(table, valid=table.valid.roll(1, 0))),
         ("fm", lambda table: replace(table, child=table.child.roll(1))),
         ("fm", lambda table: replace(table, action=table.action.roll(1))),
     ],

@@ -57,7 +57,7 @@ def test_an_iteration_on_trees_waits_for_no_number(name: str, knobs: dict[str, A
 
 @pytest.mark.parametrize("name", TREE_OBJECTIVES)
 def test_loss_and_gradient_in_static_shapes_and_by_points_are_the_same(name: str) -> None:
-    """Dense numbers in static shapes (seeds 2 and 1), and legal points only (seed 1)."""
+    """Dense numbers in static shapes (seeds 2 and 1), and valid points only (seed 1)."""
     env, objective = world("cpu"), OBJECTIVES[name]
     flow = "state_flow" in objective.uses
     for seeds in (1, 2):

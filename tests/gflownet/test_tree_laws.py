@@ -13,7 +13,7 @@ from torch import Tensor
 from envs.core import Parents
 from envs.dag.enumeration import Enumeration, enumerate_dag
 from envs.random import GOLDEN, Rng, mix
-from gflownet.evaluation import exact_law, exact_log_p
+from gflownet.evaluation import exact_distribution, exact_log_p
 from gflownet.gflownet import GFlowNet
 from gflownet.metrics import l1_sum, noise_floor
 from gflownet.problem import DagProblem
@@ -35,13 +35,13 @@ def floors(env: Any, name: str, dag: Enumeration | None = None, iterations: int 
     shared: dict[str, Any] = {"learning_rate": 0.3, "final_rate": 0.05, "tabular": True, "log_z_rate": 0.3}
     method = GFlowNet(OBJECTIVES[name], **shared | knobs)
     state = run(method, problem)
-    return l1_sum(law(method, state, problem, dag), dag.law) / noise_floor(dag.law, 20_000)
+    return l1_sum(law(method, state, problem, dag), dag.target) / noise_floor(dag.target, 20_000)
 
 
 def law(method: Any, state: Any, problem: DagProblem, dag: Enumeration) -> Tensor:
     """[S, K] of the problem's environment, whose moves may be others than those of `dag`."""
     own = enumerate_dag(problem.env)
-    return exact_law(method, state, problem, own)[:, own.object_of(dag.obs[dag.objects])]
+    return exact_distribution(method, state, problem, own)[:, own.object_of(dag.obs[dag.objects])]
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_log_p_by_all_orders_is_that_of_the_whole_space() -> None:
     method = GFlowNet(OBJECTIVES["tb"], hidden=(16,))
     state = run(method, problem)
     log_p = exact_log_p(method, state, problem, dag.obs[dag.objects])
-    torch.testing.assert_close(log_p, exact_law(method, state, problem, dag).log(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(log_p, exact_distribution(method, state, problem, dag).log(), rtol=1e-6, atol=1e-6)
 
 
 # -- what others do

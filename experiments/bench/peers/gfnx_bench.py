@@ -53,7 +53,7 @@ def outputs(net: Any, obs: Any, env: Any) -> dict[str, Any]:
 
 
 def chosen(logits: Any, invalid: Any, action: Any) -> Any:
-    """Log-probability of `action` among the legal ones."""
+    """Log-probability of `action` among the valid ones."""
     log_probs = jax.nn.log_softmax(gfnx.utils.mask_logits(logits, invalid), axis=-1)
     return jnp.take_along_axis(log_probs, action[..., None], axis=-1).squeeze(-1)
 

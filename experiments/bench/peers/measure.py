@@ -78,8 +78,8 @@ def terminal_law(probabilities: Array, ndim: int, height: int) -> Array:
         here = np.flatnonzero(level == total)
         for d in range(ndim):
             stride = height ** (ndim - 1 - d)
-            legal = here[here // stride % height < height - 1]
-            reach[legal + stride] += reach[legal] * probabilities[legal, d]
+            valid = here[here // stride % height < height - 1]
+            reach[valid + stride] += reach[valid] * probabilities[valid, d]
     return reach * np.asarray(probabilities[:, -1], dtype=np.float64)
 
 
