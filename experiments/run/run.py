@@ -20,7 +20,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -82,20 +82,13 @@ class Run:
         text = dump(config)
         folder = new_folder(Path(out) if out is not None else Path("runs", default_name), numbered=out is None)
         run = cls(folder, json.loads(text), descriptions, tensorboard)
-        run._take_lock()
-        try:
+        with run._locked("write the run folder"):
             must_be_empty(folder)  # again, now that nobody else can fill it
             (folder / "cmd.txt").write_text(shlex.join(argv) + "\n")
             (folder / "environment.json").write_text(dump(provenance(str(config.get("device", "cpu")))))
             run.checkpoints.mkdir()
             (folder / "config.json").write_text(text)
             run._start(0, 0.0)
-        except OSError as error:
-            run.close()
-            raise RunError(f"could not write the run folder {folder}: {error.strerror}", exit_code=1) from error
-        except BaseException:
-            run.close()
-            raise
         return run
 
     @classmethod
@@ -219,8 +212,7 @@ class Run:
         """
         if self._log:
             raise RuntimeError(f"{self.folder} is already being written")
-        self._take_lock()
-        try:
+        with self._locked("resume"):
             folder = self.named(checkpoint) if checkpoint else checkpoints.latest(self.checkpoints)
             tensors, meta = checkpoints.load(folder)
             restored = restore(tensors, meta)
@@ -237,13 +229,20 @@ class Run:
             now = dump(provenance(str(self.config.get("device", "cpu"))))
             (self.folder / f"environment.{iteration:09d}.json").write_text(now)
             self._start(length, float(wall))
+        return restored
+
+    @contextlib.contextmanager
+    def _locked(self, purpose: str) -> Iterator[None]:
+        """Take the lock, and give it back when what follows fails. RunError (exit code 1) when the disk fails."""
+        self._take_lock()
+        try:
+            yield
         except OSError as error:
             self.close()
-            raise RunError(f"could not resume {self.folder}: {error.strerror or error}", exit_code=1) from error
+            raise RunError(f"could not {purpose} {self.folder}: {error.strerror or error}", exit_code=1) from error
         except BaseException:
             self.close()
             raise
-        return restored
 
     def close(self) -> None:
         """Write what is pending, close the files, give the lock back. Safe to call twice."""
