@@ -1,11 +1,11 @@
-"""The exact oracle of a small DAG: every state, every edge, and what follows from them without sampling, in float64.
+"""`enumerate_dag`: all states and edges of a small DAG, with exact flows and terminal distributions, in float64.
 
     search   breadth first from the source: all valid actions of a whole level are stepped as one batch
-    sort     by level, the length of the longest path to a state, so that every edge leads upwards
-    law      u(source) = 1,  u(s') = Σ_{s -> s'} u(s) P_F(s' | s);  the law of finished objects is u where episodes have ended
+    sort     by level, the length of the longest path to a state, so that every edge leads to a higher level
+    visits   u(source) = 1,  u(s') = Σ_{s -> s'} u(s) P_F(s' | s);  the terminal distribution is u at finished objects
     flow     F(x) = R(x),  F(s -> s') = F(s') P_B(s | s'),  F(s) = Σ_{s'} F(s -> s')   (Bengio et al., 2106.04399, 2111.09266)
 
-Each is one pass over the levels. The exact flow is where every objective is zero; R/Z is what a trained sampler must meet.
+Each is one pass over the levels. Every objective is 0 at the exact flow; R/Z is the target distribution of a sampler.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from envs.dag.segments import segment_logsumexp
 
 @dataclass(frozen=True)
 class ExactFlow:
-    """The flow that one backward policy and the rewards determine, all logs, float64.
+    """The flow that a backward policy and the rewards determine; all are logs, float64.
 
     log_flow       [N]     log F(s): log R at finished objects, log Z at the source
     log_edge_flow  [E]     log F(s -> s')
-    log_pf         [N, A]  the policy log F(s -> s') - log F(s), -inf where no edge leaves (so for all of a finished state)
+    log_pf         [N, A]  log F(s -> s') - log F(s), -inf where there is no edge (so at all finished states)
     """
 
     log_flow: Tensor
@@ -45,11 +45,11 @@ class Enumeration:
     obs          [N, *obs]
     terminated   [N] bool
     level        [N]          length of the longest path from the source
-    action_mask  [N, A] bool  as the environment gives it (that of a finished state says nothing)
+    action_mask  [N, A] bool  of the environment (without meaning for a finished state)
     parent, action, child  [E]  rows of states, and actions
     objects      [K]          rows of the finished objects, ascending
     log_reward   [K] float64
-    key_of       numbers states, for `find`
+    key_of       identifies states, for `find`
     """
 
     obs: Tensor
@@ -68,11 +68,12 @@ class Enumeration:
 
     @cached_property
     def log_z(self) -> float:
+        """log Z = log Σ R(x)."""
         return float(self.log_reward.logsumexp(0))
 
     @cached_property
     def target(self) -> Tensor:
-        """R/Z, [K] float64."""
+        """The target distribution R/Z, [K] float64."""
         return (self.log_reward - self.log_z).exp()
 
     # -- from states to rows
@@ -83,7 +84,11 @@ class Enumeration:
         return keys, rows
 
     def find(self, obs: Tensor, terminated: Tensor) -> Tensor:
-        """[M] rows of these states. Raises ValueError for a state that is not there."""
+        """The rows of states obs [M, *obs], terminated [M]; [M] int64.
+
+        Raises:
+            ValueError: a state cannot be reached.
+        """
         obs, terminated = obs.to(self.obs.device), terminated.to(self.obs.device)
         keys, rows = self._numbers
         found = rows[torch.searchsorted(keys, self.key_of(obs, terminated)).clamp(max=len(keys) - 1)]
@@ -93,12 +98,16 @@ class Enumeration:
             what = "finished" if terminated[at] else "unfinished"
             raise ValueError(
                 f"the {what} state {obs[at].tolist()} is not among the {len(self)} that can be reached: "
-                "ask for states of episodes of this environment"
+                "give states of episodes of this environment"
             )
         return found
 
     def object_of(self, obs: Tensor) -> Tensor:
-        """[M] positions among the K objects. Raises ValueError for what is none."""
+        """The indices among the K objects of finished objects obs [M, *obs]; [M] int64.
+
+        Raises:
+            ValueError: an object cannot be reached.
+        """
         return torch.searchsorted(self.objects, self.find(obs, torch.ones(len(obs), dtype=torch.bool)))
 
     # -- forwards, level by level
@@ -109,32 +118,35 @@ class Enumeration:
 
     @cached_property
     def _edge_cuts(self) -> list[int]:
-        """Where the edges into each level begin."""
+        """The index of the first edge into each level."""
         return torch.searchsorted(self.child, torch.tensor(self._state_cuts, device=self.child.device)).tolist()
 
     def visits_of(self, log_pf: Tensor) -> Tensor:
-        """Probability that an episode comes by each state, [..., N] float64, under log P_F [..., N, A] (any leading axes).
+        """Probability that an episode visits each state, [..., N] float64, under log P_F [..., N, A].
 
-        Only valid actions are read; what a policy gives to the others is lost.
+        The probability that a policy gives to invalid actions is lost.
+
+        Raises:
+            ValueError: log_pf has another shape.
         """
         n, actions = self.action_mask.shape
         if log_pf.shape[-2:] != (n, actions):
             raise ValueError(f"log_pf has shape {tuple(log_pf.shape)}, expected (..., {n}, {actions}): a row for every state")
-        by_move = log_pf.reshape(-1, n * actions).T
-        move = self.parent * actions + self.action
-        visits = torch.zeros(n, by_move.shape[1], dtype=torch.float64, device=log_pf.device)
+        log_p = log_pf.reshape(-1, n * actions).T
+        edge = self.parent * actions + self.action
+        visits = torch.zeros(n, log_p.shape[1], dtype=torch.float64, device=log_pf.device)
         visits[0] = 1
         for (lo, hi), (first, last) in zip(pairwise(self._state_cuts), pairwise(self._edge_cuts), strict=True):
             e = slice(first, last)
-            visits[lo:hi].index_add_(0, self.child[e] - lo, visits[self.parent[e]] * by_move[move[e]].double().exp())
+            visits[lo:hi].index_add_(0, self.child[e] - lo, visits[self.parent[e]] * log_p[edge[e]].double().exp())
         return visits.T.reshape(*log_pf.shape[:-2], n)
 
     def terminal_distribution(self, log_pf: Tensor) -> Tensor:
-        """The exact law of finished objects, [..., K] float64, under log P_F [..., N, A]."""
+        """The exact distribution of finished objects, [..., K] float64, under log P_F [..., N, A]."""
         return self.visits_of(log_pf)[..., self.objects]
 
     def log_paths(self) -> Tensor:
-        """log of the number of paths from the source to each state, [N] float64; parallel edges count."""
+        """Log of the number of paths from the source to each state, [N] float64; parallel edges count separately."""
         paths = torch.zeros(len(self), dtype=torch.float64, device=self.obs.device)
         cuts = zip(pairwise(self._state_cuts), pairwise(self._edge_cuts), strict=True)
         for (lo, hi), (first, last) in list(cuts)[1:]:
@@ -144,9 +156,13 @@ class Enumeration:
     # -- backwards, level by level
 
     def flow(self, log_pb: Tensor | None = None) -> ExactFlow:
-        """The exact flow under log P_B [E], or under the uniform one: 1 / (number of edges into the child).
+        """The exact flow for a backward policy.
 
-        Raises ValueError when P_B over the edges into some state does not sum to 1.
+        Args:
+            log_pb: [E], log P_B of each edge; None: uniform, 1 / (number of edges into the child).
+
+        Raises:
+            ValueError: log_pb has another shape, or P_B over the edges into a state does not sum to 1.
         """
         n, (_, actions) = len(self), self.action_mask.shape
         into = self.child.bincount(minlength=n)
@@ -176,14 +192,23 @@ class Enumeration:
 
 
 def enumerate_dag(env: DagEnv, limit: int = 2_000_000) -> Enumeration:
-    """All of `env` that can be reached, where that is at most `limit` states (an object and the state before it are two).
+    """Enumerate all states that can be reached from the source.
 
-    Raises TooManyStates (a ValueError) above the limit, NotADag (a ValueError) for cycles, paths beyond the horizon and dead
-    ends, and ValueError where two states share a number.
+    Args:
+        env: the environment.
+        limit: the most states; an object and the state before its stop action are two.
+
+    Returns:
+        All states, edges and rewards.
+
+    Raises:
+        TooManyStates: there are more than `limit` states.
+        NotADag: there is a cycle, a path longer than the horizon, or an unfinished state without a valid action.
+        ValueError: two states have the same key.
     """
     if offers(env, Indexed) and env.n_states > limit:
         raise TooManyStates(
-            f"the environment has {env.n_states} observations, more than the {limit} states that may be enumerated: "
+            f"the environment has {env.n_states} observations, more than the limit of {limit} states: "
             "use the sampled metrics, or raise `limit`"
         )
     if not offers(env, Keyed):
@@ -196,14 +221,14 @@ def enumerate_dag(env: DagEnv, limit: int = 2_000_000) -> Enumeration:
 
 
 def enumeration_of(graph: Graph, log_reward: Callable[[Tensor], Tensor], key_of: KeyOf) -> Enumeration:
-    """What was found, sorted, with rewards."""
+    """Sort the states and edges of a graph, and add the rewards [K] that log_reward gives to objects [K, *obs]."""
     order = key_of(graph.obs, graph.terminated).argsort()
     order = order[graph.level[order].argsort(stable=True)]
     obs, terminated, level, mask = (x[order] for x in (graph.obs, graph.terminated, graph.level, graph.action_mask))
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     parent, action, child = rank[graph.parent], graph.action, rank[graph.child]
-    moves = (parent * mask.shape[1] + action).argsort()
-    moves = moves[child[moves].argsort(stable=True)]
+    edges = (parent * mask.shape[1] + action).argsort()
+    edges = edges[child[edges].argsort(stable=True)]
     objects = terminated.nonzero()[:, 0]
-    worth = log_reward(obs[objects]).double()
-    return Enumeration(obs, terminated, level, mask, parent[moves], action[moves], child[moves], objects, worth, key_of)
+    log_r = log_reward(obs[objects]).double()
+    return Enumeration(obs, terminated, level, mask, parent[edges], action[edges], child[edges], objects, log_r, key_of)

@@ -159,7 +159,7 @@ def test_states_are_found(env: DagEnv) -> None:
 
 
 def test_too_many_states() -> None:
-    with pytest.raises(TooManyStates, match=r"has 4096 observations, more than the 4000 .* use the sampled metrics"):
+    with pytest.raises(TooManyStates, match=r"has 4096 observations, more than the limit of 4000 .* use the sampled metrics"):
         enumerate_dag(HyperGrid(4, 8), limit=4000)
     with pytest.raises(TooManyStates, match=r"states after 16 steps, more than the limit of 5000: use the sampled metrics"):
         enumerate_dag(HyperGrid(4, 8), limit=5000)
