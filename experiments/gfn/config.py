@@ -20,7 +20,7 @@ from experiments.gfn.build import make_dag_env
 from experiments.gfn.environments import find_env
 from experiments.recipes.gfn.recipe import GFNRecipe
 from experiments.recipes.gfn.registry import recipe_for
-from experiments.run.device import Matmul, choose, matmul_on, use_matmul
+from experiments.run.device import Device, Matmul, choose, matmul_on, use_matmul
 from gflownet.gflownet import GFlowNet
 from gflownet.problem import DagProblem, Method, objects_per_iteration
 from gflownet.registry import MethodEntry, register
@@ -49,8 +49,7 @@ class GFNSettings:
     """size of the top-K buffer: the best distinct molecules of each seed, which evaluations report on"""
     dtype: Literal["float32", "float64"] = "float32"
     """precision of parameters and gradients"""
-    device: str = "auto"
-    """auto, cpu or cuda; auto takes the GPU only when a measured iteration is faster there"""
+    device: Device = "auto"
     matmul: Matmul = "auto"
     """products of float32 matrices: tf32 (10 bits of mantissa, faster, GPU only) or float32; auto: tf32 on CUDA"""
     compile: bool = False

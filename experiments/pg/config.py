@@ -19,7 +19,7 @@ from experiments.pg.build import make_env
 from experiments.pg.environments import OWN
 from experiments.recipes.pg.recipe import PGRecipe
 from experiments.recipes.pg.registry import recipe_for
-from experiments.run.device import choose
+from experiments.run.device import Device, choose
 from pgrl.agent import Agent
 from pgrl.baselines import baseline_for
 from pgrl.nets import TabularNet
@@ -64,8 +64,7 @@ class PGSettings:
     """biases in the policy's network"""
     dtype: str = "float32"
     """precision of parameters and gradients: float32 or float64"""
-    device: str = "auto"
-    """auto, cpu or cuda; auto takes the GPU only when a measured iteration is faster there"""
+    device: Device = "auto"
     workers: int | None = None
     """processes that sample episodes beside this one; default: one for each further CPU with MuJoCo, none elsewhere"""
     evaluations: int = 20

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 
 from experiments.cli.errors import UserError
 
+Device = Annotated[
+    str, tyro.conf.arg(help="auto, cpu or cuda; auto takes the GPU only when a measured iteration is faster there")
+]
 Matmul = Literal["auto", "tf32", "float32"]
 PRECISION = {"tf32": "high", "float32": "highest"}
 

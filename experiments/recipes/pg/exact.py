@@ -1,17 +1,15 @@
 """Environments with exact values: float64, one trajectory an iteration as in the theory."""
 
+from dataclasses import replace
+
 from experiments.recipes.pg.recipe import PGRecipe
 
 MOMENTUM = ("n-mpg", "n-pg-igt", "n-harpg")
 STEADY = {"eta": 0.3, "eta_power": 0.0}
+EXACT = PGRecipe(discount=0.95, horizon=50, env_steps=60_000, baseline="value", causal=True, dtype="float64")
 RECIPES = {
-    "gridworld": PGRecipe(
-        discount=0.95,
-        horizon=50,
-        env_steps=60_000,
-        baseline="value",
-        causal=True,
-        dtype="float64",
+    "gridworld": replace(
+        EXACT,
         hyperparameters={
             "reinforce": {"step_size": 2.0, "step_power": 0.25},
             "n-pg": {"step_size": 0.5, "step_power": 0.5},
@@ -23,13 +21,9 @@ RECIPES = {
         },
         note="all hyperparameters by random search (64 draws, then 8 × ten seeds 0-9) on the exact gap after 60,000 steps",
     ),
-    "garnet": PGRecipe(
+    "garnet": replace(
+        EXACT,
         discount=0.9,
-        horizon=50,
-        env_steps=60_000,
-        baseline="value",
-        causal=True,
-        dtype="float64",
         hyperparameters={
             "reinforce": {"step_size": 0.5, "step_power": 0.25},
             "n-pg": {"step_size": 0.5, "step_power": 0.5},
@@ -39,13 +33,8 @@ RECIPES = {
         },
         note="a few trials",
     ),
-    "lqr": PGRecipe(
-        discount=0.95,
-        horizon=50,
-        env_steps=60_000,
-        baseline="value",
-        causal=True,
-        dtype="float64",
+    "lqr": replace(
+        EXACT,
         log_std=-0.9,
         learn_std=False,
         bias=False,
