@@ -35,6 +35,8 @@ from pgrl.gradients import Estimator
 from pgrl.policy import policy_for
 from pgrl.problem import Problem
 
+Clock = Callable[[], float]
+CPU = time.process_time
 AGENTS: dict[str, Agent] = {"N-PG-IGT": NPGIGT(step_size=0.02), "N-HARPG": NHARPG(step_size=0.02)}
 
 
@@ -46,14 +48,13 @@ def warmed(agent: Agent, problem: Problem, iterations: int) -> Any:
     return state
 
 
-def speed(agent: Agent, problem: Problem, state: Any, seconds: float) -> tuple[float, float]:
-    """Environment steps per second of wall clock, and microseconds of this process's CPU time for each."""
-    begun, cpu, steps, t = time.perf_counter(), time.process_time(), 0, 1_000_000
-    while (elapsed := time.perf_counter() - begun) < seconds:
+def steps_per_second(agent: Agent, problem: Problem, state: Any, seconds: float, clock: Clock = time.perf_counter) -> float:
+    begun, steps, t = clock(), 0, 1_000_000
+    while (elapsed := clock() - begun) < seconds:
         world = problem.iteration(t)
         state, _ = agent.step(state, world)
         steps, t = steps + int(world.env_steps().sum()), t + 1
-    return steps / elapsed, 1e6 * (time.process_time() - cpu) / steps
+    return steps / elapsed
 
 
 def on_one_thread(work: Callable[[], Any]) -> Any:
@@ -66,14 +67,14 @@ def on_one_thread(work: Callable[[], Any]) -> Any:
         torch.set_num_threads(threads)
 
 
-def physics_floor(env: Any, actions: list[Any], seconds: float, threads: int) -> tuple[float, float]:
-    """Steps per second of `mj_step` alone on recorded actions, and microseconds of CPU time for each."""
+def physics_floor(env: Any, actions: list[Any], seconds: float, threads: int, clock: Clock = time.perf_counter) -> float:
+    """Steps per second of `mj_step` alone on recorded actions; with `time.thread_time`, per second of a thread's CPU time."""
     import mujoco
 
     model, skip = env._model, env.task.frame_skip
 
-    def walk(k: int) -> tuple[int, float]:
-        begun, steps = time.perf_counter(), 0
+    def play(k: int) -> float:
+        begun, steps = clock(), 0
         data = mujoco.MjData(model)
         while True:
             for episode in actions[k::threads] or actions:
@@ -82,13 +83,11 @@ def physics_floor(env: Any, actions: list[Any], seconds: float, threads: int) ->
                     data.ctrl[:] = action
                     mujoco.mj_step(model, data, skip)
                 steps += len(episode)
-                if (elapsed := time.perf_counter() - begun) > seconds:
-                    return steps, elapsed
+                if (elapsed := clock() - begun) > seconds:
+                    return steps / elapsed
 
-    cpu = time.process_time()
     with ThreadPoolExecutor(threads) as pool:
-        done = list(pool.map(walk, range(threads)))
-    return sum(n / elapsed for n, elapsed in done), 1e6 * (time.process_time() - cpu) / sum(n for n, _ in done)
+        return sum(pool.map(play, range(threads)))
 
 
 def mujoco_rows(task: str, seeds: int, seconds: float) -> Iterator[str]:
@@ -102,16 +101,16 @@ def mujoco_rows(task: str, seeds: int, seconds: float) -> Iterator[str]:
             state = warmed(agent, problem, 3 if not env.terminates else 100)
             tau = problem.evaluate(state.theta, max(1, 16 // seeds), 0)
             actions = [a[m].numpy() for a, m in zip(tau.action.transpose(0, 1), tau.mask.T, strict=True)]
-            floors = [physics_floor(env, actions, seconds / 4, cpus())[0]]
-            ours, _ = speed(agent, problem, state, seconds)
-            floors.append(physics_floor(env, actions, seconds / 4, cpus())[0])
-            cpu = on_one_thread(lambda agent=agent, state=state: speed(agent, alone, state, seconds / 2)[1])  # type: ignore[misc]
-            physics = physics_floor(env, actions, seconds / 4, 1)[1]
+            floors = [physics_floor(env, actions, seconds / 4, cpus())]
+            ours = steps_per_second(agent, problem, state, seconds)
+            floors.append(physics_floor(env, actions, seconds / 4, cpus()))
+            one = on_one_thread(lambda agent=agent, state=state: steps_per_second(agent, alone, state, seconds / 4, CPU))  # type: ignore[misc]
+            physics = physics_floor(env, actions, seconds / 8, 1, time.thread_time)
             floor = statistics.mean(floors)
             length = float(tau.mask.sum(0).double().mean())
             yield (
                 f"| {task} | {seeds} | {name} | {ours:,.0f} | {floor:,.0f} | **{ours / floor:.2f}** "
-                f"| {cpu:,.1f} | {physics:,.1f} | **{physics / cpu:.2f}** | {length:,.0f} |"
+                f"| {1e6 / one:,.1f} | {1e6 / physics:,.1f} | **{one / physics:.2f}** | {length:,.0f} |"
             )
 
 
@@ -121,8 +120,9 @@ def gridworld_rows(seconds: float) -> Iterator[str]:
     for seeds in (1, 10, 100, 1000):
         problem = Problem(env, policy, 0.95, tuple(range(seeds)), 50)
         for name, agent in AGENTS.items():
-            ours, cpu = speed(agent, problem, warmed(agent, problem, 3), seconds)
-            yield f"| {seeds:,} | {name} | {ours:,.0f} | {1e6 / ours:,.2f} | {cpu:,.2f} |"
+            state = warmed(agent, problem, 3)
+            wall, cpu = (steps_per_second(agent, problem, state, seconds / 2, clock) for clock in (time.perf_counter, CPU))
+            yield f"| {seeds:,} | {name} | {wall:,.0f} | {1e6 / wall:,.2f} | {1e6 / cpu:,.2f} |"
 
 
 def hessian_row(task: str, seeds: int = 10) -> str:
