@@ -40,8 +40,11 @@ def imports(tree: ast.AST, everywhere: bool = True) -> list[ast.Import | ast.Imp
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             found.append(node)
-        elif not everywhere and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue  # not loaded at import
+        elif not everywhere and isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            if isinstance(node.test, ast.UnaryOp):  # `if not TYPE_CHECKING` runs at import
+                found += imports(ast.Module(node.body, []), everywhere)
+            else:
+                found += imports(ast.Module(node.orelse, []), everywhere)
         elif everywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             found += imports(node, everywhere)
     return found
@@ -114,6 +117,8 @@ def test_an_import_that_points_up_is_seen() -> None:
     assert imported_floors("def f():\n    from experiments.run.run import Run") & ABOVE["pgrl"] == {"experiments"}
     assert imported_floors("def f():\n    import experiments", everywhere=False) == set()
     assert imported_floors("if TYPE_CHECKING:\n    import experiments", everywhere=False) == set()
+    assert imported_floors("if not TYPE_CHECKING:\n    import experiments", everywhere=False) == {"experiments"}
+    assert imported_floors("if TYPE_CHECKING: pass\nelse:\n    import experiments", everywhere=False) == {"experiments"}
     assert imported_floors("try:\n    import experiments\nexcept ImportError: pass", everywhere=False) == {"experiments"}
 
 

@@ -40,6 +40,7 @@ Meta = dict[str, Any]
 T = TypeVar("T")
 FREE = frozenset({"workers"})  # settings that change no number
 RENAMED = {"knobs": "hyperparameters", "world": "env_settings", "gallery": "top_k"}  # keys of configs before 0.4
+BEGUN = {"lock", "cmd.txt", "environment.json", "checkpoints"}  # what `create` writes before config.json
 FAILURES = 3  # of one kind in a row stop the run
 OWN_TAGS = {"wall": "time/wall", "iteration": "time/iteration"}  # in TensorBoard, where tags are grouped by their first word
 OWN_DESCRIPTIONS = {
@@ -114,7 +115,8 @@ class Run:
     def resumable(cls, out: Path, config: Mapping[str, Any], free: Collection[str] = FREE) -> bool:
         """Whether `out` holds a run of these settings with a checkpoint, which `resume` continues.
 
-        A run that stopped before its first checkpoint has nothing to continue: its folder is emptied and it starts again.
+        A run that stopped before its first checkpoint, or while it was being made, has nothing to continue: its folder is
+        emptied and it starts again.
 
         Args:
             out: the run folder, which need not be there.
@@ -128,6 +130,8 @@ class Run:
             RunError: `out` holds a run with other settings, or another process writes it.
         """
         if not (out / "config.json").exists():
+            if out.is_dir() and {"cmd.txt"} <= set(os.listdir(out)) <= BEGUN:
+                cls(out, {}, None, False)._clear()
             return False
         run = cls.open(out)
         found, wanted = flat(run.config), flat(json.loads(dump(config)))
@@ -140,14 +144,18 @@ class Run:
             )
         if checkpoints.saved(run.checkpoints):
             return True
-        run._take_lock()
+        run._clear()
+        return False
+
+    def _clear(self) -> None:
+        """Empty the folder of a run without a checkpoint. RunError where another process writes it."""
+        self._take_lock()
         try:
-            for path in out.iterdir():
+            for path in self.folder.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         finally:
-            run.close()
-        return False
+            self.close()
 
     @property
     def wall(self) -> float:

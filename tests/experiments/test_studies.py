@@ -85,6 +85,30 @@ def test_resume_starts_again_what_has_no_checkpoint(tmp_path: Path) -> None:
     assert bool((pgrl.train("n-pg", out=tmp_path / "run", resume=True, **settings).theta == theta).all())
 
 
+def test_resume_starts_again_what_was_stopped_while_it_was_made(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "cmd.txt").write_text("pgrl train n-pg\n")
+    assert pgrl.train("n-pg", env_steps=100, out=run, resume=True, quiet=True).metrics
+    (other := tmp_path / "other").mkdir()
+    (other / "cmd.txt").write_text("mine")
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty; a run is never overwritten"):
+        pgrl.train("n-pg", env_steps=100, out=other, resume=True, quiet=True)
+    assert (other / "notes.txt").read_text() == "mine"
+
+
+def test_resume_continues_a_stopped_gflownet_bit_for_bit(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"ndim": 2, "states": 320, "checkpoints": 4, "replay": "fifo", "quiet": True}
+    whole = gflownet.train("hypergrid", "tb", out=tmp_path / "whole", **settings)
+    stopped = gflownet.train("hypergrid", "tb", out=tmp_path / "stopped", **settings)
+    for later in sorted((stopped.folder / "checkpoints").iterdir())[1:]:
+        later.rename(tmp_path / later.name)
+    resumed = gflownet.train("hypergrid", "tb", out=tmp_path / "stopped", resume=True, **settings)
+    assert bool((resumed.theta == whole.theta).all())
+    assert (resumed.metrics["eval/l1"] == whole.metrics["eval/l1"]).all()
+
+
 def test_a_run_with_other_settings_is_refused_in_a_short_sentence(tmp_path: Path) -> None:
     pytest.importorskip("rdkit")
     settings: dict[str, Any] = {"objective": "tb", "states": 64, "out": tmp_path / "run", "resume": True, "quiet": True}
