@@ -1,9 +1,9 @@
-"""The law of a method's objects: exact where all states, or all ancestors, can be listed; by importance sampling elsewhere.
+"""The distribution p(x) of a method's objects: exact if all states or all ancestors can be listed, else importance sampling.
 
 exact   u(s') = Σ_s u(s) P_F(s'|s) through the DAG, or through the ancestors of some objects; heads averaged
 log p   τ_1 .. τ_m ~ P_B(·|x), uniform over edges;  log p^(x) = log mean_i  P_F(τ_i) / P_B(τ_i|x)
 
-p^ is unbiased; its log is too small by about half the relative variance of p^.
+p^ is unbiased; log p^ is too small by about half the relative variance of p^.
 """
 
 from __future__ import annotations
@@ -21,32 +21,55 @@ from envs.random import Rng
 from gflownet.flows.states import distinct, key_of, states_after
 from gflownet.problem import DagProblem, EvaluatesActions, Method
 
-ROWS = 1 << 17  # states of all seeds together that a net sees at once
-OBJECTS = 512  # whose ancestors are listed at once
+ROWS = 1 << 17  # states of all seeds together in one forward pass
+OBJECTS = 512  # objects whose ancestors are listed at once
 
 
 @torch.no_grad()
 def exact_distribution(method: Method, state: Any, problem: DagProblem, dag: Enumeration) -> Tensor:
-    """[S, K] float64. Raises ValueError for a method without a policy."""
+    """Compute the exact distribution of finished objects over an enumerated DAG.
+
+    Args:
+        method: the method.
+        state: its state.
+        problem: the problem.
+        dag: the enumeration of `problem.env`.
+
+    Returns:
+        [S, K] float64, averaged over heads.
+
+    Raises:
+        ValueError: the method has no policy.
+    """
     return dag.terminal_distribution(_log_pf(method, state, problem, dag.obs, dag.action_mask)).mean(0)
 
 
 @torch.no_grad()
 def exact_log_p(method: Method, state: Any, problem: DagProblem, obs: Tensor) -> Tensor:
-    """[S, M] float64, log p(x) of objects [M, *obs] by dynamic programming over all ways to them.
+    """Compute the exact log p(x) of objects by dynamic programming over all their ancestors.
 
-    For environments whose objects have few ancestors (`few_ancestors`). Raises ValueError for a method without a policy.
+    Args:
+        method: the method.
+        state: its state.
+        problem: the problem; its environment has `few_ancestors`.
+        obs: the objects, [M, *obs].
+
+    Returns:
+        [S, M] float64, averaged over heads.
+
+    Raises:
+        ValueError: the method has no policy.
     """
     parts = []
     for lo in range(0, len(obs), OBJECTS):
         past = ancestry(problem.env, obs[lo : lo + OBJECTS])
         edge = _edge_log_pf(method, state, problem, past)
-        parts.append(past.probabilities(edge).mean(0))  # one head plays a whole episode
+        parts.append(past.probabilities(edge).mean(0))  # an episode is sampled from one head
     return torch.cat(parts, 1).log()
 
 
 def _edge_log_pf(method: Method, state: Any, problem: DagProblem, past: Ancestry) -> Tensor:
-    """[heads, S, E], a part of the states at a time."""
+    """log P_F of all edges, [heads, S, E], in chunks of states."""
     order = past.parent.argsort(stable=True)
     rows = max(1, ROWS // (len(problem.seeds) * 16))
     found: list[Tensor] = []
@@ -65,10 +88,21 @@ def _edge_log_pf(method: Method, state: Any, problem: DagProblem, past: Ancestry
 
 @torch.no_grad()
 def log_p(method: Method, state: Any, problem: DagProblem, obs: Tensor, m: int, rng: Rng) -> Tensor:
-    """[S, M] float64, the estimate of log p(x) from m backward paths of each of the objects obs [M, *obs].
+    """Estimate log p(x) of objects by importance sampling with backward trajectories.
 
-    rng  one key for each object; all seeds see the same paths
-    Raises ValueError for a method without a policy.
+    Args:
+        method: the method.
+        state: its state.
+        problem: the problem.
+        obs: the objects, [M, *obs].
+        m: backward trajectories of each object.
+        rng: M random keys; all seeds use the same trajectories.
+
+    Returns:
+        [S, M] float64.
+
+    Raises:
+        ValueError: the method has no policy.
     """
     env = problem.env
     tau = sample_backward(env, obs.repeat_interleave(m, 0), rng.spawn(m))
@@ -84,16 +118,16 @@ def log_p(method: Method, state: Any, problem: DagProblem, obs: Tensor, m: int, 
     episode = visits % tau.mask.shape[1]
     log_pf = torch.zeros(*taken.shape[:2], tau.mask.shape[1], dtype=torch.float64, device=obs.device)
     log_pf = log_pf.index_add(2, episode, taken)  # [heads, S, M·m]
-    log_pf = log_pf.logsumexp(0) - math.log(len(log_pf))  # one head plays a whole episode
+    log_pf = log_pf.logsumexp(0) - math.log(len(log_pf))  # an episode is sampled from one head
     return (log_pf - log_pb).view(len(log_pf), -1, m).logsumexp(2) - math.log(m)
 
 
 def _log_pf(method: Method, state: Any, problem: DagProblem, obs: Tensor, valid: Tensor) -> Tensor:
-    """[heads, S, M, A], a part of the states at a time."""
+    """log P_F, [heads, S, M, A], in chunks of states."""
     rows, parts = max(1, ROWS // len(problem.seeds)), []
     for lo in range(0, len(obs), rows):
         part = method.log_pf(state, problem, obs[lo : lo + rows], valid[lo : lo + rows])
         if part is None:
-            raise ValueError(f"{type(method).__name__} has no policy: compare its visited objects with the law instead")
+            raise ValueError(f"{type(method).__name__} has no policy: use the distribution of its visited objects instead")
         parts.append(part)
     return torch.cat(parts, 2)

@@ -1,15 +1,14 @@
-"""A GFlowNet: an objective, a policy, and ways to explore.
+"""`GFlowNet`: trains a policy with an objective, exploration, replay and local search.
 
     in each iteration
-        build n objects with the policy, as `explore` says; ask for their rewards
-        go on from them by local search;  put all of it into the buffer;  draw as many again from the buffer
+        construct n objects with the exploring policy; evaluate their rewards
+        improve them by local search;  add all trajectories to the buffer;  draw equally many from the buffer
         one step of Adam on objective.loss(flows of these trajectories)    (for tlm: + the loss of P_B)
         target <- (1 - τ) target + τ θ
 
-With `heads` > 1 each trajectory is sampled from one of several policies on a common trunk and trains each of them with
-probability 1/2: Thompson sampling (Rector-Brooks et al. 2023, 2306.17693). `tlm` learns P_B by -log P_B of the policy's own
-trajectories (Gritsaev et al. 2024, 2410.15474); differs from the paper: one step on the sum of both losses, instead of two in
-turn.
+With `heads` > 1 each trajectory is sampled from one of several policies on a common trunk, and each policy is trained on it
+with probability 1/2: Thompson sampling (Rector-Brooks et al. 2023, 2306.17693). `tlm` trains P_B on -log P_B of the policy's
+own trajectories (Gritsaev et al. 2024, 2410.15474). Differs from the paper: one step on the sum of both losses.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ from gflownet.sampling.tape import Tape
 from gflownet.static.table import Static, TableSampler
 from gflownet.trees.outputs import log_policy
 
-SAMPLE, HEAD, SEARCH, DRAW, BOOTSTRAP = range(5)  # streams of an iteration
+SAMPLE, HEAD, SEARCH, DRAW, BOOTSTRAP = range(5)  # random streams of an iteration
 
 
 class GFlowNetState(NamedTuple):
-    """theta [S, D]; target [S, D] (or [S, 0] where nothing bootstraps); log_z [S], the objective's last estimate."""
+    """theta [S, D]; target [S, D] ([S, 0] without a target network); log_z [S], the objective's last estimate."""
 
     theta: Tensor
     adam: Adam
@@ -51,7 +50,7 @@ class GFlowNetState(NamedTuple):
 
 @dataclass(frozen=True)
 class GFlowNet:
-    """See the module. Fields are the command line's flags."""
+    """A GFlowNet; the module docstring has the algorithm. Fields are flags of the command line."""
 
     objective: Objective
     """objective to minimise"""
@@ -105,7 +104,7 @@ class GFlowNet:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected {', '.join(options)}")
         able = self.objective.backwards if isinstance(self.objective, RestrictsBackward) else BACKWARD
         if self.backward not in able:
-            raise ValueError(f"backward {self.backward} has no part in this objective, which takes {', '.join(able)}")
+            raise ValueError(f"backward is {self.backward}, expected one that this objective supports: {', '.join(able)}")
         if self.heads < 1 or self.capacity < 1 or min((1, *self.hidden)) < 1:
             raise ValueError("heads, capacity and the widths of hidden layers are expected to be at least 1")
         Exploration(self.epsilon, self.temperature)
@@ -131,9 +130,10 @@ class GFlowNet:
     def iteration(
         self, state: GFlowNetState, problem: DagProblem, t: int | Tensor, static: Static | None = None
     ) -> tuple[GFlowNetState, Outcome]:
-        """`step`; with `static` and t a tensor on the device it is a fixed sequence of operations, and nothing is read back.
+        """`step`, with optional static shapes.
 
-        Tensors of the state are then changed in place, but for log_z and the replay buffer, which must be "none".
+        With `static`, and t a tensor on the device, it is a fixed sequence of operations and nothing is read back to the host.
+        The tensors of the state are then changed in place, except log_z; replay must be "none".
         """
         model, rng, theta = self.model(problem), problem.rng(ITERATION, t), state.theta
         tau, log_reward, objects, rewards, tape = self._build(model, theta, problem, t, rng, static)
@@ -149,7 +149,7 @@ class GFlowNet:
         flows = Flows(problem.env, model, leaf, tau, log_reward, backward=self.backward, **known)
         loss = self._loss(flows, rng)
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-        with torch.no_grad():  # before θ moves under the flows, which look when they are asked
+        with torch.no_grad():  # before θ is updated in place: flows are computed on demand
             fine = torch.isfinite(loss.detach() + gradient.sum(1))
             log_z = torch.where(fine, self.objective.log_z(flows), state.log_z)
         decay = self.final_rate ** (_real(t) / max(problem.iterations - 1, 1))
@@ -169,7 +169,7 @@ class GFlowNet:
     def _build(
         self, model: Model, theta: Tensor, problem: DagProblem, t: int | Tensor, rng: Rng, static: Static | None
     ) -> tuple[Trajectories, Tensor, Tensor, Tensor, Tape | None]:
-        """(trajectories to learn from, their log-rewards, all objects built [S, m, *obs], their log-rewards [S, m], tape)."""
+        """(training trajectories, their log-rewards, all constructed objects [S, m, *obs], their log-rewards [S, m], tape)."""
         n, head = problem.batch_size, None
         if self.heads > 1:
             head = (rng.fold(HEAD).spawn(n).uniform() * self.heads).long()
@@ -183,13 +183,13 @@ class GFlowNet:
         log_reward = (problem.env if static is None else static).log_reward(tau.last)
         objects, rewards = problem.by_seed(tau.last), problem.by_seed(log_reward)
         if self.search_rounds:
-            found, worth, built, all_worth = local_search(
+            found, reward, built, built_reward = local_search(
                 problem, model, theta, tau, log_reward, self._search, self.backward, rng.fold(SEARCH)
             )
-            tau, log_reward = _together(len(theta), (tau, log_reward), (found, worth))
+            tau, log_reward = _together(len(theta), (tau, log_reward), (found, reward))
             tape = None
             objects = torch.cat([objects, *(problem.by_seed(x) for x in built)], 1)
-            rewards = torch.cat([rewards, *(problem.by_seed(x) for x in all_worth)], 1)
+            rewards = torch.cat([rewards, *(problem.by_seed(x) for x in built_reward)], 1)
         return tau, log_reward, objects, rewards, tape
 
     def _epsilon(self, problem: DagProblem, t: int | Tensor) -> float | Tensor:
@@ -199,15 +199,13 @@ class GFlowNet:
         return self.epsilon * (left.clamp_min(0) if isinstance(left, Tensor) else max(0.0, left))
 
     def _loss(self, flows: Flows, rng: Rng) -> Tensor:
-        """[S]."""
+        """The loss of each seed, [S]."""
         if self.heads == 1:
             loss = self.objective.loss(flows)
         else:
             n = flows.log_reward.shape[1]
-            teaches = (
-                (rng.fold(BOOTSTRAP).spawn(n).uniform(self.heads) < 0.5).to(flows.log_reward.dtype).view(-1, n, self.heads)
-            )
-            every = [self.objective.loss(flows.with_head(k, teaches[..., k])) for k in range(self.heads)]
+            weight = (rng.fold(BOOTSTRAP).spawn(n).uniform(self.heads) < 0.5).to(flows.log_reward.dtype).view(-1, n, self.heads)
+            every = [self.objective.loss(flows.with_head(k, weight[..., k])) for k in range(self.heads)]
             loss = torch.stack(every).mean(0)
         if self.backward == "tlm":
             loss = loss - flows.mean(flows.log_pb_learned.sum(0) / flows.mask.sum(0))
@@ -220,11 +218,11 @@ class GFlowNet:
     def log_pf_of(
         self, state: GFlowNetState, problem: DagProblem, obs: Tensor, valid: Tensor, row: Tensor, action: Tensor
     ) -> Tensor:
-        """[heads, S, E] of single moves: action [E] at state row [E] of obs [M, *obs], where valid [M, A] is."""
+        """log P_F of action [E] at state row [E] of obs [M, *obs], with valid actions valid [M, A]; [heads, S, E]."""
         return log_policy(self.model(problem), state.theta, obs, row, action, valid)
 
     def actor(self, state: GFlowNetState, problem: DagProblem, n: int) -> Act | None:
-        """The policies without exploration as an Act for S·n episodes; None where several heads take turns."""
+        """The `Act` of the policies without exploration for S·n episodes; None with several heads."""
         return sampler(problem.env, self.model(problem), state.theta, n) if self.heads == 1 else None
 
     def log_z(self, state: GFlowNetState) -> Tensor:

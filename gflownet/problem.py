@@ -1,4 +1,4 @@
-"""A problem (environment, seeds, batch) and what a method says of one iteration on it."""
+"""`DagProblem`: environment, seeds and batch size of a run; the protocols of methods, and the outcome of an iteration."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from envs.core import DagEnv, EnvironmentFault, State, Trajectories
 from envs.random import Rng
 from envs.rollout import Act, rollout
 
-INIT, ITERATION, EVALUATION = 0, 1, 2  # streams of a seed
+INIT, ITERATION, EVALUATION = 0, 1, 2  # random streams of a seed
 Metrics = dict[str, Tensor | float]
 
 
 @dataclass(frozen=True)
 class DagProblem:
-    """What does not change during a run. Everything random follows from `seeds` and the number of the iteration.
+    """All that does not change during a run. All randomness follows from `seeds` and the number of the iteration.
 
-    batch_size  objects of each seed that a method builds in an iteration
+    env         the environment
+    seeds       S independent runs that are trained side by side
+    batch_size  objects of each seed that a method constructs in an iteration
     iterations  of the whole run, for schedules
+    device      of parameters and random keys
+    dtype       of parameters
     """
 
     env: DagEnv
@@ -33,7 +37,7 @@ class DagProblem:
     dtype: torch.dtype = torch.float32
 
     def rng(self, stream: int, t: int | Tensor = 0) -> Rng:
-        """One key for each seed, [S]."""
+        """Random keys of a stream and an iteration, one for each of the S seeds."""
         return self._streams[stream].fold(t)
 
     @cached_property
@@ -43,11 +47,20 @@ class DagProblem:
         return [rng.fold(stream) for stream in (INIT, ITERATION, EVALUATION)]
 
     def play(self, act: Act, rng: Rng, n: int | None = None, start: State | None = None, checks: bool = True) -> Trajectories:
-        """Episodes [T, S·n], the n of each seed in a row, to their ends; rng: one key for each seed.
+        """Sample complete episodes.
 
-        start   where they begin, S·n states; default: at the source
-        checks  of `rollout`
-        Raises EnvironmentFault when an episode does not end within the environment's horizon.
+        Args:
+            act: the policy.
+            rng: one key for each seed.
+            n: episodes of each seed; None: `batch_size`.
+            start: S·n initial states; None: the source.
+            checks: of `rollout`.
+
+        Returns:
+            Trajectories [T, S·n], grouped by seed.
+
+        Raises:
+            EnvironmentFault: an episode does not end within the environment's horizon.
         """
         tau = rollout(self.env, act, rng.spawn(n or self.batch_size), start=start, checks=checks)
         if checks and self.device == "cpu" and not bool(tau.terminated.all()):
@@ -56,16 +69,16 @@ class DagProblem:
         return tau
 
     def by_seed(self, x: Tensor) -> Tensor:
-        """[S·n, ...] -> [S, n, ...]."""
+        """Reshape a batch grouped by seed, [S·n, ...] -> [S, n, ...]."""
         return x.view(len(self.seeds), -1, *x.shape[1:])
 
 
 class Outcome(NamedTuple):
-    """What one iteration did.
+    """The result of one iteration.
 
-    objects     [S, m, *obs]  the finished objects built, in order; every one whose reward was asked for counts
+    objects     [S, m, *obs]  the finished objects constructed, in order: all whose reward was evaluated
     log_reward  [S, m] float64
-    metrics     tag -> number, or one for each seed [S]
+    metrics     tag -> a number, or a tensor [S] with one for each seed
     fault       the batch of an update that was skipped because it was not finite, else empty
     """
 
@@ -76,7 +89,7 @@ class Outcome(NamedTuple):
 
 
 def skipped_batch(tau: Trajectories, log_reward: Tensor, loss: Tensor, fine: Tensor) -> dict[str, Tensor]:
-    """`Outcome.fault`: what an update that was skipped had to learn from."""
+    """`Outcome.fault`: the batch of an update that was skipped, for diagnosis."""
     assert tau.last is not None
     batch = {"obs": tau.obs, "action": tau.action, "mask": tau.mask, "last": tau.last}
     return {**batch, "log_reward": log_reward, "loss": loss, "fine": fine}
@@ -84,15 +97,15 @@ def skipped_batch(tau: Trajectories, log_reward: Tensor, loss: Tensor, fine: Ten
 
 @runtime_checkable
 class Method(Protocol):
-    """A frozen dataclass of knobs: a GFlowNet with some objective, or what it is compared with.
+    """A frozen dataclass of hyperparameters: a GFlowNet, or a baseline.
 
-    init(problem) -> state               a NamedTuple of tensors, numbers and such NamedTuples: what a checkpoint holds
-    step(state, problem, t)              iteration t; the state handed in is used up
-    log_pf(state, problem, obs, valid)   [heads, S, M, A] log P_F at M states [M, *obs], or None where there is no policy;
-                                         with several heads one is drawn for each episode
+    init(problem) -> state               a NamedTuple of tensors, numbers and such NamedTuples; checkpoints store it
+    step(state, problem, t)              iteration t; it may change the given state in place
+    log_pf(state, problem, obs, valid)   [heads, S, M, A] log P_F at M states [M, *obs], or None without a policy; with
+                                         several heads, each episode is sampled from one of them
     log_z(state)                         [S] the estimate of log Z, or None
 
-    What it may offer in addition: `EvaluatesActions`, `Acts`, `SearchesLocally`.
+    Optional members are the protocols `EvaluatesActions`, `Acts` and `SearchesLocally`.
     """
 
     def init(self, problem: DagProblem) -> Any: ...
@@ -106,10 +119,10 @@ class Method(Protocol):
 
 @runtime_checkable
 class EvaluatesActions(Protocol):
-    """A method that evaluates single actions for less than all actions of their states."""
+    """A method that can evaluate single actions at a lower cost than all actions of their states."""
 
     def log_pf_of(self, state: Any, problem: DagProblem, obs: Tensor, valid: Tensor, row: Tensor, action: Tensor) -> Tensor:
-        """[heads, S, E] log P_F of action [E] at state row [E] of obs [M, *obs], where the actions valid [M, A] are valid."""
+        """[heads, S, E] log P_F of action [E] at state row [E] of obs [M, *obs], with valid actions valid [M, A]."""
         ...
 
 

@@ -1,9 +1,9 @@
-"""Objectives: frozen dataclasses of knobs with `loss(flows) -> [S]`, one a file, around pure functions of tensors.
+"""Objectives: frozen dataclasses of hyperparameters with `loss(flows) -> [S]`, around pure functions of tensors.
 
-    uses    what the model must hold beside the policy: "state_flow", "log_z", "target" (a slow copy of the parameters)
+    uses    what it needs besides the policy: "state_flow", "log_z", "target" (a target network)
     log_z   the objective's own estimate of log Z, [S]
 
-An objective is zero, with zero gradient, exactly where the policy samples objects in proportion to their reward.
+An objective and its gradient are 0 exactly if the policy samples objects in proportion to their reward.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from gflownet.flows.flows import Flows
 
 @runtime_checkable
 class Objective(Protocol):
+    """A loss of a batch of trajectories, [S], and an estimate of log Z, [S]."""
+
     uses: ClassVar[frozenset[str]]
 
     def loss(self, flows: Flows) -> Tensor: ...
@@ -26,6 +28,6 @@ class Objective(Protocol):
 
 @runtime_checkable
 class RestrictsBackward(Protocol):
-    """An objective that makes sense with some backward policies only."""
+    """An objective that supports only some backward policies."""
 
     backwards: ClassVar[tuple[str, ...]]

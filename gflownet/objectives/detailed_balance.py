@@ -1,4 +1,4 @@
-"""DB: detailed balance (Bengio et al., "GFlowNet foundations", 2111.09266). What flows along an edge flows back along it.
+"""DB: detailed balance (Bengio et al., "GFlowNet foundations", 2111.09266). Forward and backward flow of an edge are equal.
 
 L = mean over steps of ( log F(s) + log P_F(s'|s) - log F(s') - log P_B(s|s') )²,    F(x) = R(x) at finished objects
 """

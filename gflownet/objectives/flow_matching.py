@@ -1,11 +1,11 @@
-"""FM: flow matching (Bengio et al., NeurIPS 2021, eq. 12). What flows into a state flows out of it.
+"""FM: flow matching (Bengio et al., NeurIPS 2021, eq. 12). Inflow and outflow of a state are equal.
 
     L = Σ_{s' ≠ s0} λ(s') ( log[ε + Σ_{(s,a): T(s,a)=s'} exp F(s,a)] - log[ε + R(s') + Σ_a' exp F(s',a')] )²
 
-with R = 0 inside, no outgoing sum at finished objects, λ = λ_T at finished objects and 1 elsewhere; the mean over the states
-that the trajectories enter, each as often as they do. The policy is P_F(a|s) ∝ exp F(s,a).
+with R = 0 at unfinished states, no outgoing sum at finished objects, λ = λ_T at finished objects and 1 elsewhere; the mean over
+all visits of the trajectories to states other than s0. The policy is P_F(a|s) ∝ exp F(s,a).
 
-Differs from the paper: the mean over states entered, as in its code, not the sum. Its grid code has no ε (here 0).
+Differs from the paper: a mean over visits, as in its code, not a sum. Its grid code has no ε (here 0).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class FlowMatching:
         inflow, outflow = (torch.where(real, x, 0.0) for x in (edges.log_inflow, edges.log_outflow))
         delta = flow_matching(inflow, outflow, self.smoothing)
         weight = torch.where(edges.terminal, self.terminal_weight, 1.0)
-        visits = edges.count.sum(1).clamp_min(1e-30)  # 0 where all trajectories teach other heads
+        visits = edges.count.sum(1).clamp_min(1e-30)  # 0 if no trajectory trains this head
         return (edges.count * weight * LOSSES[self.residual](delta)).sum(1) / visits
 
     def log_z(self, flows: Flows) -> Tensor:

@@ -18,7 +18,7 @@ from gflownet.objectives.subtrajectory_balance import check_decay, subtrajectory
 
 
 def forward_looking(flows: Flows) -> Tensor:
-    """log F(s_t) = log F~(s_t) + log R(s_t), [T + 1, S, n]; log R(x) from the end on."""
+    """log F(s_t) = log F~(s_t) + log R(s_t), [T + 1, S, n]; log R(x) after the end."""
     inside = torch.cat([flows.mask, torch.zeros_like(flows.mask[:1])])
     return torch.where(inside, flows.log_state_flow, 0.0) + flows.log_reward_at
 

@@ -1,6 +1,6 @@
-"""Modified DB (Deleu et al. 2022, 2202.13903), where every state can be kept: F is eliminated through P_F(stop|s) = R(s)/F(s).
+"""Modified DB (Deleu et al. 2022, 2202.13903), where every state can stop: F is eliminated by P_F(stop|s) = R(s)/F(s).
 
-L = mean over steps s -> s' inside of
+L = mean over steps s -> s' other than stop of
     ( log R(s') + log P_B(s|s') + log P_F(stop|s) - log R(s) - log P_F(s'|s) - log P_F(stop|s') )²
 """
 
@@ -35,7 +35,7 @@ class ModifiedDetailedBalance:
         delta = modified_detailed_balance(flows.log_reward_at, flows.log_stop, flows.log_pf, flows.log_pb)
         inside = flows.weight * (flows.mask & ~flows.stops)
         loss = LOSSES[self.residual](torch.where(inside > 0, delta, 0.0))
-        return (loss * inside).sum((0, 2)) / inside.sum((0, 2)).clamp_min(1)  # all stopped at once: nothing to learn from
+        return (loss * inside).sum((0, 2)) / inside.sum((0, 2)).clamp_min(1)  # 0 if all stop at once
 
     def log_z(self, flows: Flows) -> Tensor:
         return (flows.log_reward_at - flows.log_stop)[0, :, 0]

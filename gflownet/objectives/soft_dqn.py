@@ -1,11 +1,11 @@
 """Soft DQN and Munchausen DQN as GFlowNets (Tiapkin et al. 2023, 2310.12934): entropy-regularised Q-learning with discount 1,
-rewards log P_B(s|s') on the way and log R(x) at the end.
+rewards log P_B(s|s') before the end and log R(x) at the end.
 
     L = mean over steps of ρ( Q(s,a) - y ),   y = log P_B(s|s') + α clip(λ log π¯(a|s), l0, 0) + V¯(s')
     V(s') = λ log Σ_a' exp(Q(s',a')/λ),  V(x) = log R(x),   π = softmax(Q/λ),   λ = 1/(1 - α)
 
-with ¯ for the slow copy of the parameters. That choice of λ keeps the optimal policy; V is log F, and log Z at the source.
-The net's numbers are Q/λ, so that the policy is their softmax.
+with ¯ for the target network. This λ leaves the optimal policy unchanged; V is log F, and log Z at the source. The outputs of
+the network are Q/λ, so that the policy is their softmax.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SoftDQN:
         "uniform",
         "maxent",
         "tlm",
-    )  # P_B is part of the reward: the target teaches it nothing
+    )  # P_B is part of the reward and not trained by this loss
 
     def __post_init__(self) -> None:
         if not 0 <= self.munchausen < 1 or not self.clip <= 0:

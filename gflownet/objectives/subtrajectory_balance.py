@@ -1,10 +1,10 @@
-"""SubTB(λ): sub-trajectory balance (Madan et al. 2023, 2209.12782), over all pieces of a trajectory.
+"""SubTB(λ): sub-trajectory balance (Madan et al. 2023, 2209.12782), over all sub-trajectories.
 
     L = mean over trajectories of  Σ_{i<j} λ^(j-i) δ_ij² / Σ_{i<j} λ^(j-i)
     δ_ij = log F(s_i) + Σ_{i<=t<j} log P_F - log F(s_j) - Σ_{i<=t<j} log P_B
 
-With v_t = log F(s_t) - Σ_{k<t} (log P_F - log P_B)_k every δ_ij is v_i - v_j, so that the square's sum over all pairs is a
-quadratic form in v: two products with a T × T matrix, memory linear in the length. Other residuals go lag by lag.
+With v_t = log F(s_t) - Σ_{k<t} (log P_F - log P_B)_k every δ_ij is v_i - v_j. So the sum of squares over all pairs is a
+quadratic form in v: two products with a T × T matrix, with memory linear in the length. Other residuals are summed lag by lag.
 """
 
 from __future__ import annotations
@@ -24,11 +24,23 @@ from gflownet.objectives.residuals import LOSSES, Residual
 def subtrajectory_balance(
     log_flow: Tensor, log_pf: Tensor, log_pb: Tensor, real: Tensor, decay: float, residual: Residual = "squared"
 ) -> Tensor:
-    """The weighted mean over the pieces of each trajectory, [...], from [T + 1, ...]; real: s_t belongs to it."""
+    """The weighted mean loss over the sub-trajectories of each trajectory.
+
+    Args:
+        log_flow: [T + 1, ...], log F(s_t).
+        log_pf: [T, ...].
+        log_pb: [T, ...].
+        real: [T + 1, ...] bool, whether s_t belongs to the trajectory.
+        decay: λ.
+        residual: the loss of a residual.
+
+    Returns:
+        [...].
+    """
     zero = torch.zeros_like(log_flow[:1])
     v = log_flow - torch.cat([zero, (log_pf - log_pb).cumsum(0)])
     weight = real.to(v.dtype)
-    # a common shift of a trajectory's v changes nothing, and without it the quadratic form would cancel
+    # subtracting the mean of v changes nothing exactly, and avoids cancellation in the quadratic form
     v = torch.where(real, v - (v.detach() * weight).sum(0) / weight.sum(0), 0.0)
     pairs = (_kept_pairs if v.device.type == "cpu" else _pairs)(len(v), decay, v.dtype, v.device)
     near = (pairs @ weight.flatten(1)).view_as(v)
@@ -36,7 +48,7 @@ def subtrajectory_balance(
     if residual == "squared":
         return ((weight * near * v**2).sum(0) - (v * (pairs @ v.flatten(1)).view_as(v)).sum(0)) / total
     sums = [
-        # keeps v alone, not a copy for each lag; a generator's state cannot be read while a CUDA graph is captured
+        # stores only v, not a copy for each lag; the state of a generator cannot be read while a CUDA graph is captured
         checkpoint(_lag, v, weight, lag, decay, residual, use_reentrant=False, preserve_rng_state=False)
         for lag in range(1, len(v))
     ]
@@ -44,7 +56,11 @@ def subtrajectory_balance(
 
 
 def check_decay(decay: float) -> None:
-    """ValueError unless λ is in (0, 1]."""
+    """Check λ.
+
+    Raises:
+        ValueError: λ is not in (0, 1].
+    """
     if not 0 < decay <= 1:
         raise ValueError(f"decay is {decay}, expected a number in (0, 1] (0.9 is usual)")
 

@@ -15,7 +15,7 @@ from gflownet.objectives.residuals import LOSSES, Residual
 
 
 def trajectory_balance(log_z: Tensor, log_pf: Tensor, log_pb: Tensor, log_reward: Tensor) -> Tensor:
-    """The residual of each trajectory: log_pf and log_pb [T, S, n], log_z [S, 1], log_reward [S, n]."""
+    """The residual of each trajectory, [S, n], from log_z [S, 1], log_pf and log_pb [T, S, n], log_reward [S, n]."""
     return log_z + log_pf.sum(0) - log_reward - log_pb.sum(0)
 
 

@@ -2,7 +2,7 @@
 
     ζ = log R(x) + Σ log P_B - Σ log P_F        L = mean over trajectories of (ζ - mean ζ)²
 
-ζ is log Z for every trajectory at the optimum. The gradient flows through the mean too, which makes it that of the variance.
+At the optimum ζ is log Z for every trajectory. The mean is differentiated too, so that the gradient is that of the variance.
 """
 
 from __future__ import annotations
