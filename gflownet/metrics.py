@@ -1,9 +1,9 @@
-"""How far a law is from the exact one, and what was found. Pure functions in float64, batched over leading axes (seeds).
+"""Distances between distributions, visit counts, correlations. Pure functions in float64, batched over leading axes (seeds).
 
-Laws p, q [..., K] over the K objects of an enumeration; counts [..., K]; log p and log R of M objects [..., M].
+Distributions p, q [..., K] over the K objects of an enumeration; counts [..., K]; log p and log R of M objects [..., M].
 
-A law estimated from n draws is not zero away from the truth. `noise_floor` is E Σ|p^ - p| of n independent draws; that of the
-total variation is half of it and that of the paper's mean is a K-th. For the two below, where n p(x) is large everywhere:
+A distribution estimated from n draws has a positive distance to the true one. `noise_floor` is E Σ|p^ - p| of n independent
+draws; that of the total variation is 1/2 of it, and that of the paper's mean 1/K of it. If n p(x) is large everywhere:
     E KL(p^ || p) ≈ (K - 1) / 2n        E JSD(p^, p) ≈ (K - 1) / 8n
 """
 
@@ -45,33 +45,33 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
 
 
 def empirical(counts: Tensor) -> Tensor:
-    """The law of what was counted, [..., K]; NaN where nothing was."""
+    """The distribution of counts [..., K], [..., K]; NaN if all are 0."""
     return counts.double() / counts.sum(-1, keepdim=True)
 
 
-def noise_floor(law: Tensor, n: int) -> float:
-    """E Σ_x |p^(x) - p(x)| of n independent draws from the law [K].
+def noise_floor(p: Tensor, n: int) -> float:
+    """E Σ_x |p^(x) - p(x)| of n independent draws from a distribution [K].
 
     Each count is binomial, with mean absolute deviation 2 ν C(n, ν) p^ν (1 - p)^(n - ν + 1), ν = floor(np) + 1 (De Moivre
     1730; Diaconis and Zabell 1991).
     """
     if n < 1:
         raise ValueError(f"n is {n}, expected at least one draw")
-    p, top = law.double(), torch.tensor(float(n), dtype=torch.float64, device=law.device)
+    p, top = p.double(), torch.tensor(float(n), dtype=torch.float64, device=p.device)
     nu = (top * p).floor() + 1
     log_binomial = torch.lgamma(top + 1) - torch.lgamma(nu + 1) - torch.lgamma(top - nu + 1)
     log_deviation = nu.log() + log_binomial + torch.xlogy(nu, p) + torch.special.xlog1py(top - nu + 1, -p)
     return float(2 * log_deviation.exp().sum() / n)
 
 
-# -- what was visited
+# -- visits
 
 
 class SlidingWindow(NamedTuple):
-    """Counts of the last `size` objects of each seed: the paper's "last 200,000 visited".
+    """Counts of the last `size` objects of each seed: the "last 200,000 visited" of Bengio et al.
 
-    ids       [S, size] int32 the ring of object numbers, -1 where there was none yet
-    counts    [S, K] int64    how often each is in the ring
+    ids       [S, size] int32 ring buffer of object indices, -1 where there is none yet
+    counts    [S, K] int64    occurrences of each object in it
     position  objects ever added, for each seed
     """
 
@@ -85,7 +85,7 @@ class SlidingWindow(NamedTuple):
         return SlidingWindow(ids, torch.zeros(seeds, objects, dtype=torch.int64, device=device), 0)
 
     def add(self, ids: Tensor) -> SlidingWindow:
-        """Objects ids [S, m], in order, take the oldest places; in place, in O(m)."""
+        """Replace the oldest entries by objects ids [S, m], in order; in place, in O(m)."""
         size, m = self.ids.shape[1], ids.shape[1]
         ids = ids[:, -size:].long() if m > size else ids.long()
         place = (torch.arange(m - ids.shape[1], m, device=ids.device) + self.position) % size
@@ -97,27 +97,27 @@ class SlidingWindow(NamedTuple):
 
     @property
     def distribution(self) -> Tensor:
-        """[S, K]; NaN before anything was added."""
+        """The distribution of the objects in the window, [S, K]; NaN before any was added."""
         return empirical(self.counts)
 
     @property
     def held(self) -> int:
-        """Objects in the ring, for each seed: the n of `noise_floor`."""
+        """Number of objects in the window, for each seed: the n of `noise_floor`."""
         return min(self.position, self.ids.shape[1])
 
 
-# -- does log p rise with log R?
+# -- correlation of log p with log R
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
-    """Correlation over the last axis, [...]; NaN where one of them is constant or not finite."""
+    """Pearson correlation over the last axis, [...]; NaN if x or y is constant or not finite."""
     x, y = x.double(), y.double()
     x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
     return (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
 
 
 def ranks(x: Tensor) -> Tensor:
-    """1 for the smallest of the last axis, and so on; equal numbers share the mean of their ranks. [..., M] float64"""
+    """Ranks over the last axis, [..., M] float64, 1 for the smallest; ties get the mean of their ranks."""
     ordered = x.sort(-1).values.contiguous()
     below = torch.searchsorted(ordered, x.contiguous())
     up_to = torch.searchsorted(ordered, x.contiguous(), right=True)
@@ -125,5 +125,5 @@ def ranks(x: Tensor) -> Tensor:
 
 
 def spearman(x: Tensor, y: Tensor) -> Tensor:
-    """Correlation of ranks over the last axis, [...]; -inf is the smallest number."""
+    """Spearman correlation over the last axis, [...]; -inf is the smallest value."""
     return pearson(ranks(x), ranks(y))

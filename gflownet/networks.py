@@ -1,9 +1,10 @@
-"""Nets as functions of flat parameters, S seeds side by side: params [S, P], observations [S, M, *obs] -> [S, M, O].
+"""Networks as functions of flat parameters, for S seeds: params [S, P], observations [S, M, *obs] -> outputs [S, M, O].
 
-    StackedMLP      x = one-hot of each coordinate (or the numbers themselves) -> LeakyReLU layers -> O numbers
-    Tabular  one row of O numbers for each state of an environment that numbers them
+    StackedMLP  one-hot of each coordinate (or the values themselves) -> LeakyReLU layers -> O outputs
+    Tabular     one row of O outputs for each state of an environment with an index
+    Stacked     any torch Module
 
-A net of one's own is a frozen dataclass with `size`, `outputs`, `init` and `forward`, or a torch Module wrapped in `Stacked`.
+Another network is a frozen dataclass with `size`, `outputs`, `init` and `forward`, or a torch Module wrapped in `Stacked`.
 """
 
 from __future__ import annotations
@@ -22,41 +23,48 @@ from envs.core import Array
 from envs.random import Rng
 
 SLOPE = 0.01  # of LeakyReLU, torch's default and the paper's
-MANY = 64  # rows from which on torch's products, on several threads, are the faster ones
+MANY = 64  # the fewest rows for which torch's products, which use several threads, are faster
 
 
 class LayerStore(Protocol):
-    """Where a forward pass may write its layers, so that the backward pass can start from them."""
+    """Storage for the layers of a forward pass, for use by a later backward pass."""
 
     def room(self, rows: int) -> list[Any]:
-        """Arrays to be written once: inputs, hidden layers and outputs of the next `rows` rows."""
+        """Arrays for inputs, hidden layers and outputs of the next `rows` rows."""
         ...
 
 
 @runtime_checkable
 class Network(Protocol):
+    """A network as a function of flat parameters."""
+
     @property
     def size(self) -> int:
         """P, the number of parameters of a seed."""
         ...
 
     @property
-    def outputs(self) -> int: ...
+    def outputs(self) -> int:
+        """O, the number of outputs."""
+        ...
 
     def init(self, rng: Rng) -> Tensor:
-        """[S, P] from one key for each seed."""
+        """Initial parameters from one key for each seed, [S, P]."""
         ...
 
     def forward(self, params: Tensor, obs: Tensor) -> Tensor:
-        """[S, P], [S, M, *obs] -> [S, M, O], differentiable in params."""
+        """The outputs for params [S, P] and obs [S, M, *obs], [S, M, O], differentiable in params."""
         ...
 
 
 @dataclass(frozen=True)
 class StackedMLP:
-    """Fully connected with LeakyReLU; weights and biases uniform on ±1/√fan_in at the start, torch's default.
+    """A fully connected network with LeakyReLU. Initial weights and biases are uniform on ±1/√fan_in, torch's default.
 
-    inputs  numbers in an observation      levels  how many values each of them takes, to be one-hot (none: taken as they are)
+    inputs   entries of an observation
+    hidden   widths of hidden layers
+    outputs  O
+    levels   number of values of each entry, which are one-hot encoded; (): entries are used as they are
     """
 
     inputs: int
@@ -78,7 +86,7 @@ class StackedMLP:
 
     @property
     def widths(self) -> list[int]:
-        """Of each layer: features, hidden layers, outputs."""
+        """Width of each layer: features, hidden layers, outputs."""
         return [a for a, _ in self._widths] + [self.outputs]
 
     def init(self, rng: Rng) -> Tensor:
@@ -114,7 +122,7 @@ class StackedMLP:
         return torch.cat(parts, -1).to(dtype)
 
     def actor(self, params: Tensor) -> NumpyLayers:
-        """The seeds' nets in numpy, whose products cost two thirds of torch's at a few rows, all together and each alone."""
+        """The same networks in numpy, whose products take two thirds of the time of torch's for a few rows."""
         flat = params.detach().cpu().numpy()
         layers, at = [], 0
         for a, b in self._widths:
@@ -124,7 +132,7 @@ class StackedMLP:
 
 
 class NumpyLayers:
-    """obs [S, M, *obs] -> [S, M, O]; `[seed]` is one seed's net, [M, *obs] -> [M, O]."""
+    """The networks of S seeds in numpy, obs [S, M, *obs] -> [S, M, O]; `[seed]` is that of one seed, [M, *obs] -> [M, O]."""
 
     def __init__(self, net: StackedMLP, layers: list[tuple[Any, Any]], eyes: list[Any] | None = None) -> None:
         self._net, self._layers, self._same = net, layers, len(set(net.levels)) == 1
@@ -163,7 +171,12 @@ class NumpyLayers:
 
 @dataclass(frozen=True)
 class Tabular:
-    """A table, zero at the start. index: observations [M, *obs] -> numbers below `states`."""
+    """A table with one row for each state, initially 0.
+
+    states   number of states
+    outputs  O
+    index    observations [M, *obs] -> rows [M], below `states`
+    """
 
     states: int
     outputs: int
@@ -183,10 +196,14 @@ class Tabular:
 
 
 class Stacked:
-    """A torch Module [M, *obs] -> [M, O] as a net: `torch.func` carries it over the seeds.
+    """A torch Module [M, *obs] -> [M, O] as a network, batched over seeds by `torch.func.vmap`.
 
-    make     builds the module; called once for each seed's first parameters, with torch's generator seeded from the seed's key
-    outputs  O
+    Args:
+        make: makes the module; it is called once for each seed, with torch's generator seeded from the seed's key.
+        outputs: O.
+
+    Raises:
+        ValueError: the module has buffers.
     """
 
     def __init__(self, make: Callable[[], torch.nn.Module], outputs: int) -> None:
@@ -194,7 +211,7 @@ class Stacked:
         self._module = make()
         self._shapes = {name: p.shape for name, p in self._module.named_parameters()}
         if next(self._module.buffers(), None) is not None:
-            raise ValueError("the module has buffers (running statistics?): parameters only, so that states are seen alike")
+            raise ValueError("the module has buffers (running statistics?), expected parameters only: use layers without them")
         self.size = sum(shape.numel() for shape in self._shapes.values())
 
     def init(self, rng: Rng) -> Tensor:

@@ -1,6 +1,6 @@
-"""Adam (Kingma and Ba 2015) over stacked parameters, where one seed can skip a step and the others go on.
+"""Adam (Kingma and Ba 2015) for the parameters of S seeds; a seed can skip a step independently of the others.
 
-torch's own counts steps for all seeds together and would move a seed whose gradient is not finite.
+torch's Adam counts steps for all seeds together, and would update a seed whose gradient is not finite.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class Adam(NamedTuple):
-    """mean, square [S, D]: moments; steps [S]: taken so far; skipped, failing [S]: updates left out, in all and in a row."""
+    """The state of the optimiser.
+
+    mean, square      [S, D] moments
+    steps             [S] steps taken
+    skipped, failing  [S] skipped updates, in total and since the last step taken
+    """
 
     mean: Tensor
     square: Tensor
@@ -30,7 +35,15 @@ class Adam(NamedTuple):
         return Adam(torch.zeros_like(theta), torch.zeros_like(theta), count, count.clone(), count.clone())
 
     def step(self, theta: Tensor, gradient: Tensor, rate: Rate, last_rate: Rate, fine: Tensor) -> None:
-        """Descends in place by `rate`, by `last_rate` in the last column; seeds that are not `fine` [S] stay as they are."""
+        """Take one step, in place, on theta and on this state.
+
+        Args:
+            theta: [S, D].
+            gradient: [S, D].
+            rate: learning rate.
+            last_rate: learning rate of the last column of theta, log Z.
+            fine: [S] bool, the seeds to update.
+        """
         if theta.device.type == "cpu" and isinstance(rate, float) and isinstance(last_rate, float):
             counts = set(self.steps.tolist())
             if len(counts) == 1 and bool(fine.all()):
@@ -41,7 +54,7 @@ class Adam(NamedTuple):
         self.skipped.add_(~fine)
         self.failing.add_(1).mul_(~fine)
         # m / (1 - β1^t) / (sqrt(v / (1 - β2^t)) + ε) = scale · m / (sqrt(v) + ε sqrt(1 - β2^t))
-        count = self.steps.clamp_min(1).double()[:, None]  # in float32 the first 1 - β2^t would be off by 1e-5 of itself
+        count = self.steps.clamp_min(1).double()[:, None]  # in float32 the first 1 - β2^t would have a relative error of 1e-5
         correction = (1 - BETAS[1] ** count).sqrt().to(theta.dtype)
         scale = -weight * correction / (1 - BETAS[0] ** count).to(theta.dtype)
         self.mean.lerp_(gradient, (1 - BETAS[0]) * weight)
@@ -52,7 +65,7 @@ class Adam(NamedTuple):
         theta.addcmul_(step, scale)
 
     def _all_alike(self, theta: Tensor, gradient: Tensor, rate: float, last_rate: float, count: int) -> None:
-        """The same where every seed makes its step number `count`: numbers instead of tensors, and fewer passes."""
+        """`step` if all seeds take step number `count`: with Python numbers instead of tensors, in fewer passes."""
         self.steps.fill_(count)
         self.failing.zero_()
         correction = math.sqrt(1 - BETAS[1] ** count)

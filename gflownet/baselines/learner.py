@@ -1,4 +1,4 @@
-"""Parameters and their optimiser, for baselines that learn a policy with a net."""
+"""`Learner`: parameters and optimiser of baselines that train a network."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gflownet.problem import INIT, DagProblem, Metrics, Outcome, skipped_batch
 
 
 def model_for(env: DagEnv, hidden: tuple[int, ...], tabular: bool, state_value: bool = False) -> Model:
-    """The same net as a GFlowNet's; state_value: one column more, which `Model.log_flow` reads."""
+    """Make the same network as for a GFlowNet; `state_value` adds an output, which `Model.log_flow` returns."""
     return Model.of(env, 1, state_value, False, hidden, tabular)
 
 
 class Learner(NamedTuple):
-    """theta [S, D]"""
+    """theta [S, D], and the state of Adam."""
 
     theta: Tensor
     adam: Adam
@@ -31,7 +31,15 @@ class Learner(NamedTuple):
         return Learner(theta, Adam.begin(theta))
 
     def descend(self, loss: Callable[[Tensor], Tensor], rate: float) -> tuple[Tensor, Tensor]:
-        """One step of Adam on loss(theta) [S], in place. Returns (loss [S], fine [S] bool: seeds that made the step)."""
+        """Take one step of Adam, in place.
+
+        Args:
+            loss: theta [S, D] -> [S].
+            rate: learning rate.
+
+        Returns:
+            The loss [S], and [S] bool, the seeds that were updated.
+        """
         theta = self.theta.detach().requires_grad_()
         value = loss(theta)
         (gradient,) = torch.autograd.grad(value.sum(), theta)
@@ -40,12 +48,12 @@ class Learner(NamedTuple):
         return value.detach(), fine
 
     def log_pf(self, model: Model, obs: Tensor, valid: Tensor) -> Tensor:
-        """[1, S, M, A] at states [M, *obs]."""
+        """log P_F at states obs [M, *obs], [1, S, M, A]."""
         with torch.no_grad():
             return model.log_pf(self.theta, obs.expand(len(self.theta), *obs.shape), valid)
 
     def outcome(self, problem: DagProblem, tau: Trajectories, log_reward: Tensor, loss: Tensor, fine: Tensor) -> Outcome:
-        """Of an iteration that built the objects of tau [T, S·n] and learned from them; loss [S], fine [S] as of `descend`."""
+        """The outcome of an iteration that sampled tau [T, S·n] and trained on it; loss [S] and fine [S] from `descend`."""
         assert tau.last is not None
         objects, rewards = problem.by_seed(tau.last), problem.by_seed(log_reward)
         metrics: Metrics = {

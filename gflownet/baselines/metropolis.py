@@ -1,12 +1,12 @@
 """Metropolis-Hastings (Hastings 1970) on finished objects, the MCMC baseline of Bengio et al. (NeurIPS 2021).
 
-the first iteration: build x by uniform valid moves
+in the first iteration: construct x by uniform valid actions
 for each of the n chains of a seed, in each iteration:
-    x' ~ q(·|x),  a single-site move of the environment
+    x' ~ q(·|x),  a single-site proposal of the environment
     x <- x' with probability min(1, R(x') q(x|x') / (R(x) q(x'|x)))
-    record x, moved or not
+    record x, whether x' was accepted or not
 
-Differs from the paper: chains begin at objects that uniform moves build, not at the source, which need not be an object.
+Differs from the paper: chains start at objects that uniform actions construct, not at the source, which may be no object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from envs.dag.protocols import Proposes, offers
 from gflownet.baselines.uniform import UniformActions
 from gflownet.problem import INIT, ITERATION, DagProblem, Metrics, Outcome
 
-PROPOSAL, ACCEPTANCE = 0, 1  # streams of an iteration
+PROPOSAL, ACCEPTANCE = 0, 1  # random streams of an iteration
 
 
 def log_acceptance(log_reward: Tensor, proposed: Tensor, log_ratio: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def log_acceptance(log_reward: Tensor, proposed: Tensor, log_ratio: Tensor) -> T
 
 
 class Chains(NamedTuple):
-    """Where the chains stand: objects [S·n, *obs], log_reward [S·n]; recorded: iterations so far, 0 before they have begun."""
+    """The states of the chains: objects [S·n, *obs], log_reward [S·n]; recorded: iterations so far, 0 before the start."""
 
     objects: Tensor
     log_reward: Tensor
@@ -46,10 +46,14 @@ class Metropolis:
     """
 
     def init(self, problem: DagProblem) -> Chains:
-        """Raises ValueError when the environment offers no moves between objects."""
+        """Make the state before the first iteration.
+
+        Raises:
+            ValueError: the environment has no `propose`.
+        """
         if not offers(problem.env, Proposes):
             raise ValueError(
-                f"{type(problem.env).__name__} offers no moves between objects, which Metropolis makes: "
+                f"{type(problem.env).__name__} has no proposals between objects, which Metropolis needs: "
                 "give it propose(obs, rng) -> (proposed obs, log q(x|x') - log q(x'|x))"
             )
         rng = problem.rng(INIT).spawn(problem.batch_size).drawn(1, problem.env.backend == "numpy")
@@ -58,8 +62,8 @@ class Metropolis:
 
     def step(self, state: Chains, problem: DagProblem, t: int) -> tuple[Chains, Outcome]:
         chains, accepted = moved(state, problem, t) if state.recorded else begun(problem, t)
-        # chains that stayed are recorded again: the code of 2021 records accepted moves only, and so samples R(x) a(x), with
-        # a(x) the mean acceptance from x
+        # rejections are recorded again; the code of 2021 records accepted proposals only, and so samples R(x) a(x), with
+        # a(x) the mean acceptance rate at x
         objects, rewards = problem.by_seed(chains.objects), problem.by_seed(chains.log_reward)
         metrics: Metrics = {
             "train/acceptance": problem.by_seed(accepted).double().mean(1),
@@ -75,17 +79,17 @@ class Metropolis:
 
 
 def begun(problem: DagProblem, t: int) -> tuple[Chains, Tensor]:
-    """Chains at objects that uniform moves build, all of them [S·n] accepted."""
+    """Start chains at objects that uniform actions construct; the second result is True for all [S·n]."""
     tau = problem.play(UniformActions(), problem.rng(ITERATION, t).fold(PROPOSAL))
     assert tau.last is not None
     return Chains(tau.last, problem.env.log_reward(tau.last), 1), torch.ones_like(tau.terminated)
 
 
 def moved(chains: Chains, problem: DagProblem, t: int) -> tuple[Chains, Tensor]:
-    """One move of each chain, and which of them [S·n] were accepted."""
+    """One proposal for each chain; the second result is which were accepted, [S·n] bool."""
     env: Any = problem.env
     rng = problem.rng(ITERATION, t)
-    rng.dtype = torch.float64  # a uniform number in float32 is never below 6e-8, and ratios of rewards can be
+    rng.dtype = torch.float64  # a uniform number in float32 is at least 6e-8, but ratios of rewards can be smaller
     keys = rng.spawn(problem.batch_size)
     proposed, log_ratio = env.propose(chains.objects, keys.fold(PROPOSAL))
     log_reward = env.log_reward(proposed)

@@ -1,13 +1,13 @@
 """PPO: proximal policy optimisation (Schulman et al. 2017, 1707.06347), the RL baseline of Bengio et al. (NeurIPS 2021).
 
 in each iteration:
-    play n episodes; the reward is R(x) at the end, 0 on the way
+    sample n episodes; the reward is R(x) at the end, 0 before
     δ_t = r_t + V(s_t+1) - V(s_t),  V = 0 at the end;  A_t = Σ_k λ^k δ_t+k           (GAE, Schulman et al. 2016, discount 1)
-    U times:  draw m steps of the n episodes, with ρ = π_θ(a|s) / π(a|s) of the policy that played
+    U times:  draw m steps of the n episodes, with ρ = π_θ(a|s) / π(a|s), π the sampling policy
               descend  mean[ -min(ρ A, clip(ρ, 1 - c, 1 + c) A) + w (R(x) - V_θ(s))² - h H(π_θ(·|s)) ]
 
 In the paper a round is 256 episodes (`batch_size`; 16 batches of 16), U = 32, m = 16, c = 0.2, w = 1/2, λ = 0, and h = 0.5 in
-the figure (0.1 in the code). What it converges to is not R/Z: the entropy is of moves, not of objects.
+the figure (0.1 in the code). It does not converge to R/Z: the entropy is that of actions, not of objects.
 """
 
 from __future__ import annotations
@@ -24,11 +24,21 @@ from gflownet.model import Model, log_softmax
 from gflownet.problem import ITERATION, DagProblem, Outcome
 from gflownet.sampling.sampler import sampler
 
-PLAY, MINIBATCH = 0, 1  # streams of an iteration
+PLAY, MINIBATCH = 0, 1  # random streams of an iteration
 
 
 def advantages(value: Tensor, mask: Tensor, reward: Tensor, trace: float) -> Tensor:
-    """A_t [T, B] from V(s_t) and whether step t was taken [T, B], and the reward at the end [B]; 0 at steps not taken."""
+    """Generalised advantage estimates.
+
+    Args:
+        value: [T, B], V(s_t).
+        mask: [T, B] bool, steps really taken.
+        reward: [B], at the end of each episode.
+        trace: λ.
+
+    Returns:
+        A_t, [T, B]; 0 at steps not taken.
+    """
     going = torch.cat([mask[1:], torch.zeros_like(mask[:1])])
     ahead = torch.cat([value[1:], torch.zeros_like(value[:1])])
     delta = torch.where(mask, torch.where(going, ahead, reward) - value, 0.0)
@@ -41,18 +51,18 @@ def advantages(value: Tensor, mask: Tensor, reward: Tensor, trace: float) -> Ten
 
 
 def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """min(ρ A, clip(ρ, 1 - c, 1 + c) A), elementwise: no gain from leaving the interval."""
+    """min(ρ A, clip(ρ, 1 - c, 1 + c) A), elementwise."""
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
 def entropy(log_pf: Tensor, valid: Tensor) -> Tensor:
-    """H of the distributions log_pf [..., A] over valid moves, in nats, [...]."""
-    safe = torch.where(valid, log_pf, 0.0)  # before the product: 0·(-inf) has no gradient
+    """Entropy in nats of the distributions log_pf [..., A] over valid actions [..., A], [...]."""
+    safe = torch.where(valid, log_pf, 0.0)  # before the product: the gradient of 0·(-inf) is NaN
     return -(torch.where(valid, safe.exp(), 0.0) * safe).sum(-1)
 
 
 class Steps(NamedTuple):
-    """R places for steps of each seed, of which taken [S] hold one, at places order[:, :taken].
+    """R entries for steps of each seed; the steps really taken, `taken` [S] of them, are at the entries order[:, :taken].
 
     obs [S, R, *obs], valid [S, R, A]; action, log_prob, advantage, outcome (R(x) of the episode) and order [S, R]
     """
@@ -67,7 +77,7 @@ class Steps(NamedTuple):
     taken: Tensor
 
     def draw(self, u: Tensor) -> Steps:
-        """m of the steps taken, with replacement, by uniform numbers u [S, m]."""
+        """Draw m steps of each seed with replacement, by uniform numbers u [S, m]."""
         rank = torch.minimum((u * self.taken[:, None]).long(), self.taken[:, None] - 1)
         seed, pick = torch.arange(len(u), device=u.device)[:, None], self.order.gather(1, rank)
         obs, valid, action, log_prob, advantage, outcome = (x[seed, pick] for x in self[:6])
@@ -128,7 +138,7 @@ class PPO:
 
     @torch.no_grad()
     def steps(self, model: Model, theta: Tensor, tau: Trajectories, log_reward: Tensor) -> Steps:
-        """What the policy theta [S, D] did in tau [T, S·n], judged by its own values."""
+        """The steps of tau [T, S·n] with log-probabilities and advantages under theta [S, D]."""
         assert tau.action_mask is not None
         S = len(theta)
 
@@ -145,7 +155,7 @@ class PPO:
         return Steps(obs, valid, action, log_prob, advantage, by_seed(outcome.expand_as(tau.mask)), order, real.sum(1))
 
     def loss(self, model: Model, theta: Tensor, batch: Steps) -> Tensor:
-        """[S]"""
+        """The loss of each seed, [S], on a minibatch of steps."""
         out = model.outputs(theta, batch.obs)
         log_pf = log_softmax(model.policy(out), batch.valid)
         ratio = (log_pf.gather(2, batch.action[..., None])[..., 0] - batch.log_prob).exp()

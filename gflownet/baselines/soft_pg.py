@@ -1,13 +1,13 @@
 """Soft policy gradient: REINFORCE in the entropy-regularised MDP whose optimal policy is the GFlowNet's
 (Tiapkin et al., AISTATS 2024, 2310.12934; Deleu et al. 2024, 2402.10309).
 
-    rewards log P_B(s|s') on the way and log R(x) at the end, entropy weight 1, discount 1: the return of a trajectory is
+    rewards log P_B(s|s') before the end and log R(x) at the end, entropy weight 1, discount 1: the return of a trajectory is
     ζ = log R(x) + Σ log P_B - Σ log P_F
     ∇ KL(P_F(τ) || P_B(τ|x) R(x)/Z) = -E[ζ ∇Σ log P_F]
     estimate = -mean over i of (ζ_i - mean over j ≠ i of ζ_j) ∇Σ log P_F(τ_i)
 
-The baseline is independent of τ_i, so the estimate is unbiased; at the optimum ζ is log Z for every trajectory and nothing is
-left of it, which rewards-to-go would not give. It is n/(2(n - 1)) times the gradient of VarGrad on the policy's own
+The baseline is independent of τ_i, so that the estimate is unbiased. At the optimum ζ is log Z for every trajectory and the
+estimate is 0, which does not hold with rewards-to-go. It is n/(2(n - 1)) times the gradient of VarGrad on the policy's own
 trajectories (Richter et al. 2020, 2010.10436).
 """
 
@@ -34,12 +34,12 @@ def leave_one_out(x: Tensor) -> Tensor:
 
 
 def surrogate(log_pf: Tensor, zeta: Tensor) -> Tensor:
-    """[S], a function whose gradient is the estimate: log_pf = Σ_t log P_F and ζ of each trajectory, [S, n]."""
+    """A function [S] whose gradient is the estimate, from log_pf = Σ_t log P_F and ζ of each trajectory, [S, n]."""
     return -(leave_one_out(zeta.detach()) * log_pf).mean(1)
 
 
 class SoftState(NamedTuple):
-    """elbo [S]: mean ζ of the last batch, in expectation log Z - KL."""
+    """elbo [S]: mean ζ of the last batch; its expectation is log Z - KL."""
 
     learner: Learner
     elbo: Tensor
@@ -61,14 +61,18 @@ class SoftPolicyGradient:
     def __post_init__(self) -> None:
         if self.backward not in ("uniform", "maxent"):
             raise ValueError(
-                f"backward is {self.backward!r}, expected uniform or maxent: what is learned needs a loss of its own"
+                f"backward is {self.backward!r}, expected uniform or maxent: a learned P_B needs a loss of its own"
             )
 
     def model(self, problem: DagProblem) -> Model:
         return model_for(problem.env, self.hidden, self.tabular)
 
     def init(self, problem: DagProblem) -> SoftState:
-        """Raises ValueError for batches of one, which leave nothing when one is left out."""
+        """Make the initial state.
+
+        Raises:
+            ValueError: the batch size is 1, which leaves no other trajectory for the baseline.
+        """
         if problem.batch_size < 2:
             raise ValueError(
                 f"batch_size is {problem.batch_size}, expected at least 2: each trajectory is compared with the others"

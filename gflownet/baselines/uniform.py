@@ -1,4 +1,4 @@
-"""Uniform valid moves: what no learning gives. The law of its objects is far from uniform: short episodes prevail."""
+"""Uniform valid actions, the baseline without learning. Its distribution of objects is far from uniform: short episodes prevail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gflownet.problem import ITERATION, DagProblem, Metrics, Outcome
 
 
 class UniformActions:
-    """An Act: a = how many of the valid moves' running count u·(their number) exceeds."""
+    """An Act that samples valid actions uniformly, by inversion."""
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
         assert action_mask is not None

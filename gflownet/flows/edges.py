@@ -1,4 +1,4 @@
-"""Edges into states: flow matching's view of a batch, and the sums that go with it."""
+"""`edges_of`: inflows and outflows of the states that a batch of trajectories entered, for flow matching."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Edges:
-    """Flow matching's view: C distinct states s' other than the source, with all edges into them.
+    """Inflow and outflow of C distinct states s' other than the source.
 
     log_inflow   [S, C] log Σ_(s,a)->s' F(s, a)      log_outflow  [S, C] log Σ_a F(s', a), or log R where s' is finished
     terminal     [S, C] bool                          count        [S, C] visits by the trajectories, weighted (0: padding)
@@ -32,9 +32,12 @@ class Edges:
 
 
 def edges_of(flows: Flows) -> Edges:
-    """The distinct states that the trajectories entered, with all edges into them, each state's flows computed once.
+    """Compute inflow and outflow of the distinct states that the trajectories entered.
 
-    In static shapes all states are there, those that were not entered with count 0; ValueError where there is no table of them.
+    With static shapes the result has all states; those that were not entered have count 0.
+
+    Raises:
+        ValueError: shapes are static, and there is no table of states.
     """
     if flows.static is not None:
         return _of_all_states(flows, flows.static)
@@ -52,29 +55,29 @@ def edges_of(flows: Flows) -> Edges:
     parents = env.parents(child, child_ended)
     real = groups.real[parents.child]
     edge_child, edge_obs, edge_action = parents.child[real], parents.obs[real], parents.action[real]
-    # states to evaluate: the parents, and the children that go on
+    # states to evaluate: the parents, and the unfinished children
     going = (groups.real & ~child_ended).nonzero()[:, 0]
     both = torch.cat([edge_obs, child[going]])
     owner = torch.cat([edge_child, going]) // C if S > 1 else None
     states = distinct(key(both), owner, S, n_keys)
-    # all moves of the children that go on, whose masks the trajectories hold one step later; of a parent those that lead here
+    # valid actions: of an unfinished child, the mask one step later in its trajectory; of a parent, the actions of its edges
     rows, onward = states.row[: len(edge_child)], states.row[len(edge_child) :]
     valid = torch.zeros(len(states.first), A, dtype=torch.bool, device=obs.device)
     assert flows.tau.action_mask is not None
     valid[onward] = flows.tau.action_mask.flatten(0, 1)[taken[groups.first[going]] + flows.tau.mask.shape[1]]
     valid[rows, edge_action] = True
-    moves = flows.outputs_at(states.of(both), valid).action_logits(flows.head)
-    log_inflow = segment_logsumexp(moves.at(rows, edge_action), edge_child, S * C)
+    logits = flows.outputs_at(states.of(both), valid).action_logits(flows.head)
+    log_inflow = segment_logsumexp(logits.at(rows, edge_action), edge_child, S * C)
     weight = flows.weight.expand(flows.mask.shape).flatten()[taken]
     count = weight.new_zeros(S * C).index_add_(0, groups.row, weight)
     visit_reward = flows.log_reward.expand(flows.mask.shape).flatten()[taken]
-    log_outflow = visit_reward[groups.first].index_copy(0, going, moves.total.index_select(0, onward))
+    log_outflow = visit_reward[groups.first].index_copy(0, going, logits.total.index_select(0, onward))
     shape = (S, C)
     return Edges(log_inflow.view(shape), log_outflow.view(shape), child_ended.view(shape), count.view(shape))
 
 
 def _of_all_states(flows: Flows, static: Static) -> Edges:
-    """`edges_of` with C = 2N: unfinished states by their numbers, then finished ones."""
+    """`edges_of` with C = 2N: unfinished states by their index, then finished ones."""
     table, (T, S, n), A = static.table, flows.mask.shape, flows.model.actions
     if table is None:
         raise ValueError(
@@ -98,6 +101,6 @@ def _of_all_states(flows: Flows, static: Static) -> Edges:
     visits = (flows.weight * flows.mask).flatten()
     count = visits.new_zeros(S * C).index_add_(0, row, visits)
     ends = row.view(flows.mask.shape)[-1].flatten()
-    worth = visits.new_zeros(S * C).index_copy_(0, ends, flows.log_reward.flatten()).view(S, 2, -1)[:, 1]
+    reward = visits.new_zeros(S * C).index_copy_(0, ends, flows.log_reward.flatten()).view(S, 2, -1)[:, 1]
     terminal = (torch.arange(C, device=row.device) >= len(table)).expand(S, C)
-    return Edges(log_inflow.view(S, C), torch.cat([onward, worth], 1), terminal, count.view(S, C))
+    return Edges(log_inflow.view(S, C), torch.cat([onward, reward], 1), terminal, count.view(S, C))

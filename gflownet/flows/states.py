@@ -1,6 +1,6 @@
-"""Each state that a batch touches, once: a net is evaluated on distinct states and never twice on the same one.
+"""`distinct`: deduplicates the states of a batch, so that the network is evaluated once at each.
 
-On a grid of 4,096 cells a batch of 4,096 trajectories makes 80,000 visits; early on all trajectories stand on a few cells.
+On a grid of 4,096 cells a batch of 4,096 trajectories makes 80,000 visits, and early in training only to a few cells.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from envs.core import Trajectories
 from envs.dag.protocols import Indexed, Keyed, offers
 from envs.dag.search import hash_key
 
-TABLE = 4  # a table of marks is used where states number at most this many times the visits (or a few thousands), else a sort
+TABLE = 4  # a table of marks is used if there are at most this many times more states than visits, else a sort
 
 
 @dataclass(frozen=True)
 class Distinct:
     """S seeds, M rows each; seeds with fewer distinct states have rows of padding.
 
-    row    [R]     for each visit: which row of the S·M
-    first  [S·M]   for each row: a visit to it (0 for padding)
+    row    [R]     index of each visit among the S·M rows
+    first  [S·M]   index of one visit to each row (0 for padding)
     real   [S·M]   bool, False for padding
-    count  [S·M]   visits
+    count  [S·M]   number of visits
     """
 
     row: Tensor
@@ -36,12 +36,22 @@ class Distinct:
     seeds: int
 
     def of(self, visits: Tensor) -> Tensor:
-        """What was noted at each visit, [R, ...], for each row: [S, M, ...]."""
+        """Select one visit for each row: [R, ...] -> [S, M, ...]."""
         return visits[self.first].view(self.seeds, -1, *visits.shape[1:])
 
 
 def distinct(key: Tensor, seed: Tensor | None, seeds: int, n_keys: int | None) -> Distinct:
-    """Groups R visits by their key [R] (below n_keys where that is known) within each seed (None: there is one)."""
+    """Group visits by key within each seed.
+
+    Args:
+        key: [R] int64.
+        seed: [R], the seed of each visit; None: there is one seed.
+        seeds: S.
+        n_keys: keys are from 0 to n_keys - 1; None: they may be any.
+
+    Returns:
+        The distinct states.
+    """
     if n_keys is not None and seeds * n_keys < 2**62:
         key = key if seed is None else key + seed * n_keys
         total = seeds * n_keys
@@ -66,7 +76,7 @@ def states_after(tau: Trajectories) -> tuple[Tensor, Tensor]:
         tau: [T, B], episodes with their last states.
 
     Returns:
-        s_t+1, [T·B, *obs], and whether it is finished, [T·B] bool; the finished object beyond an episode's end.
+        s_t+1, [T·B, *obs], and whether it is finished, [T·B] bool; after the end of an episode, the finished object.
     """
     assert tau.last is not None
     ended = torch.cat([~tau.mask[1:], torch.ones_like(tau.mask[:1])])
@@ -95,7 +105,7 @@ def _padded(row: Tensor, first: Tensor, count: Tensor, owner: Tensor | None, see
 
 
 def key_of(env: Any) -> tuple[Callable[[Tensor], Tensor], int | None]:
-    """(observations [M, *obs] -> keys [M], how many keys there are or None): the environment's index, or a hash."""
+    """The function from observations [M, *obs] to keys [M], an index or a hash, and the number of keys (None: not known)."""
     if offers(env, Indexed) and env.n_states < 2**62:
         return env.index, env.n_states
     if offers(env, Keyed) and not offers(env, Indexed):

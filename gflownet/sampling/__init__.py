@@ -1,1 +1,1 @@
-"""Where trajectories come from: the policy, replay, local search."""
+"""Sampling of trajectories: the policy with exploration, replay, local search."""

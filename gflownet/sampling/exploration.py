@@ -1,4 +1,4 @@
-"""Exploration of the forward policy, the same formula for every way in which it is evaluated.
+"""`Exploration`: the exploration policy, one formula for all samplers.
 
 p  =  (1 - ε) softmax(logits / temperature)  +  ε uniform over valid actions
 """
@@ -13,9 +13,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Exploration:
-    """epsilon: probability of a uniform valid action (a tensor is never read); temperature: logits are divided by it.
+    """Parameters of the exploration policy.
 
-    Raises ValueError unless 0 <= epsilon <= 1 and temperature > 0.
+    Args:
+        epsilon: ε, probability of a uniform valid action, in [0, 1]; a tensor is not checked.
+        temperature: logits are divided by it.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     epsilon: float | Tensor = 0.0
@@ -29,11 +34,11 @@ class Exploration:
 
     @property
     def uniform(self) -> bool:
-        """Whether uniform actions are mixed in."""
+        """Whether ε > 0 (True for a tensor)."""
         return isinstance(self.epsilon, Tensor) or self.epsilon > 0
 
     def mixed(self, p: Tensor, valid: Tensor, count: Tensor) -> Tensor:
-        """Mix uniform actions in.
+        """Mix probabilities with the uniform distribution.
 
         Args:
             p: probabilities.
@@ -46,7 +51,7 @@ class Exploration:
         return (1 - self.epsilon) * p + self.epsilon * valid / count if self.uniform else p
 
     def mix_in(self, p: Any, valid: Any) -> None:
-        """The same in numpy and in place: p [M, A] is not normalised before, and is afterwards if ε > 0."""
+        """`mixed` in numpy and in place, for unnormalised p [M, A]; the result is normalised if ε > 0."""
         if self.uniform:
             p *= (1 - self.epsilon) / p.sum(1, keepdims=True)
             p += valid * (self.epsilon / valid.sum(1, keepdims=True)).astype(p.dtype)

@@ -1,12 +1,12 @@
-"""Local search around the objects of a batch (Kim et al. 2024, "LS-GFN", 2310.02710).
+"""`local_search`: local search from the objects of a batch (Kim et al. 2024, "LS-GFN", 2310.02710).
 
-    for each round:   path to x by P_B;  forget its last K steps;  rebuild by P_F to x'
-                      keep x' when R(x') > R(x)                                                                    (better)
+    for each round:   sample a path to x by P_B;  remove its last K steps;  reconstruct x' by P_F
+                      accept x' if R(x') > R(x)                                                                    (better)
                       or with probability min(1, R(x') P_B(x' -> s) P_F(s -> x) / (R(x) P_B(x -> s) P_F(s -> x')))  (metropolis)
 
-Differs from the paper: under `metropolis` an x' whose rebuilt part is not K steps long is refused, because the way back, which
-forgets K steps of x', could not have begun at s. So the law proportional to R is left as it is by a round. Where P_B is maxent
-the uniform one is walked: any P_B leaves that law as it is.
+Differs from the paper: `metropolis` rejects an x' whose reconstructed part is not K steps long, because the reverse move, which
+removes K steps of x', would not lead to s. So a round leaves the distribution ∝ R invariant. With a maxent P_B the uniform one
+is used for sampling; the distribution is invariant for any P_B.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ from gflownet.sampling.sampler import sampler
 
 @dataclass(frozen=True)
 class LocalSearch:
-    """rounds: 0 is none; depth: K, the share of a path that is forgotten; accept: better or metropolis."""
+    """Parameters of local search.
+
+    Args:
+        rounds: rounds in an iteration; 0: no local search.
+        depth: fraction of a path that is removed, in (0, 1].
+        accept: better or metropolis.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
 
     rounds: int = 0
     depth: float = 0.5
@@ -54,22 +63,31 @@ def local_search(
     backward: str,
     rng: Rng,
 ) -> tuple[Trajectories, Tensor, Tensor, Tensor]:
-    """What the rounds lead to from the objects of tau [T, S·n] with log_reward [S·n]; rng has one key for each seed.
+    """Run the rounds of local search.
 
-    Returns (trajectories to the objects kept [T, S·n], their log_reward [S·n], every object built [rounds, S·n, *obs] with its
-    log_reward [rounds, S·n]).
+    Args:
+        problem: the problem.
+        model: the network and its heads.
+        theta: [S, D].
+        tau: [T, S·n], trajectories to the initial objects.
+        log_reward: [S·n], of the initial objects.
+        search: the parameters.
+        backward: the backward policy, as in `Flows`.
+        rng: one key for each seed.
+
+    Returns:
+        Trajectories to the accepted objects [T, S·n], their log-rewards [S·n], all reconstructed objects [rounds, S·n, *obs]
+        and their log-rewards [rounds, S·n].
     """
     n, env = tau.mask.shape[1] // len(theta), problem.env
-    backward = (
-        "uniform" if backward == "maxent" else backward
-    )  # the way back must be walked by the P_B that the ratio speaks of
-    built, worth = [], []
+    backward = "uniform" if backward == "maxent" else backward  # paths must be sampled by the P_B of the ratio
+    built, rewards = [], []
     for k in range(search.rounds):
         keys = rng.fold(k)
         assert tau.last is not None
         path = sample_backward(env, tau.last, keys.fold(0).spawn(n), _backward_logits(model, theta, backward))
         length = path.mask.sum(0)
-        kept = length - (length * search.depth).ceil().long()  # steps that are not forgotten
+        kept = length - (length * search.depth).ceil().long()  # steps that are not removed
         start, unfinished = path.obs[kept, torch.arange(len(kept), device=kept.device)], torch.zeros_like(tau.terminated)
         on_cpu = env.backend == "numpy"
         state = env.state_at(*((start.numpy(), unfinished.numpy()) if on_cpu else (start, unfinished)))
@@ -78,7 +96,7 @@ def local_search(
         assert proposal.last is not None
         new = env.log_reward(proposal.last)
         built.append(proposal.last)
-        worth.append(new)
+        rewards.append(new)
         if search.accept == "better":
             accept = new > log_reward
         else:
@@ -89,7 +107,7 @@ def local_search(
             accept = (u.log() < ratio) & (rebuilt.mask.sum(0) == length - kept)
         actions = torch.where(accept, _padded(proposal.action, env.horizon), _padded(tau.action, env.horizon))
         tau, log_reward = replayed(problem, actions), torch.where(accept, new, log_reward)
-    return tau, log_reward, torch.stack(built), torch.stack(worth)
+    return tau, log_reward, torch.stack(built), torch.stack(rewards)
 
 
 def _backward_logits(model: Model, theta: Tensor, backward: str) -> BackwardLogits | None:
@@ -100,7 +118,7 @@ def _backward_logits(model: Model, theta: Tensor, backward: str) -> BackwardLogi
 
 
 def _spliced(path: Trajectories, kept: Tensor, rebuilt: Trajectories, horizon: int) -> Tensor:
-    """Actions [horizon, B]: the first `kept` of the path, then those of the rebuilt part."""
+    """Actions [horizon, B]: the first `kept` of the path, then those of the reconstructed part."""
     times = torch.arange(horizon, device=kept.device)[:, None]
     later = (times - kept).clamp(0, len(rebuilt.action) - 1)
     return torch.where(times < kept, _padded(path.action, horizon), rebuilt.action.gather(0, later))
@@ -113,6 +131,6 @@ def _padded(action: Tensor, horizon: int) -> Tensor:
 def _log_ratio(
     problem: DagProblem, model: Model, theta: Tensor, tau: Trajectories, log_reward: Tensor, backward: str
 ) -> Tensor:
-    """[S·n] log R(x) P_B(τ|x) / P_F(τ); of two paths with a common beginning the beginnings cancel."""
+    """log R(x) P_B(τ|x) / P_F(τ), [S·n]; in a difference of two paths, their common beginning cancels."""
     flows = Flows(problem.env, model, theta, tau, log_reward, backward=backward)
     return (flows.log_reward + flows.log_pb.sum(0) - flows.log_pf.sum(0)).flatten()

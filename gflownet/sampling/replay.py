@@ -1,7 +1,7 @@
-"""A replay buffer of trajectories, kept as their actions: the environment is deterministic, so it can walk them again.
+"""`Replay`: a buffer of trajectories. It stores only actions, because the environment is deterministic and can replay them.
 
-fifo         the last `capacity` trajectories, drawn uniformly
-prioritised  half of a draw from the tenth with the highest rewards, half from the rest (Shen et al. 2023, 2305.07170)
+fifo         uniform over the last `capacity` trajectories
+prioritised  half from the 10 % with the highest rewards, half from the rest (Shen et al. 2023, 2305.07170)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOP = 0.1
 
 
 class Recorded(Act):
-    """An Act that does what is written: action [T, B]."""
+    """An Act that repeats recorded actions [T, B]."""
 
     def __init__(self, action: Tensor, numpy: bool) -> None:
         self._actions = iter(action.numpy() if numpy else action)
@@ -31,13 +31,13 @@ class Recorded(Act):
 
 
 def replayed(problem: DagProblem, action: Tensor) -> Trajectories:
-    """The trajectories that make these actions, [T, S·n], from the source."""
+    """Sample the trajectories with the given actions, [T, S·n], from the source."""
     act = Recorded(action, problem.env.backend == "numpy")
     return problem.play(act, problem.rng(0), action.shape[1] // len(problem.seeds))
 
 
 class Replay(NamedTuple):
-    """actions [S, capacity, T] int32, 0 beyond the end; log_reward [S, capacity]; position: trajectories ever added."""
+    """actions [S, capacity, T] int32, 0 after the end; log_reward [S, capacity]; position: trajectories ever added."""
 
     actions: Tensor
     log_reward: Tensor
@@ -51,11 +51,11 @@ class Replay(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Trajectories held for each seed."""
+        """Number of trajectories in the buffer, for each seed."""
         return min(self.position, self.log_reward.shape[1])
 
     def add(self, tau: Trajectories, log_reward: Tensor) -> Replay:
-        """Trajectories [T, S·n] with log_reward [S·n] take the oldest places."""
+        """Replace the oldest entries by trajectories tau [T, S·n] with log_reward [S·n], in place; return the new buffer."""
         S, capacity = self.log_reward.shape
         T, n = len(tau.mask), tau.mask.shape[1] // S
         place = (self.position + torch.arange(n, device=log_reward.device)) % capacity
@@ -65,7 +65,7 @@ class Replay(NamedTuple):
         return self._replace(position=self.position + n)
 
     def draw(self, problem: DagProblem, n: int, prioritised: bool, rng: Rng) -> tuple[Trajectories, Tensor]:
-        """n trajectories of each seed, with replacement: [T, S·n] and their log_reward [S·n]."""
+        """Draw n trajectories for each seed, with replacement: [T, S·n] and their log-rewards [S·n]."""
         u = rng.uniform(n)
         held = self.size
         if prioritised:

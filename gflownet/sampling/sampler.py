@@ -1,9 +1,9 @@
-"""The forward policy as an `Act` of `envs.rollout`, with exploration.
+"""`sampler`: the forward policy with exploration, as an `Act` of `envs.rollout`.
 
-    p of `exploration.py`;  a = how many entries of cumsum(p) are below u·total
+    p of `exploration.py`;  a = number of entries of cumsum(p) below u·total
 
-On the CPU the products are numpy's. Where states have numbers and the batch is large, the net is evaluated once for each state
-that the batch visits; later visits look the distribution up.
+On the CPU the matrix products are numpy's. If states are indexed and the batch is large, the network is evaluated once at each
+visited state, and later visits look up the distribution.
 """
 
 from __future__ import annotations
@@ -26,16 +26,25 @@ from gflownet.sampling.tape import Tape
 from gflownet.trees.actions import SparseLogits
 from gflownet.trees.outputs import evaluate, uses_sparse
 
-MEMO_ROWS = 64  # episodes of a seed from which on remembering states pays
+MEMO_ROWS = 64  # the fewest episodes of a seed for which caching states is faster
 MEMO_STATES = 1 << 20
 
 
 def sampler(
     env: DagEnv, model: Model, theta: Tensor, n: int, explore: Exploration | None = None, head: Tensor | None = None
 ) -> Sampler | NumpySampler:
-    """An Act for S·n episodes, the n of each seed in a row. theta [S, D]; head [S·n]: the policy head of each episode.
+    """Make the Act of a policy for S·n episodes.
 
-    `tape` of it is what the net did, to learn from; None where that is not kept.
+    Args:
+        env: the environment.
+        model: the network and its heads.
+        theta: [S, D].
+        n: episodes of each seed; episodes are grouped by seed.
+        explore: the exploration; None: none.
+        head: [S·n], the policy head of each episode; None: the first.
+
+    Returns:
+        The Act; its `tape` is the recorded forward pass for the loss, or None.
     """
     explore = explore or Exploration()
     if env.backend == "numpy" and isinstance(model.net, StackedMLP):
@@ -44,13 +53,13 @@ def sampler(
 
 
 def cumulative(logits: Tensor, valid: Tensor, explore: Exploration) -> Tensor:
-    """[..., A] cumsum(p) of the policy that explores."""
+    """cumsum(p) of the exploration policy, [..., A], from logits and valid [..., A]."""
     p = torch.softmax(torch.where(valid, logits / explore.temperature, -torch.inf), -1)
     return explore.mixed(p, valid, valid.sum(-1, keepdim=True)).cumsum(-1)
 
 
 class Sampler(Act):
-    """In torch, on any device, without reading a number back."""
+    """A sampler in torch, on any device, without reading values back to the host."""
 
     tape = None
 
@@ -60,7 +69,7 @@ class Sampler(Act):
         self._going: Tensor | None = None
 
     def watch(self, ended: Array) -> None:
-        """On the CPU, one seed alone, episodes that have ended need no net."""
+        """With one seed on the CPU, skip the network for ended episodes."""
         alone = len(self.theta) == 1 and self.theta.device.type == "cpu" and self.head is None
         self._going = (~torch.as_tensor(ended)).nonzero()[:, 0] if alone and bool(ended.any()) else None
 
@@ -77,9 +86,9 @@ class Sampler(Act):
         if uses_sparse(self.model, len(self.theta)) and self.head is None:
             valid = torch.as_tensor(action_mask)
             with torch.no_grad():
-                moves = evaluate(self.model, self.theta[:, :-1], torch.as_tensor(obs)[None], valid).action_logits(0)
-            assert isinstance(moves, SparseLogits)
-            return moves.draw(torch.as_tensor(uniform)[:, 0], self.explore)
+                sparse = evaluate(self.model, self.theta[:, :-1], torch.as_tensor(obs)[None], valid).action_logits(0)
+            assert isinstance(sparse, SparseLogits)
+            return sparse.draw(torch.as_tensor(uniform)[:, 0], self.explore)
         u, seen, valid = (torch.as_tensor(x, device=self.theta.device) for x in (uniform, obs, action_mask))
         S, A = len(self.theta), self.model.actions
         out = self.model.outputs(self.theta, seen.view(S, -1, *seen.shape[1:])).flatten(0, 1)
@@ -90,13 +99,13 @@ class Sampler(Act):
             logits = out.gather(1, columns)
         cdf = cumulative(logits, valid, self.explore)
         if cdf.device.type == "cpu" and not bool(cdf[:, -1].isfinite().all()):
-            raise Diverged("the policy's numbers are not finite: try a smaller learning rate")
-        action = (cdf < u * cdf[:, -1:]).sum(-1)  # strictly: a move of probability zero is never drawn
+            raise Diverged("the policy's logits are not finite: try a smaller learning rate")
+        action = (cdf < u * cdf[:, -1:]).sum(-1)  # strictly less: an action of probability 0 is never sampled
         return action.numpy() if self._numpy else action
 
 
 class NumpySampler(Act):
-    """The same in numpy, with memory. u·total > cumsum counts the moves passed over."""
+    """A sampler in numpy, with a cache of states."""
 
     def __init__(self, env: DagEnv, model: Model, theta: Tensor, n: int, explore: Exploration, head: Tensor | None) -> None:
         assert isinstance(model.net, StackedMLP)
@@ -113,7 +122,7 @@ class NumpySampler(Act):
         self._memo = _Memo(env, nets, n, states, model.actions, self.tape) if remember else None
 
     def watch(self, ended: Array) -> None:
-        """Episodes that have ended need no net; a tape holds a row for each step taken, and no other."""
+        """Skip the network for ended episodes; a tape has a row for each step taken only."""
         self._going = (~ended).nonzero()[0] if (self._alone or self._memo) and ended.any() else None
 
     def __call__(self, obs: Array, action_mask: Array, rng: Rng) -> Array:
@@ -144,12 +153,12 @@ class NumpySampler(Act):
         self._explore.mix_in(p, valid)
         cdf = np.add.accumulate(p, 1, out=p)
         if not np.isfinite(cdf[:, -1]).all():
-            raise Diverged("the policy's numbers are not finite: try a smaller learning rate")
+            raise Diverged("the policy's logits are not finite: try a smaller learning rate")
         return cdf
 
 
 class _Memo:
-    """The distribution at each state seen since it was made, for S seeds."""
+    """A cache of the distributions at visited states, for S seeds."""
 
     def __init__(self, env: Any, nets: list[Any], n: int, states: int, actions: int, tape: Tape | None) -> None:
         self._index, self._nets, self._states = env.index, nets, states
@@ -161,11 +170,11 @@ class _Memo:
             tape.slot = np.empty(states, dtype=np.int64)
 
     def lookup(self, obs: Any, valid: Any, rows: Any, cdf: Callable[[Any, Any, Any], Any]) -> Any:
-        """[B, A] at observations [B, *obs] of these rows of the batch."""
+        """cumsum(p) [B, A] at observations obs [B, *obs] of the given rows of the batch."""
         key = self._index(torch.from_numpy(obs)).numpy() + self._offset[rows]
         fresh = (~self._known[key]).nonzero()[0]
         if len(fresh):
-            where, first = np.unique(key[fresh], return_index=True)  # sorted, so seed by seed
+            where, first = np.unique(key[fresh], return_index=True)  # sorted, so grouped by seed
             some, cuts = fresh[first], np.searchsorted(where, np.arange(len(self._nets) + 1) * self._states)
             for net, lo, hi in zip(self._nets, cuts, cuts[1:], strict=False):
                 if lo < hi:

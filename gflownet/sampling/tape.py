@@ -1,9 +1,9 @@
-"""The forward pass of the rollout, kept, so that learning from fresh trajectories starts with the backward pass.
+"""`Tape`: records the forward pass of the rollout, so that the loss on the new trajectories needs a backward pass only.
 
-    while acting     every layer's inputs and outputs are written down, once for each state the net was asked about
-    while learning   outputs come from the tape; their gradient is worked out from the layers, as backpropagation does
+    in the rollout   inputs and outputs of every layer are recorded, once for each state that is evaluated
+    in the loss      outputs come from the tape; their gradient is computed from the layers, as in backpropagation
 
-Valid for the parameters that acted, before they take a step.
+It is valid until the parameters change.
 """
 
 from __future__ import annotations
@@ -19,9 +19,14 @@ from gflownet.networks import SLOPE, StackedMLP
 
 
 class Tape:
-    """Rows in the order in which the net saw them. room: how many to begin with.
+    """Recorded layers; rows are in the order of evaluation.
 
-    slot  for environments whose states are remembered: key -> row
+    `slot` maps keys of states to rows, if states are cached.
+
+    Args:
+        net: the network.
+        theta: [1, D], its parameters.
+        room: initial number of rows.
     """
 
     def __init__(self, net: StackedMLP, theta: Tensor, room: int) -> None:
@@ -31,7 +36,7 @@ class Tape:
         self._layers = [np.empty((room, width), self._dtype) for width in net.widths]
 
     def room(self, rows: int) -> list[Any]:
-        """[rows, features], hidden layers, [rows, O], to be written once."""
+        """Arrays for the next `rows` rows: [rows, features], hidden layers, [rows, O]."""
         begin, self.rows = self.rows, self.rows + rows
         if self.rows > len(self._layers[0]):
             more = max(self.rows, 2 * len(self._layers[0])) - begin
@@ -39,7 +44,7 @@ class Tape:
         return [x[begin : self.rows] for x in self._layers]
 
     def states(self, tau: Trajectories, steps: Tensor, env: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """`Flows.states` as they were seen: one for each of the steps taken, or each once where states were remembered."""
+        """`Flows.states` in the order of the tape: one for each step taken, or the distinct ones if states are cached."""
         T, n = tau.mask.shape
         assert tau.action_mask is not None
         rows = torch.arange(len(steps))
@@ -52,7 +57,7 @@ class Tape:
         return tau.obs.flatten(0, 1)[some][None], tau.action_mask.flatten(0, 1)[some][None], row.view(T + 1, n)
 
     def outputs(self, params: Tensor) -> Tensor:
-        """[rows, O], differentiable in params [1, P], which hold the numbers that acted."""
+        """The recorded outputs, [rows, O], differentiable in params [1, P], the parameters of the rollout."""
         layers = [torch.from_numpy(x[: self.rows]) for x in self._layers]
         out: Tensor = _Taped.apply(params, layers[-1], self.net, layers[:-1])  # type: ignore[no-untyped-call]
         return out

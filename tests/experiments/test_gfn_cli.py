@@ -271,7 +271,7 @@ def test_bad_input_gets_one_clear_sentence(tmp_path: Path, capsys: pytest.Captur
     assert "valid action" in says(capsys, "train", f"{world}:nothing_valid", *elsewhere)
     assert "log R is nan at the object 3" in says(capsys, "train", f"{world}:poisoned", *elsewhere, code=5)
     assert "returned a int, which lacks" in says(capsys, "train", f"{world}:no_environment", *elsewhere)
-    assert "no moves between objects" in says(capsys, "train", f"{world}:make", "--objective", "mcmc", *out)
+    assert "no proposals between objects" in says(capsys, "train", f"{world}:make", "--objective", "mcmc", *out)
     assert "valid action" in says(capsys, "check-env", f"{world}:nothing_valid", code=1)
     assert "stop" in says(capsys, "train", "sets", "--objective", "mdb", "--items", 4, "--size", 2, *NET, *out)
     gflownet(*grid("--objective", "fm", "--out", tmp_path / "done"))

@@ -210,7 +210,7 @@ def test_recording_accepted_moves_only_is_biased_as_measured(R0: float, bias: fl
 
 
 def test_metropolis_says_what_an_environment_lacks() -> None:
-    with pytest.raises(ValueError, match=r"TableDag offers no moves between objects.*propose"):
+    with pytest.raises(ValueError, match=r"TableDag has no proposals between objects.*propose"):
         Metropolis().init(DagProblem(crossing(), seeds=(0,)))
 
 
