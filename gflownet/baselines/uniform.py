@@ -1,4 +1,4 @@
-"""Uniform valid actions, the baseline without learning. Its distribution of objects is far from uniform: short episodes prevail."""
+"""Uniform valid actions, a baseline without learning. Its distribution of objects is not uniform: short episodes prevail."""
 
 from __future__ import annotations
 

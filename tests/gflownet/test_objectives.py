@@ -96,7 +96,7 @@ def test_zero_for_every_residual(name: str, residual: Any) -> None:
 
 def test_what_an_objective_cannot_do_it_says() -> None:
     for world in ("append", "sets", "detours"):
-        with pytest.raises(ValueError, match="one with a `stop` action"):
+        with pytest.raises(ValueError, match="an environment with a `stop` action"):
             is_zero(OBJECTIVES["mdb"], at_exact_flow(world, OBJECTIVES["mdb"]))
     for name in ("fl-db", "fl-subtb", "mdb"):
         env = Wrong(WORLDS["stop"], without=("log_reward_partial",))
