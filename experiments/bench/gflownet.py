@@ -229,7 +229,7 @@ def race_rows(peers: Path, seeds: int, seconds: float) -> Iterator[str]:
             print(f"race, seed {seed}, {name}: {found[name][-1][-1:]}", file=sys.stderr, flush=True)
     yield f"**The race to a sum-L1 of the policy's exact distribution**, 4-D, H = 8, batch 16, {seeds} seeds, one thread"
     yield ""
-    yield "Median (range) over the seeds, from scratch, Adam's step 0.001 where not said, compilation apart. "
+    yield "Median (range) over the seeds, from scratch, Adam's step 0.001 where not said, compilation apart."
     yield f"A run stops after {seconds:.0f} s of CPU time."
     yield ""
     yield "| method | clock |" + "".join(f" below {threshold} |" for threshold in THRESHOLDS)
