@@ -37,7 +37,8 @@ def study(out: Path = Path("runs/studies/molecules"), scale: float = 1.0, figure
         writer.writeheader()
         writer.writerows(rows)
     shown = rows[:SHOWN]
-    picture = draw([row["smiles"] for row in shown], [f"{row['reward']:.3f}" for row in shown], columns=8)
+    rewards = [f"{row['reward']:.3f}" for row in shown]
+    picture = draw([row["smiles"] for row in shown], rewards, columns=8, panel=(200, 160))
     figure = figure or out / "molecules.png"
     figure.parent.mkdir(parents=True, exist_ok=True)
     figure.write_bytes(picture)
