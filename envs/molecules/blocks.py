@@ -29,6 +29,7 @@ class Blocks:
     row        [C, S]     the row of a site's orbit (0 where there is no site)
     row_block  [R]        row_site  [R] the lowest site of the orbit      first_row  [C] a block's first row
     sites                 number of sites of all blocks
+    still_open            still_open[d]: the most open sites of any block with d partners
     """
 
     names: tuple[str, ...]
@@ -40,6 +41,7 @@ class Blocks:
     row_site: Tensor
     first_row: Tensor
     sites: int
+    still_open: tuple[int, ...]
 
     @property
     def C(self) -> int:
@@ -82,14 +84,41 @@ class Blocks:
         number = (first.flatten().cumsum(0) - 1).view(C, S)
         row = torch.where(capacity > 0, number.gather(1, orbit), 0)
         row_block, row_site = first.nonzero(as_tuple=True)
-        return Blocks(
-            tuple(names), capacity, symmetry, orbit, row, row_block, row_site, number[:, 0].clone(), sum(map(len, capacities))
-        )
+        begins, sites = number[:, 0].clone(), sum(map(len, capacities))
+        return Blocks(tuple(names), capacity, symmetry, orbit, row, row_block, row_site, begins, sites, _still_open(capacities))
+
+    def most_points(self, size: int) -> int:
+        """Bound the number of open attachment points, from the vocabulary alone.
+
+        Args:
+            size: the most blocks of a tree, at least 1.
+
+        Returns:
+            A number that no tree of at most `size` blocks exceeds.
+        """
+        best, most = {0: 0}, 1  # by the sum of partners: the most open sites of n blocks
+        for n in range(1, size + 1):
+            longer: dict[int, int] = {}
+            for total, points in best.items():
+                for d, more in enumerate(self.still_open[: 2 * size - 1 - total]):
+                    longer[total + d] = max(longer.get(total + d, 0), points + more)
+            best = longer
+            most = max(most, best.get(2 * (n - 1), 0))  # n blocks have n - 1 bonds
+        return most
 
     def to(self, device: torch.device | str) -> Blocks:
         """The same tables on `device`."""
         moved: dict[str, Any] = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
         return replace(self, **moved)
+
+
+def _still_open(capacities: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """A site of capacity c stays open with c - 1 partners: a block's first partners close none where they can."""
+    rooms = [(len(room), sum(room)) for room in capacities]
+    return tuple(
+        max(sites - max(0, d - (total - sites)) for sites, total in rooms if total >= d)
+        for d in range(max(total for _, total in rooms) + 1)
+    )
 
 
 def _check(name: str, room: Sequence[int], group: Sequence[Sequence[int]]) -> None:

@@ -51,7 +51,8 @@ class GFNSettings:
     """precision of parameters and gradients"""
     device: Device = "auto"
     matmul: Matmul = "auto"
-    """products of float32 matrices: tf32 (10 bits of mantissa, faster, GPU only) or float32; auto: tf32 on CUDA"""
+    """products of float32 matrices: float32, or tf32 (CUDA only: faster, but rounded to 10 bits, so that a seed gives other
+    numbers than in float32); auto: tf32 on CUDA, float32 on the CPU"""
     compile: bool = False
     """capture the whole iteration as a CUDA graph (GPU only, without replay and local search)"""
     max_faults: int = 10

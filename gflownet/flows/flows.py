@@ -141,7 +141,7 @@ class Flows:
 
     def outputs_at(self, obs: Tensor, valid: Tensor) -> Outputs:
         """The outputs at states obs [S, M, *obs] with valid actions valid [S·M, A]."""
-        return evaluate(self.model, self._parts[0], obs, valid, dense=self.static is not None)
+        return evaluate(self.model, self._parts[0], obs, valid, static=self.static is not None)
 
     @cached_property
     def outputs(self) -> Outputs:

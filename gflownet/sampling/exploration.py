@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -55,3 +56,19 @@ class Exploration:
         if self.uniform:
             p *= (1 - self.epsilon) / p.sum(1, keepdims=True)
             p += valid * (self.epsilon / valid.sum(1, keepdims=True)).astype(p.dtype)
+
+
+def first_reaching(cdf: Tensor, threshold: Tensor, valid: Tensor) -> Tensor:
+    """Invert a cumulative sum, so that nothing invalid comes out however a device rounds its sums.
+
+    Args:
+        cdf: [M, A] cumulative sums of probabilities.
+        threshold: [M, 1].
+        valid: [M, A] bool.
+
+    Returns:
+        [M] the first valid entry that reaches the threshold, or the last valid one where none does.
+    """
+    index = torch.arange(cdf.shape[1], device=cdf.device)
+    reached = torch.where(valid & (cdf >= threshold), index, cdf.shape[1]).amin(1)
+    return torch.minimum(reached, torch.where(valid, index, 0).amax(1))

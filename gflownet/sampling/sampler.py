@@ -21,10 +21,10 @@ from envs.random import Rng
 from envs.rollout import Act
 from gflownet.model import Model
 from gflownet.networks import StackedMLP
-from gflownet.sampling.exploration import Exploration
+from gflownet.sampling.exploration import Exploration, first_reaching
 from gflownet.sampling.tape import Tape
 from gflownet.trees.actions import SparseLogits
-from gflownet.trees.outputs import evaluate, uses_sparse
+from gflownet.trees.outputs import SlotOutputs, evaluate, uses_slots, uses_sparse
 
 MEMO_ROWS = 64  # the fewest episodes of a seed for which caching states is faster
 MEMO_STATES = 1 << 20
@@ -91,6 +91,14 @@ class Sampler(Act):
             return sparse.draw(torch.as_tensor(uniform)[:, 0], self.explore)
         u, seen, valid = (torch.as_tensor(x, device=self.theta.device) for x in (uniform, obs, action_mask))
         S, A = len(self.theta), self.model.actions
+        if uses_slots(self.model):
+            with torch.no_grad():
+                outputs = evaluate(self.model, self.theta[:, :-1], seen.view(S, -1, *seen.shape[1:]), valid)
+                assert isinstance(outputs, SlotOutputs)
+                if self.head is None:
+                    return outputs.action_logits(0).draw(u[:, 0], self.explore)
+                drawn = torch.stack([outputs.action_logits(k).draw(u[:, 0], self.explore) for k in range(self.model.heads)])
+                return drawn.gather(0, self.head[None])[0]
         out = self.model.outputs(self.theta, seen.view(S, -1, *seen.shape[1:])).flatten(0, 1)
         if self.head is None:
             logits = out[:, :A]
@@ -100,6 +108,8 @@ class Sampler(Act):
         cdf = cumulative(logits, valid, self.explore)
         if cdf.device.type == "cpu" and not bool(cdf[:, -1].isfinite().all()):
             raise Diverged("the policy's logits are not finite: try a smaller learning rate")
+        if cdf.device.type != "cpu":
+            return first_reaching(cdf, u * cdf[:, -1:], valid)
         action = (cdf < u * cdf[:, -1:]).sum(-1)  # strictly less: an action of probability 0 is never sampled
         return action.numpy() if self._numpy else action
 

@@ -22,7 +22,7 @@ from envs.dag.protocols import Indexed, offers
 from envs.random import Rng
 from envs.rollout import Act
 from gflownet.model import Model
-from gflownet.sampling.exploration import Exploration
+from gflownet.sampling.exploration import Exploration, first_reaching
 from gflownet.sampling.sampler import cumulative
 
 LIMIT = 1 << 17  # states that a table holds
@@ -133,5 +133,9 @@ class TableSampler(Act):
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
         cdf = self._cdf[(self._index(torch.as_tensor(obs)) + self._offset) * self._heads + self._head]
-        action = (cdf < torch.as_tensor(rng.uniform(1)) * cdf[:, -1:]).sum(-1)
+        threshold = torch.as_tensor(rng.uniform(1)) * cdf[:, -1:]
+        if cdf.device.type != "cpu":
+            assert isinstance(action_mask, Tensor)
+            return first_reaching(cdf, threshold, action_mask)
+        action = (cdf < threshold).sum(-1)
         return action.numpy() if self._numpy else action

@@ -42,6 +42,19 @@ class Scores:
     backward: list[Tensor]
 
 
+@dataclass(frozen=True)
+class Attach:
+    """What a policy head needs for the logits of attaching rows, at points of M trees of K places.
+
+    node [M, K, d] (anything where there is no node)    site [sites + 1, d]    row [d, R]    row_bias [R]
+    """
+
+    node: Tensor
+    site: Tensor
+    row: Tensor
+    row_bias: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class BlockTreeNet:
     """obs [S, M, K, 4] (node: block + 1, parent, own site, parent's site; zeros where there is none) -> [S, M, O].
@@ -107,20 +120,50 @@ class BlockTreeNet:
 
         A point is any site that its block has, or site 0 of node 0 in the empty state. In ragged layout node < n.
         """
-        w = self._unpack(params)
-        trees = Trees.of(obs, self._number, self._pads(params))
-        h = self._embed(w, trees)
+        w, trees, h = self._encoded(params, obs)
         node, s = site // self.blocks.S, site % self.blocks.S
-        row, name = trees.start[state] + node, self._number[obs[state, node, 0], s]
+        row, name = trees.start[state] + node, self.numbers[obs[state, node, 0], s]
         logits = []
         for p in range(self._count("policy")):
             x = torch.mm(h, w[f"policy{p}"]).index_select(0, row) + w[f"site{p}"].index_select(0, name)
             logits.append(torch.addmm(w[f"row_bias{p}"], gelu(x), w[f"row{p}"]))
+        return Scores(logits, *self._of_states(w, trees, h, obs))
+
+    def attach(self, params: Tensor, obs: Tensor) -> tuple[list[Attach], Scores]:
+        """What gives the logits at any points of states, without computing them.
+
+        Args:
+            params: one seed's, [P].
+            obs: states [M, K, 4].
+
+        Returns:
+            One `Attach` for each policy, and the scores at no points.
+        """
+        w, trees, h = self._encoded(params, obs)
+        places = None
+        if not self._pads(params):
+            index = torch.arange(self.max_blocks, device=h.device)
+            last = trees.n[trees.start].clamp_min(1) - 1
+            places = (trees.start[:, None] + torch.minimum(index, last[:, None])).flatten()
+        heads = []
+        for p in range(self._count("policy")):
+            x = torch.mm(h, w[f"policy{p}"])
+            node = (x if places is None else x.index_select(0, places)).view(len(obs), self.max_blocks, self.width)
+            heads.append(Attach(node, w[f"site{p}"], w[f"row{p}"], w[f"row_bias{p}"]))
+        return heads, Scores([], *self._of_states(w, trees, h, obs))
+
+    def _encoded(self, params: Tensor, obs: Tensor) -> tuple[dict[str, Tensor], Trees, Tensor]:
+        w = self._unpack(params)
+        trees = Trees.of(obs, self.numbers, self._pads(params))
+        return w, trees, self._embed(w, trees)
+
+    def _of_states(self, w: dict[str, Tensor], trees: Trees, h: Tensor, obs: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Stop, flow and backward of `Scores`."""
         mean = h.new_zeros(len(obs), self.width).index_add(0, trees.tree, h * trees.share[:, None].to(h))
         state_out = torch.addmm(w["out_bias"], gelu(torch.addmm(w["pool_bias"], mean, w["pool"])), w["out"])
         counts = [self._count("policy"), self._count("flow"), self._count("backward") * (self.blocks.R + 1)]
         stop, flow, backward = torch.split(state_out, counts, 1)
-        return Scores(logits, stop.t(), flow.t(), list(torch.split(backward, self.blocks.R + 1, 1)) if counts[2] else [])
+        return stop.t(), flow.t(), list(torch.split(backward, self.blocks.R + 1, 1)) if counts[2] else []
 
     def _pads(self, params: Tensor) -> bool:
         return params.device.type != "cpu" if self.padded is None else self.padded
@@ -131,7 +174,7 @@ class BlockTreeNet:
         return self.columns.count(kind)
 
     @cached_property
-    def _number(self) -> Tensor:
+    def numbers(self) -> Tensor:
         """[C + 1, S] a number from 1 on for each site of each block (by block + 1), 0 where there is none."""
         real = pad(self.blocks.capacity > 0, (0, 0, 1, 0))
         return torch.where(real, real.flatten().cumsum(0).view(real.shape), 0)

@@ -1,4 +1,9 @@
-"""Evaluates the network at states, in dense form (all outputs) or in sparse form (outputs of valid actions only)."""
+"""Evaluates the network at states.
+
+dense     all outputs: any network; trees with a learned P_B, or several seeds on the CPU
+sparse    outputs of valid actions only: trees on the CPU, one seed
+slots     the same in shapes that do not depend on the data: trees in static shapes, or on a GPU
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from torch import Tensor
 from gflownet.model import Model
 from gflownet.trees.actions import ActionLogits, DenseLogits, SparseLogits, ValidActions
 from gflownet.trees.network import BlockTreeNet
+from gflownet.trees.slots import OpenPoints, SlotLogits
 
 
 class Outputs(Protocol):
@@ -55,13 +61,36 @@ class SparseOutputs:
         return self.scores.flow[0]
 
 
+class SlotOutputs:
+    """Of tree nets with params [S, P], at states [S, M, K, 4] with valid actions [S·M, A]."""
+
+    def __init__(self, net: BlockTreeNet, params: Tensor, obs: Tensor, valid: Tensor) -> None:
+        seeds = [net.attach(*seed) for seed in zip(params.unbind(), obs.unbind(), strict=True)]
+        self._heads = list(zip(*(heads for heads, _ in seeds), strict=True))  # by policy, then by seed
+        self._scores = [scores for _, scores in seeds]
+        self._points = OpenPoints(net, obs.flatten(0, 1), valid)
+
+    def action_logits(self, head: int) -> SlotLogits:
+        return SlotLogits(self._heads[head], torch.cat([scores.stop[head] for scores in self._scores]), self._points)
+
+    @cached_property
+    def log_flow(self) -> Tensor:
+        return torch.cat([scores.flow[0] for scores in self._scores])
+
+
 def uses_sparse(model: Model, seeds: int) -> bool:
     """Whether the sparse form is used: for block trees on the CPU with one seed and without a learned backward policy."""
     net = model.net
     return isinstance(net, BlockTreeNet) and seeds == 1 and net.blocks.capacity.device.type == "cpu" and not model.backward
 
 
-def evaluate(model: Model, params: Tensor, obs: Tensor, valid: Tensor, dense: bool = False) -> Outputs:
+def uses_slots(model: Model, static: bool = False) -> bool:
+    """Whether slots are used: for block trees in static shapes or on a GPU, without a learned backward policy."""
+    net = model.net
+    return isinstance(net, BlockTreeNet) and (static or net.blocks.capacity.device.type != "cpu") and not model.backward
+
+
+def evaluate(model: Model, params: Tensor, obs: Tensor, valid: Tensor, static: bool = False) -> Outputs:
     """Evaluate the network.
 
     Args:
@@ -69,12 +98,15 @@ def evaluate(model: Model, params: Tensor, obs: Tensor, valid: Tensor, dense: bo
         params: [S, P].
         obs: [S, M, *obs].
         valid: [S·M, A] bool, the valid actions.
-        dense: use the dense form always.
+        static: keep to shapes that do not depend on the data.
 
     Returns:
         The outputs at S·M states.
     """
-    if uses_sparse(model, len(params)) and not dense:
+    if uses_slots(model, static):
+        assert isinstance(model.net, BlockTreeNet)
+        return SlotOutputs(model.net, params, obs, valid)
+    if uses_sparse(model, len(params)) and not static:
         assert isinstance(model.net, BlockTreeNet)
         return SparseOutputs(model.net, params[0], obs[0], valid)
     return DenseOutputs(model, model.net.forward(params, obs).flatten(0, 1), valid)
