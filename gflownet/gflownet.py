@@ -85,7 +85,7 @@ class GFlowNet:
     search_accept: Literal["better", "metropolis"] = "better"
     """acceptance rule of local search: better, or metropolis"""
     heads: int = 1
-    """forward policies on a common trunk (Thompson sampling)"""
+    """number of forward policies that share one network (Thompson sampling)"""
     target_rate: float = 0.05
     """τ, the rate of the target network's moving average, where there is one"""
 

@@ -8,7 +8,7 @@ gflownet sample RUN --n 1000 --out FILE         molecules of a trained run: .sdf
 gflownet fragments --from FILE --out FILE       a vocabulary of building blocks from molecules
 gflownet curves RUN... --out FIGURE             learning curves with intervals over seeds
 gflownet distribution RUN --out FIGURE          the learned distribution beside the target, on a two-dimensional hypergrid
-gflownet check-env ENV|file.py:make             check that an environment keeps its contract
+gflownet check-env ENV|file.py:make             check that an environment follows its interface
 gflownet list                                   names of objectives, baselines and environments
 gflownet completion bash|zsh                    a script for shell completion
 gflownet doctor                                 versions, device, and a short training run
@@ -41,6 +41,7 @@ from experiments.cli.verbs import (
     resumable,
     resume_verb,
     run_verb,
+    tuned,
     value_of,
     without_flags,
 )
@@ -49,10 +50,11 @@ if TYPE_CHECKING:
     from experiments.gfn.config import Choice
 
 PLAIN: Any = OmitArgPrefixes  # flags without the name of the field that holds them
+PRESET = Annotated[str, tyro.conf.arg(help="default settings: recipe (tuned here) or paper (those of the environment's paper)")]
 OBJECTIVE = Annotated[str, tyro.conf.arg(help="objective or baseline: a name from `gflownet list`, or file.py:objective")]
 USAGE = (
     "usage: gflownet {train,active,resume,eval,sample,fragments,curves,distribution,check-env,list,completion,doctor} ...   "
-    "(gflownet VERB --help: its flags)"
+    "(gflownet COMMAND --help: its flags)"
 )
 
 
@@ -85,7 +87,7 @@ def run(arguments: list[str]) -> Path:
     if not name:
         raise UserError(no_objective(f"gflownet train {env} --objective NAME, with NAME from `gflownet list`", rest))
     settings, choice, recipe = defaults(name, env, value_of(rest, "--preset") or GFNSettings.preset)
-    about = f"Train {name} on {env}.\n\nRecipe: {recipe.note or 'none'}"
+    about = f"Train {name} on {env}; others have flags of their own.\n\n{tuned(recipe.note)}"
     own = [
         ("train", PLAIN[GFNSettings], dataclasses.field(default=settings)),
         ("resume", RESUME, dataclasses.field(default=False)),
@@ -124,9 +126,9 @@ def active(arguments: list[str]) -> None:
     env, rest = arguments[0], arguments[1:]
     preset = value_of(rest, "--preset") or "recipe"
     settings, choice, note = settings_for(name, env, preset)
-    about = f"Active learning with {name} on {env}.\n\nRecipe: {note or 'none'}"
+    about = f"Active learning with {name} on {env}.\n\n{tuned(note)}"
     own = [
-        ("preset", str, dataclasses.field(default=preset)),
+        ("preset", PRESET, dataclasses.field(default=preset)),
         ("settings", PLAIN[Settings], dataclasses.field(default=settings)),
     ]
     parsed, choice = _asked(f"gflownet active {env}", about, choice, own, rest)
@@ -179,7 +181,7 @@ def evaluate(arguments: list[str]) -> None:
         Args:
             run: the run folder
             samples: fresh objects of each seed; l1_floor is the expected distance of so many independent samples of the target
-            checkpoint: another checkpoint than the last
+            checkpoint: checkpoint folder; default: the latest
         """
         from experiments.gfn.commands import evaluate
 
@@ -195,7 +197,7 @@ def distribution(arguments: list[str]) -> None:
         Args:
             run: the run folder
             out: figure, .png or .svg
-            checkpoint: another checkpoint than the last
+            checkpoint: checkpoint folder; default: the latest
         """
         from experiments.plots.gflownet import distribution
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional
@@ -30,7 +30,7 @@ def sample(arguments: list[str]) -> None:
         run: Positional[Path],
         n: int = 1000,
         out: Path = STDOUT,
-        format: Literal["csv", "smi", "jsonl", "sdf"] | None = None,
+        format: str | None = None,
         unique: bool = False,
         seed: int = 0,
         checkpoint: Path | None = None,
@@ -50,16 +50,16 @@ def sample(arguments: list[str]) -> None:
             run: the run folder
             n: number of molecules
             out: .sdf, .csv, .smi or .jsonl, replaced only when the new file is complete; - is standard output
-            format: format of standard output; default: csv; smi holds SMILES alone
+            format: format of standard output: a suffix of --out without its dot; default: csv. smi holds SMILES alone
             unique: no duplicates, compared by canonical isomeric SMILES
             seed: random seed of sampling
-            checkpoint: another checkpoint than the last
+            checkpoint: checkpoint folder; default: the latest
             batch: number of molecules sampled at once
             log_p: compute the column log_p, the slowest one
             max_attempts: samples drawn before giving up; default: 100 n, at least 40 batches. 20 batches in a row without a new
                 molecule end it as well
             device: auto (where it was trained, or the CPU), cpu or cuda
-            quiet: no progress on stderr
+            quiet: hide the progress bar
         """
         from experiments.molecules.files import format_of
         from experiments.molecules.sample import Wanted, trained

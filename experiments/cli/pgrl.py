@@ -5,7 +5,7 @@ pgrl resume RUN                      continue a run from its last checkpoint
 pgrl eval RUN                        returns of the trained policies, as CSV
 pgrl curves RUN... --out FIGURE      learning curves with intervals over seeds
 pgrl check ALGO|file.py:agent        compare an algorithm's direction with exact gradients
-pgrl check-env ENV|file.py:make      check that an environment keeps its contract
+pgrl check-env ENV|file.py:make      check that an environment follows its interface
 pgrl list                            names of algorithms and environments
 pgrl completion bash|zsh             a script for shell completion
 pgrl doctor                          versions, device, and a short training run
@@ -36,11 +36,12 @@ from experiments.cli.verbs import (
     resumable,
     resume_verb,
     run_verb,
+    tuned,
     value_of,
     without_flags,
 )
 
-USAGE = "usage: pgrl {train,resume,eval,curves,check,check-env,list,completion,doctor} ...   (pgrl VERB --help: its flags)"
+USAGE = "usage: pgrl {train,resume,eval,curves,check,check-env,list,completion,doctor} ...   (pgrl COMMAND --help: its flags)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,7 +92,12 @@ def run(arguments: list[str]) -> Path:
             ("quiet", QUIET, dataclasses.field(default=False)),
         ],
     )
-    parsed = parse(command, f"pgrl train {algo}", f"Train {algo}.\n\nRecipe: {recipe.note or 'none'}", rest)
+    parsed = parse(
+        command,
+        f"pgrl train {algo}",
+        f"Train {algo}; others have flags of their own.\n\n{tuned(recipe.note)}",
+        rest,
+    )
     chosen = {f.name: getattr(parsed.agent, f.name) for f in dataclasses.fields(parsed.agent)}
     config = as_config(algo, parsed.train, chosen, choose_device(parsed.train))
     if parsed.resume and resumable(parsed.out, config, parsed.train):
@@ -114,7 +120,7 @@ def evaluate(arguments: list[str]) -> None:
         Args:
             run: the run folder
             episodes: episodes of each seed
-            checkpoint: another checkpoint than the last
+            checkpoint: checkpoint folder; default: the latest
         """
         from experiments.pg.commands import evaluate
 
@@ -127,7 +133,9 @@ def check(arguments: list[str]) -> None:
     def command(
         agent: Positional[str], seeds: int = 16_384, iterations: int = 16, batch_size: int = 1, step_size: float = 0.2
     ) -> None:
-        """Compare an agent's direction with exact gradients on small finite MDPs; exit 1 when a claim fails.
+        """Compare an agent's direction with exact gradients on small finite MDPs.
+
+        Exit code 1 when it is more biased than the agent declares.
 
         Args:
             agent: a name from `pgrl list`, or file.py:agent
@@ -146,7 +154,7 @@ def check(arguments: list[str]) -> None:
 
 def check_env(arguments: list[str]) -> None:
     def command(env: Positional[str], episodes: int = 4, steps: int = 64, horizon: int | None = None) -> None:
-        """Check that an environment keeps its contract; exit 1 when a check fails.
+        """Check that an environment follows the interface of its kind; exit code 1 when a check fails.
 
         Args:
             env: a name from `pgrl list`, a Gymnasium id, or file.py:make

@@ -19,7 +19,7 @@ OUT = Annotated[
     Path | None,
     tyro.conf.arg(help="run folder, which must not hold a run yet; None: a new folder below runs/"),
 ]
-QUIET = Annotated[bool, tyro.conf.arg(help="no progress on stderr")]
+QUIET = Annotated[bool, tyro.conf.arg(help="hide the progress bar")]
 RESUME = Annotated[
     bool, tyro.conf.arg(help="if --out holds a run with these settings, continue it; a finished one is left as it is")
 ]
@@ -48,7 +48,7 @@ def _dispatch(program: str, about: str, verbs: Mapping[str, Verb], arguments: li
         verbs[verb](rest)
     else:
         usage = about.rstrip().rsplit("\n", 1)[-1]
-        raise UserError(f"no verb is called {verb!r}; close: {close_to(verb, verbs)}\n{usage}")
+        raise UserError(f"there is no command {verb!r}; close: {close_to(verb, verbs)}\n{usage}")
 
 
 def without_flags(program: str, about: str, work: Callable[[], None]) -> Verb:
@@ -72,8 +72,8 @@ def resume_verb(program: str, resume: Callable[[Path, Path | None, bool], Any]) 
 
             Args:
                 run: the run folder
-                checkpoint: another checkpoint than the last
-                quiet: no progress on stderr
+                checkpoint: checkpoint folder; default: the latest
+                quiet: hide the progress bar
             """
             resume(run, checkpoint, quiet)
 
@@ -109,6 +109,11 @@ def curves_verb(program: str, x_axis: str) -> Verb:
 def columns(rows: Mapping[str, str]) -> str:
     """Names and what they stand for, a line each."""
     return "\n".join(f"  {name:12s} {text}" for name, text in rows.items())
+
+
+def tuned(note: str) -> str:
+    """How the defaults were found, for `--help`."""
+    return f"How the defaults were tuned: {note}" if note else "The defaults were not tuned."
 
 
 def resumable(out: Path | None, config: Mapping[str, Any], settings: Any) -> bool:

@@ -32,17 +32,17 @@ class GFNSettings:
     """Settings shared by all methods. Defaults are those of the environment's recipe."""
 
     seeds: int = 1
-    """how many seeds train side by side"""
+    """number of seeds, which train in parallel"""
     seed: int = 0
-    """the first seed; the others follow it"""
+    """first seed; the others are seed + 1, seed + 2, ..."""
     states: int = 1_000_000
-    """finished objects that each seed visits; every evaluated reward counts"""
+    """reward evaluations in training, i.e. finished objects visited, of each seed"""
     batch_size: int = 16
     """objects that a seed constructs in an iteration"""
     preset: str = "recipe"
     """default settings: recipe (tuned here) or paper (those of the environment's paper)"""
     metrics: Literal["auto", "exact", "sampled"] = "auto"
-    """distance to the target distribution: auto (where all states can be enumerated), exact (or refuse), sampled (never)"""
+    """distance to the target distribution: auto (where states can be enumerated), exact (or an error), sampled (never)"""
     window: int = 200_000
     """how many of the last objects of each seed are compared with the target distribution"""
     top_k: int = 10_000

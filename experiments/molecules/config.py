@@ -40,17 +40,17 @@ class MoleculeSettings:
     fragments: str = ""
     """vocabulary: a file made by `gflownet fragments`, or the blocks file of Bengio et al. 2021; default: our 115 fragments"""
     max_blocks: int = 8
-    """largest number of blocks in a molecule"""
+    """maximum number of fragments in a molecule"""
     min_blocks: int = 2
-    """smallest number of blocks in a molecule"""
+    """minimum number of fragments in a molecule"""
     seh_weights: str = ""
     """weights of the sEH proxy, best_params.pkl.gz or .npz; needed where the reward has the term seh (p/8)"""
     seh_variant: Literal["A", "B", "C"] = "A"
-    """variant of the sEH proxy: A (Bengio et al. 2021), B (the trajectory balance papers), C (recursionpharma/gflownet)"""
+    """variant of the sEH proxy: A (Bengio et al. 2021), B (the trajectory balance papers), C (Recursion's gflownet code)"""
     mode_threshold: float = 0.8
-    """modes, circles and scaffolds are counted among molecules with a higher reward, before beta; the papers: 0.875 (p > 7)"""
+    """modes, #Circles and scaffolds are counted above this reward (before beta); the papers: 0.875 (p > 7)"""
     reward_workers: int = 0
-    """processes that compute RDKit terms beside this one"""
+    """worker processes for RDKit terms"""
     vocabulary: Suppress[str] = ""
     """the fragments themselves, as JSON, in a run's config"""
     digest: Suppress[str] = ""

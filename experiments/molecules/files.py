@@ -40,6 +40,8 @@ class Format:
 def format_of(path: Path, name: str | None) -> Format:
     """By the suffix; by `name` for standard output, "-" (csv where none is given). UserError where it is none of ours."""
     if str(path) == "-":
+        if name not in (None, *FORMATS):
+            raise UserError(f"--format is {name!r}, expected {', '.join(FORMATS)}")
         return FORMATS[name or "csv"]
     suffix = path.suffix.lower().removeprefix(".")
     known = ", ".join(f".{known}" for known in FORMATS)

@@ -35,21 +35,21 @@ class PGSettings:
     env: str = "gridworld"
     """environment: gridworld, garnet, lqr, a Gymnasium id, or file.py:make"""
     seeds: int = 10
-    """how many seeds train side by side"""
+    """number of seeds, which train in parallel"""
     seed: int = 0
-    """the first seed; the others follow it"""
+    """first seed; the others are seed + 1, seed + 2, ..."""
     env_steps: int = 100_000
     """environment steps of each seed; the steps of every sampled episode count"""
     preset: str = "recipe"
     """preset of hyperparameters: recipe, theorem (the exponents of the theorem, η_0 = 1) or constant (no decay, η = 0.3)"""
     discount: float = 0.99
-    """discount factor, counted from time 0"""
+    """discount factor; rewards are discounted from time 0"""
     horizon: int | None = None
     """steps after which an episode is cut; default: the environment's own"""
     batch_size: int = 1
     """episodes of a seed at each parameter point that is sampled"""
     hidden: tuple[int, ...] = ()
-    """widths of the policy's hidden layers; none: a table of states, or a linear map"""
+    """widths of the policy's hidden layers; none: softmax over a table (finite MDPs) or a linear policy"""
     activation: str = "tanh"
     """activation of the hidden layers: tanh or softplus"""
     baseline: str = "none"
@@ -66,7 +66,7 @@ class PGSettings:
     """precision of parameters and gradients: float32 or float64"""
     device: Device = "auto"
     workers: int | None = None
-    """processes that sample episodes beside this one; default: one for each further CPU with MuJoCo, none elsewhere"""
+    """worker processes that sample episodes; default: one for each further CPU with MuJoCo, none elsewhere"""
     evaluations: int = 20
     """number of evaluations, on episodes that do not count as training"""
     eval_episodes: int = 5

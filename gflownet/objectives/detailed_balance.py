@@ -24,7 +24,7 @@ class DetailedBalance:
     """Detailed balance (Bengio et al. 2021, 2111.09266)."""
 
     residual: Residual = "squared"
-    """squared, huber or shifted-cosh"""
+    """loss applied to the residual: squared, huber or shifted-cosh"""
 
     uses: ClassVar[frozenset[str]] = frozenset({"state_flow"})
 

@@ -39,7 +39,7 @@ class FlowMatching:
     terminal_weight: float = 1.0
     """λ_T, the weight of finished objects"""
     residual: Residual = "squared"
-    """squared, huber or shifted-cosh"""
+    """loss applied to the residual: squared, huber or shifted-cosh"""
 
     uses: ClassVar[frozenset[str]] = frozenset()
     backwards: ClassVar[tuple[str, ...]] = ("uniform",)  # the formula has no P_B

@@ -28,7 +28,7 @@ class ForwardLookingDB:
     """Forward-looking detailed balance (Pan et al. 2023, 2302.01687)."""
 
     residual: Residual = "squared"
-    """squared, huber or shifted-cosh"""
+    """loss applied to the residual: squared, huber or shifted-cosh"""
 
     uses: ClassVar[frozenset[str]] = frozenset({"state_flow"})
 
@@ -47,7 +47,7 @@ class ForwardLookingSubTB:
     decay: float = 0.9
     """λ: a sub-trajectory of length l has weight λ^l"""
     residual: Residual = "squared"
-    """squared, huber or shifted-cosh"""
+    """loss applied to the residual: squared, huber or shifted-cosh"""
 
     uses: ClassVar[frozenset[str]] = frozenset({"state_flow"})
 

@@ -27,7 +27,7 @@ class ModifiedDetailedBalance:
     """Modified detailed balance, where every state may be final (Deleu et al. 2022, 2202.13903)."""
 
     residual: Residual = "squared"
-    """squared, huber or shifted-cosh"""
+    """loss applied to the residual: squared, huber or shifted-cosh"""
 
     uses: ClassVar[frozenset[str]] = frozenset()
 

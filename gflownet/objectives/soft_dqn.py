@@ -33,7 +33,7 @@ class SoftDQN:
     clip: float = -2500.0
     """l0, the lowest bonus before weighing"""
     residual: Residual = "huber"
-    """squared, huber or shifted-cosh"""
+    """loss applied to the residual: squared, huber or shifted-cosh"""
 
     uses: ClassVar[frozenset[str]] = frozenset({"target"})
     backwards: ClassVar[tuple[str, ...]] = (

@@ -85,7 +85,7 @@ class SubTrajectoryBalance:
     decay: float = 0.9
     """λ: a sub-trajectory of length l has weight λ^l; near 0 this is DB, at 1 all have the same weight"""
     residual: Residual = "squared"
-    """squared, huber or shifted-cosh"""
+    """loss applied to the residual: squared, huber or shifted-cosh"""
 
     uses: ClassVar[frozenset[str]] = frozenset({"state_flow"})
 

@@ -24,7 +24,7 @@ class TrajectoryBalance:
     """Trajectory balance (Malkin et al. 2022, 2201.13259)."""
 
     residual: Residual = "squared"
-    """squared, huber or shifted-cosh"""
+    """loss applied to the residual: squared, huber or shifted-cosh"""
 
     uses: ClassVar[frozenset[str]] = frozenset({"log_z"})
 

@@ -26,7 +26,7 @@ class VarGrad:
     """Trajectory balance without log Z: variance over the batch (Zhang et al. 2023, 2302.05446)."""
 
     residual: Residual = "squared"
-    """squared, huber or shifted-cosh"""
+    """loss applied to the residual: squared, huber or shifted-cosh"""
 
     uses: ClassVar[frozenset[str]] = frozenset()
 

@@ -23,6 +23,7 @@ pytest.importorskip("rdkit")
 from rdkit import Chem, rdBase
 
 from experiments.cli.gflownet import main
+from experiments.molecules.files import FORMATS
 from experiments.molecules.pictures import draw
 from experiments.molecules.sample import SeenSmiles, Shortfall, Trained, Wanted, batches, samples, trained
 from experiments.run.out_file import whole_file
@@ -33,7 +34,6 @@ TINY = [
     ("ethene", "C=C", [[0, 1], [1, 1]]),
     ("alanine", "C[C@H](N)C(=O)O", [[2, 1], [5, 1]]),
 ]
-FORMATS = ("csv", "smi", "jsonl", "sdf")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -202,6 +202,7 @@ def test_bad_input_gets_one_clear_sentence(
     out = tmp_path / "mols.csv"
     assert ".sdf, .csv, .smi, .jsonl" in says(capsys, run, "--out", tmp_path / "mols.xyz")
     assert "the suffix decides" in says(capsys, run, "--out", out, "--format", "smi")
+    assert "--format is 'xyz', expected sdf, csv, smi, jsonl" in says(capsys, run, "--format", "xyz")
     assert "no folder" in says(capsys, run, "--out", tmp_path / "nowhere" / "mols.csv")
     (tmp_path / "folder.csv").mkdir()
     assert "is a folder" in says(capsys, run, "--out", tmp_path / "folder.csv")

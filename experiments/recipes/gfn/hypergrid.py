@@ -14,7 +14,7 @@ RECIPES = {
             "ppo": {**PPO, "learning_rate": 1e-4},
             "soft-pg": {"learning_rate": 1e-3},
         },
-        note="the better of 0.001 and 0.003 for each objective after 48,000 objects on the 4-D grid, R0 = 0.01, one seed",
+        note="learning rate: the better of 0.001 and 0.003 after 48,000 objects on the 4-D grid, R0 = 0.01, one seed",
     ),
     "paper": GFNRecipe(
         states=320_000,

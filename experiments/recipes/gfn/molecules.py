@@ -12,7 +12,7 @@ RECIPES = {
         batch_size=64,
         common={**NET, "learning_rate": 2e-3, "epsilon": 0.02, "replay": "prioritised"},
         hyperparameters={"fm": FM, "ppo": {**NET, **PPO}, "soft-pg": {**NET, "learning_rate": 1e-3}},
-        note="TB: prioritised replay and 0.002 the best of six settings after 24,000 molecules of the sEH domain, one seed",
+        note="TB: prioritised replay, learning rate 0.002; the best of six settings after 24,000 molecules, sEH, one seed",
     ),
     "paper": GFNRecipe(
         states=1_000_000,
