@@ -34,6 +34,6 @@ def check_eta(eta: float, eta_power: float) -> None:
         ValueError: η is outside (0, 1], or the exponent is negative.
     """
     if not 0 < eta <= 1:
-        raise ValueError(f"eta is {eta}, expected a weight of the new gradient in (0, 1]")
+        raise ValueError(f"eta is {eta}, expected a weight in (0, 1]")
     if not eta_power >= 0:
         raise ValueError(f"eta_power is {eta_power}, expected 0 (constant) or more")
