@@ -1,15 +1,15 @@
-"""Active learning in rounds on the hypergrid (Bengio et al., NeurIPS 2021, section 4.3): few rewards may be queried.
+"""Active learning in rounds on the hypergrid (Bengio et al., NeurIPS 2021, section 4.3), with a budget of reward queries.
 
     D_0 = random cells with their rewards
     for i = 1 .. N
         fit the proxy to D_i-1;  A(x) = max(mean(x) + κ std(x), floor)^β at every cell
-        train a generator from scratch, its reward being A
-        draw cells from its law, none of them in D_i-1 and none twice;  ask for their rewards;  D_i = D_i-1 and these
+        train a generator from scratch with reward A
+        draw cells from its distribution, without replacement and not in D_i-1;  query their rewards;  D_i = D_i-1 and these
     top-k return of round i = mean(top-k of D_i) - mean(top-k of D_i-1)     (k = 10; 512 random cells, 16 new in the paper)
 
-All cells are enumerated, so the law p of a policy is exact, and drawing one cell after the other without replacement is taking
-the largest log p(x) + Gumbel noise (Yellott 1977). A method without a policy has the law of what it visited in the second half
-of its iterations.
+All cells are enumerated, so that the distribution p of a policy is exact. Sampling without replacement takes the largest
+log p(x) + Gumbel noise (Yellott 1977). For a method without a policy, p is the distribution of its visits in the second half of
+its iterations.
 
 Differs from the paper: β (1 there); the floor is above 0, because GFlowNets take its log.
 """
@@ -31,19 +31,19 @@ from gflownet.evaluation import exact_distribution
 from gflownet.metrics import empirical, l1_sum
 from gflownet.problem import DagProblem, Method, Metrics, objects_per_iteration
 
-START, GENERATE, DRAW = range(3)  # streams of a seed
+START, GENERATE, DRAW = range(3)  # random streams of a seed
 UNLIKELY = 1e-9
 
 
 class Proxy(Protocol):
-    """posterior(features x [m, d], rewards y [m], features at [K, d]) -> (mean [K], standard deviation [K]), float64."""
+    """A model of the reward: posterior(x [m, d], y [m], at [K, d]) -> mean [K] and standard deviation [K] at `at`, float64."""
 
     def posterior(self, x: Tensor, y: Tensor, at: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """The rewards [K] themselves in place of a proxy: what is lost without them is the proxy's fault."""
+    """The true rewards [K] in place of a proxy, to separate errors of the proxy from those of the generator."""
 
     reward: Tensor
 
@@ -88,14 +88,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Pool:
-    """A grid and all its objects, the K cells that can be kept, by their positions in `dag.objects`."""
+    """A grid and its K objects, in the order of `dag.objects`."""
 
     env: HyperGrid
     dag: Enumeration
 
     @cached_property
     def cells(self) -> Tensor:
-        """[K, n]"""
+        """The objects, [K, n]."""
         return self.dag.obs[self.dag.objects]
 
     @cached_property
@@ -105,10 +105,10 @@ class Pool:
 
     @cached_property
     def reward(self) -> Tensor:
-        """R, [K] float64; a round sees those of its data only."""
+        """R of all objects, [K] float64; a round uses only those of its data."""
         return self.dag.log_reward.exp()
 
-    def worth(self, reward: Tensor) -> HyperGrid:
+    def with_reward(self, reward: Tensor) -> HyperGrid:
         """The same grid with other rewards [K]."""
         env, table = self.env, torch.ones(self.env.n_states, dtype=torch.float64)
         table[env.index(self.cells)] = reward
@@ -116,12 +116,12 @@ class Pool:
 
 
 class Round(NamedTuple):
-    """What a round did. known [m + queries]: the data, in the order of the queries.
+    """The result of a round. known [m + queries]: indices of the data, in the order of the queries.
 
     asked      mean true reward of the new cells
     error      root mean square error of the proxy's mean at the cells that were not known
-    l1         Σ|p - A/ΣA| of the generator's law p: 0 where it has learned the distribution of the proxy
-    unlikely   new cells to which that law gives a probability below 1e-9: more cannot be drawn from it
+    l1         Σ|p - A/ΣA| of the generator's distribution p: 0 if it equals that of the proxy
+    unlikely   number of new cells with p < 1e-9: p has too few other cells
     metrics    of the generator's last iteration
     """
 
@@ -134,7 +134,7 @@ class Round(NamedTuple):
 
 
 def begin(pool: Pool, settings: Settings, seed: int) -> Tensor:
-    """D_0: the positions of random objects, all different, [initial]."""
+    """D_0: indices of distinct random objects, [initial]."""
     return settings.rng(seed, START).uniform(len(pool.cells))[0].argsort(stable=True)[: settings.initial]
 
 
@@ -148,26 +148,37 @@ def one_round(
     known: Tensor,
     tick: Callable[[int], None] = lambda visited: None,
 ) -> Round:
-    """Round i of one seed, from the objects known [m]. `tick(objects visited)` is called after every iteration."""
+    """Run round i of one seed.
+
+    Args:
+        pool: the grid.
+        proxy: the model of the reward.
+        method: the generator.
+        settings: of active learning.
+        seed: the seed.
+        i: number of the round.
+        known: [m], indices of the data.
+        tick: called with the number of visited objects after every iteration.
+    """
     mean, std = proxy.posterior(pool.features[known], pool.reward[known], pool.features)
     acquisition = (mean + settings.kappa * std).clamp_min(settings.floor) ** settings.beta
-    law, metrics = generator(pool, acquisition, method, settings, int(settings.rng(seed, GENERATE, i).key), tick)
-    new = draw(law, known, settings.queries, settings.rng(seed, DRAW, i))
-    hidden = torch.ones_like(law, dtype=torch.bool)
+    p, metrics = generator(pool, acquisition, method, settings, int(settings.rng(seed, GENERATE, i).key), tick)
+    new = draw(p, known, settings.queries, settings.rng(seed, DRAW, i))
+    hidden = torch.ones_like(p, dtype=torch.bool)
     hidden[known] = False
     error = (mean - pool.reward)[hidden].square().mean().sqrt()
-    distance = l1_sum(law, acquisition / acquisition.sum())
-    unlikely = int((law[new] < UNLIKELY).sum())
+    distance = l1_sum(p, acquisition / acquisition.sum())
+    unlikely = int((p[new] < UNLIKELY).sum())
     return Round(torch.cat([known, new]), float(pool.reward[new].mean()), float(error), float(distance), unlikely, metrics)
 
 
 def generator(
     pool: Pool, reward: Tensor, method: Method, settings: Settings, seed: int, tick: Callable[[int], None]
 ) -> tuple[Tensor, Metrics]:
-    """(law [K] of a generator trained on these rewards [K], metrics of its last iteration)."""
+    """Train a generator on rewards [K]; return its distribution [K] and the metrics of its last iteration."""
     built = objects_per_iteration(method, settings.batch_size)
     iterations = -(-settings.states // built)
-    problem = DagProblem(pool.worth(reward), (seed,), settings.batch_size, iterations)
+    problem = DagProblem(pool.with_reward(reward), (seed,), settings.batch_size, iterations)
     state, visited = method.init(problem), []
     metrics: Metrics = {}
     for t in range(iterations):
@@ -181,17 +192,21 @@ def generator(
     return empirical(pool.dag.object_of(torch.cat(visited)).bincount(minlength=len(pool.cells))), metrics
 
 
-def draw(law: Tensor, known: Tensor, n: int, rng: Rng) -> Tensor:
-    """n objects by the law [K], none of them known and none twice, in the order drawn; when it has no more, any others."""
-    gumbel = -(-rng.uniform(len(law))[0].log()).log()
-    score = law.clamp_min(1e-300).log() + gumbel
+def draw(p: Tensor, known: Tensor, n: int, rng: Rng) -> Tensor:
+    """Draw n indices from the distribution p [K] without replacement, none in `known`; any others once p is exhausted."""
+    gumbel = -(-rng.uniform(len(p))[0].log()).log()
+    score = p.clamp_min(1e-300).log() + gumbel
     score[known] = -torch.inf
     return score.argsort(descending=True, stable=True)[:n]
 
 
 class Measures(NamedTuple):
-    """Of what is known. top: mean reward of the k best; modes: regions met; distance: mean Euclidean distance of the k best,
-    coordinates from 0 to 1. Of equal rewards the one known first is the better."""
+    """Metrics of the data. Ties in reward are in order of the queries.
+
+    top       mean reward of the k best
+    modes     number of modes found
+    distance  mean Euclidean distance of the k best, with coordinates from 0 to 1
+    """
 
     top: float
     modes: int
@@ -199,6 +214,7 @@ class Measures(NamedTuple):
 
 
 def measures(pool: Pool, known: Tensor, k: int) -> Measures:
+    """The metrics of the data with indices known [m]."""
     best = known[pool.reward[known].argsort(descending=True, stable=True)[:k]]
     met = pool.env.modes(pool.cells[known])
     distance = torch.nn.functional.pdist(pool.features[best]).mean()

@@ -1,1 +1,1 @@
-"""Molecules: fingerprints, metrics, the buffer of the best."""
+"""Molecules: fingerprints, metrics, the top-K buffer."""

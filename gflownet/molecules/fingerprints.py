@@ -1,7 +1,7 @@
-"""Fingerprints of molecules, how alike they are, and greedy choices of molecules that are unlike each other.
+"""Fingerprints of molecules, Tanimoto similarities, and greedy selection of dissimilar molecules.
 
 fingerprints   morgan2-2048   Morgan, radius 2, folded to 2048 bits: the default
-               rdk            Chem.RDKFingerprint, paths of 1 to 7 bonds, 2048 bits: may be what the 2021 figures use
+               rdk            Chem.RDKFingerprint, paths of 1 to 7 bonds, 2048 bits: possibly the one of the 2021 figures
 similarity     Tanimoto |a & b| / |a | b|, 0 for two empty fingerprints, as RDKit
 
 A fingerprint is a row of 256 bytes (8 bits each). Common bits are counted by float32 products, exact below 2^24: on one core
@@ -31,7 +31,11 @@ BLOCK = 512  # fingerprints compared at a time: 4 MB as floats
 
 
 def parsed(molecule: str | Chem.Mol) -> Chem.Mol:
-    """The molecule itself, or that of its SMILES. Raises ValueError for SMILES that RDKit cannot read."""
+    """The molecule itself, or that of its SMILES.
+
+    Raises:
+        ValueError: RDKit cannot read the SMILES.
+    """
     if not isinstance(molecule, str):
         return molecule
     with rdBase.BlockLogs():
@@ -42,9 +46,17 @@ def parsed(molecule: str | Chem.Mol) -> Chem.Mol:
 
 
 def fingerprints(molecules: Sequence[str | Chem.Mol], kind: str = "morgan2-2048") -> Bits:
-    """[n, 256] of n valid SMILES or RDKit molecules.
+    """Compute the fingerprints of n molecules.
 
-    Raises ValueError for a kind that is not one of FINGERPRINTS, and for SMILES that RDKit cannot read.
+    Args:
+        molecules: SMILES or RDKit molecules.
+        kind: a name of FINGERPRINTS.
+
+    Returns:
+        [n, 256] uint8.
+
+    Raises:
+        ValueError: the kind is unknown, or RDKit cannot read a SMILES.
     """
     if kind not in FINGERPRINTS:
         raise ValueError(f"got fingerprint {kind!r}, expected one of {', '.join(FINGERPRINTS)}")
@@ -53,7 +65,7 @@ def fingerprints(molecules: Sequence[str | Chem.Mol], kind: str = "morgan2-2048"
 
 
 def tanimoto(a: Bits, b: Bits) -> Floats:
-    """Similarities [n, m] of fingerprints [n, 256] and [m, 256]; 0 where both are empty."""
+    """Tanimoto similarities, [n, m] from 0 to 1, of fingerprints [n, 256] and [m, 256]; 0 where both are empty."""
     x = np.unpackbits(a, axis=1).astype(np.float32)
     y = x if b is a else np.unpackbits(b, axis=1).astype(np.float32)  # x @ x.T takes half the time
     common = x @ y.T
@@ -77,13 +89,13 @@ def internal_diversity(bits: Bits) -> float:
     return 1 - mean_similarity(bits)
 
 
-# -- what is unlike what came before
+# -- modes
 
 
 class ModeCounter(NamedTuple):
-    """Molecules found so far of which no two are alike: similarity < `similarity` to every one accepted before.
+    """Counts modes: a molecule is a new mode if its similarity to every mode before is below `similarity`.
 
-    accepted [M, 256]; seen: molecules offered. State, not a class with a memory: `add` returns the next one.
+    `accepted` [M, 256] are the modes; `seen` is the number of molecules added. It is immutable: `add` returns a new one.
     """
 
     accepted: Bits
@@ -92,17 +104,29 @@ class ModeCounter(NamedTuple):
 
     @staticmethod
     def begin(similarity: float = 0.7) -> ModeCounter:
-        """Raises ValueError for a similarity outside (0, 1]."""
+        """Make an empty counter.
+
+        Raises:
+            ValueError: the similarity is outside (0, 1].
+        """
         if not 0 < similarity <= 1:
             raise ValueError(f"got similarity {similarity}, expected a number above 0 and at most 1")
         return ModeCounter(np.empty((0, BYTES), np.uint8), similarity)
 
     @property
     def modes(self) -> int:
+        """Number of modes."""
         return len(self.accepted)
 
     def add(self, bits: Bits) -> tuple[ModeCounter, NDArray[np.bool_]]:
-        """Offers molecules [n, 256] above the threshold, in order of visit; [n] says which became modes. Copies do not."""
+        """Add molecules above the reward threshold in order of visit.
+
+        Args:
+            bits: [n, 256], their fingerprints.
+
+        Returns:
+            The new counter, and [n] bool, the molecules that are new modes.
+        """
         new = np.zeros(len(bits), bool)
         accepted = self.accepted
         for start in range(0, len(bits), BLOCK):
@@ -124,9 +148,12 @@ class ModeCounter(NamedTuple):
 
 
 def circles(bits: Bits, distance: float = 0.75) -> int:
-    """#Circles: molecules chosen greedily, in this order, with all distances 1 - similarity > `distance`. A lower bound.
+    """#Circles: number of molecules with all distances 1 - similarity > `distance`, selected greedily in this order.
 
-    Raises ValueError for a distance outside [0, 1).
+    It is a lower bound of the maximum.
+
+    Raises:
+        ValueError: the distance is outside [0, 1).
     """
     if not 0 <= distance < 1:
         raise ValueError(f"got distance {distance}, expected a number from 0 to below 1")

@@ -1,16 +1,16 @@
-"""How good and how different molecules are. Every number names its fingerprint, its N and what it does with duplicates.
+"""Metrics of reward and diversity of molecules. Each states its fingerprint, its N and the treatment of duplicates.
 
-N molecules are drawn, as SMILES. RDKit sanitises the valid ones. Two molecules are one where their canonical isomeric SMILES
-are the same string: charges, isotopes and stereo marks count, tautomers are different molecules. A duplicate counts once,
-where it came first, with the highest reward that any of its copies had. All but validity, uniqueness and the mean reward look
-at unique molecules only.
+N molecules are drawn, as SMILES. RDKit sanitises the valid ones. Two molecules are equal if their canonical isomeric SMILES
+are: charges, isotopes and stereo marks count, tautomers are different molecules. Duplicates count once, at the first
+occurrence, with the highest reward of all copies. All metrics but validity, uniqueness and the mean reward are over unique
+molecules.
 
-similarity          Tanimoto, of the fingerprints that fingerprints.py names; morgan2-2048 unless another is asked for
-internal diversity  1 - mean similarity over pairs i < j. MOSES counts i = j too, which takes (1 - mean) / M off it
+similarity          Tanimoto, of the fingerprints in fingerprints.py; morgan2-2048 by default
+internal diversity  1 - mean similarity over pairs i < j. MOSES includes i = j, which lowers it by (1 - mean) / M
 modes               for x in order: x is a new mode if r(x) > threshold and its similarity to every mode before is < 0.7
-                    (Bengio et al. 2021). The number depends on the order: of visit, or of falling reward
-circles             #Circles (Xie et al., ICLR 2023): how many molecules can be chosen with all distances 1 - similarity > t.
-                    Chosen greedily in the order given, which is a lower bound of the maximum
+                    (Bengio et al. 2021). It depends on the order: of visit, or of decreasing reward
+circles             #Circles (Xie et al., ICLR 2023): the most molecules with all distances 1 - similarity > t. Greedy
+                    selection in the given order gives a lower bound
 scaffolds           different Bemis-Murcko scaffolds; molecules without a ring have none
 """
 
@@ -28,28 +28,28 @@ from gflownet.molecules.fingerprints import ModeCounter, circles, fingerprints, 
 from gflownet.rewards.chemistry import Floats
 
 Places = NDArray[np.int64]
-"""Places of molecules in a collection."""
+"""Indices of molecules in a collection."""
 
-_scaffold: Callable[[Chem.Mol], Chem.Mol] = MurckoScaffold.GetScaffoldForMol  # its own file carries no types
+_scaffold: Callable[[Chem.Mol], Chem.Mol] = MurckoScaffold.GetScaffoldForMol  # untyped in RDKit
 TOP = (10, 100, 1000)
 
 
 class Figure(NamedTuple):
-    """A number and the sentence that says what it is."""
+    """A value and a sentence that describes it."""
 
     value: float
     meaning: str
 
 
-# -- what was drawn
+# -- unique molecules
 
 
 class Drawn(NamedTuple):
     """N = `drawn` SMILES, of which `valid` are molecules, U different ones, in order of first appearance.
 
-    mean_reward  of the valid ones, duplicates counted; NaN where none was given
+    mean_reward  of the valid ones, duplicates counted; NaN without rewards
     smiles       U canonical isomeric SMILES
-    reward       [U] the highest of its copies; NaN where none was given
+    reward       [U] the highest of all copies; NaN without rewards
     """
 
     drawn: int
@@ -65,26 +65,32 @@ class Drawn(NamedTuple):
 
     @property
     def uniqueness(self) -> float:
-        """U / valid: it falls as N grows, so compare at the same N. NaN where nothing is valid."""
+        """U / valid; NaN if none is valid. It decreases with N, so compare at equal N."""
         return len(self.smiles) / self.valid if self.valid else np.nan
 
     @property
     def by_reward(self) -> Places:
-        """The U molecules by falling reward, the first seen first among equals; without a reward last."""
+        """Indices of the U molecules by decreasing reward, ties in order of appearance, NaN last."""
         return np.argsort(-self.reward, kind="stable")
 
     def above(self, threshold: float) -> Places:
-        """Those with r > threshold, in order of visit."""
+        """Indices of the molecules with r > threshold, in order of appearance."""
         return np.flatnonzero(self.reward > threshold)
 
     def at(self, places: Places) -> list[str]:
+        """The SMILES at these indices."""
         return [self.smiles[i] for i in places]
 
 
 def collect(smiles: Sequence[str], reward: Sequence[float] | Floats | None = None) -> Drawn:
-    """N SMILES as they were drawn, valid or not, and their rewards [N].
+    """Collect the unique molecules of a sample.
 
-    Raises ValueError where there is not one reward for each; rewards of what is not valid are not looked at.
+    Args:
+        smiles: N SMILES, valid or not.
+        reward: [N]; those of invalid SMILES are ignored.
+
+    Raises:
+        ValueError: there is not one reward for each SMILES.
     """
     rewards = np.full(len(smiles), np.nan) if reward is None else np.asarray(reward, dtype=np.float64)
     if rewards.shape != (len(smiles),):
@@ -99,11 +105,11 @@ def unique(canonical: Sequence[str], reward: Floats) -> tuple[Drawn, list[int]]:
     """Group molecules by their canonical SMILES.
 
     Args:
-        canonical: N canonical SMILES, "" for what is no valid molecule.
-        reward: [N]; of a molecule that comes more than once the highest counts.
+        canonical: N canonical SMILES, "" for an invalid one.
+        reward: [N]; the highest of all copies counts.
 
     Returns:
-        The U unique molecules in order of appearance, and the place where each appears first.
+        The U unique molecules in order of appearance, and the index of the first occurrence of each.
     """
     place: dict[str, int] = {}
     best: list[float] = []
@@ -124,19 +130,19 @@ def unique(canonical: Sequence[str], reward: Floats) -> tuple[Drawn, list[int]]:
 
 
 def top_mean(drawn: Drawn, k: int) -> float:
-    """Mean reward of the k best of the U unique molecules; NaN where there are fewer than k."""
+    """Mean reward of the k best of the U unique molecules; NaN if U < k."""
     best = drawn.reward[drawn.by_reward[:k]]
     return float(best.mean()) if len(best) == k else np.nan
 
 
 def novelty(drawn: Drawn, known: Collection[str]) -> float:
-    """Share of the U unique molecules that are not among `known` SMILES, both canonical; NaN for U = 0."""
+    """Fraction of the U unique molecules that are not among the SMILES `known`, compared in canonical form; NaN for U = 0."""
     old = set(collect(list(known)).smiles)
     return float(np.mean([s not in old for s in drawn.smiles])) if drawn.smiles else np.nan
 
 
 def scaffolds(molecules: Sequence[str | Chem.Mol]) -> int:
-    """Different Bemis-Murcko scaffolds (rings and what links them, with their atom and bond types, without stereo marks)."""
+    """Number of different Bemis-Murcko scaffolds: rings and linkers with atom and bond types, without stereo marks."""
     found = {Chem.MolToSmiles(_scaffold(parsed(m)), False) for m in molecules}
     return len(found - {""})
 
@@ -151,7 +157,18 @@ def modes(
     similarity: float = 0.7,
     kind: str = "morgan2-2048",
 ) -> Places:
-    """Which of the U molecules are modes: r > threshold and similarity < `similarity` to every mode before, in that order."""
+    """Find the modes among the U unique molecules: r > threshold and similarity < `similarity` to every mode before.
+
+    Args:
+        drawn: the molecules.
+        threshold: of the reward.
+        order: "visit", in order of appearance, or "reward", by decreasing reward.
+        similarity: Tanimoto threshold.
+        kind: the fingerprint.
+
+    Returns:
+        Indices of the modes among the U molecules.
+    """
     places = drawn.above(threshold)
     if order == "reward":
         places = places[np.argsort(-drawn.reward[places], kind="stable")]
@@ -159,26 +176,31 @@ def modes(
     return places[new]
 
 
-# -- all of it
+# -- summary
 
 
 def summary(
     drawn: Drawn, threshold: float, kind: str = "morgan2-2048", known: Collection[str] | None = None, most: int = 20_000
 ) -> dict[str, Figure]:
-    """Every metric by a name for files, with the sentence that says what it is.
+    """Compute all metrics, by name, each with a sentence that describes it.
 
-    Modes, circles and scaffolds look at the `most` best molecules with r > threshold, which the sentence says.
+    Args:
+        drawn: the molecules.
+        threshold: reward threshold of modes, circles and scaffolds.
+        kind: the fingerprint.
+        known: SMILES for novelty; None: no novelty.
+        most: modes, circles and scaffolds are over this many best molecules above the threshold.
     """
     N, U = drawn.drawn, len(drawn.smiles)
     once = f"{U} unique molecules (canonical isomeric SMILES, duplicates count once)"
     figures = {
-        "validity": Figure(drawn.validity, f"share of {N} drawn SMILES that RDKit sanitises, duplicates counted"),
+        "validity": Figure(drawn.validity, f"fraction of {N} drawn SMILES that RDKit sanitises, duplicates counted"),
         "uniqueness": Figure(drawn.uniqueness, f"different canonical isomeric SMILES / {drawn.valid} valid of {N} drawn"),
         "mean_reward": Figure(drawn.mean_reward, f"mean over {drawn.valid} valid of {N} drawn, duplicates counted"),
         "mean_reward_unique": Figure(float(np.mean(drawn.reward)) if U else np.nan, f"mean over {once}"),
     }
     if known is not None:
-        figures["novelty"] = Figure(novelty(drawn, known), f"share of {once} not among {len(known)} known SMILES")
+        figures["novelty"] = Figure(novelty(drawn, known), f"fraction of {once} not among {len(known)} known SMILES")
     best = fingerprints(drawn.at(drawn.by_reward[: max(TOP)]), kind)
     for k in TOP:
         figures[f"top_{k}_reward"] = Figure(top_mean(drawn, k), f"mean reward of the {k} best of {once}")
@@ -191,7 +213,7 @@ def summary(
     among = f"among the {len(high)} best with reward > {threshold:g} (at most {most}) of {once}"
     bits = fingerprints(drawn.at(high), kind)
     counter, _ = ModeCounter.begin().add(bits)
-    greedy = f"{kind}, greedy by falling reward, {among}"
+    greedy = f"{kind}, greedy by decreasing reward, {among}"
     figures[f"modes_{kind}"] = Figure(counter.modes, f"molecules with Tanimoto < 0.7 to every mode before, {greedy}")
     figures[f"circles_{kind}"] = Figure(circles(bits), f"#Circles at distance 0.75, a lower bound, {greedy}")
     figures["scaffolds"] = Figure(scaffolds(drawn.at(high)), f"different Bemis-Murcko scaffolds with a ring {among}")

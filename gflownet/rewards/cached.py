@@ -1,16 +1,16 @@
-"""Quantities of molecules, each molecule computed once and kept: RDKit takes about a millisecond for QED alone.
+"""`Quantities`: quantities of molecules with a cache, because RDKit takes about a millisecond for QED alone.
 
     quantities(keys, molecules):
-        missing   = keys that are not kept, each once, in order of appearance
+        missing   = distinct keys that are not in the cache, in order of appearance
         values    = every measure of molecules(missing), here or in worker processes; every function of their SMILES
-        keep them; forget the keys that were not asked for longest
+        add them to the cache; evict the least recently used keys
 
 A key names a molecule: its canonical SMILES, or the key of its tree. `molecules` must make the same RDKit molecule for the same
-key whatever the batch, atom order included, because a sum over atoms depends on their order in the last bit. Then the
-numbers depend neither on what is kept nor on the number of workers.
+key whatever the batch, including the order of atoms, because a sum over atoms depends on their order in the last bit. Then
+the values depend neither on the cache nor on the number of workers.
 
 Time for one drug-like molecule of 26 atoms (one core): QED 1.0 ms, SA score 0.20, logP 0.22, rotors 0.06, similarity 0.04,
-SMILES to molecule 0.12 ms, a kept molecule 0.3 µs. Packing a molecule for another process and unpacking it takes 0.05 ms.
+SMILES to molecule 0.12 ms, a cached molecule 0.3 µs. Serialising a molecule for another process takes 0.05 ms.
 """
 
 from __future__ import annotations
@@ -30,18 +30,25 @@ from gflownet.rewards.chemistry import Floats, Measure
 from gflownet.rewards.lru import LRUCache
 
 Molecules = Callable[[list[int]], Sequence[Chem.Mol]]
-"""Makes the molecules at these places of the batch."""
+"""Makes the molecules at the given indices of the batch."""
 Function = Callable[[list[str]], Sequence[float]]
-"""A list of SMILES in, as many numbers out."""
+"""From a list of SMILES to as many numbers."""
 
-RESTARTS = 3  # of one batch: more, and one of its molecules is at fault
-FEWEST = 8  # molecules for each worker: fewer are computed here
+RESTARTS = 3  # the most for one batch; after that one of its molecules is assumed to be faulty
+FEWEST = 8  # the fewest molecules for each worker; smaller batches are computed in this process
 
 
 class Quantities:
-    """measures and functions by name, the last `size` molecules kept. A context manager where workers > 0; `close` ends them.
+    """Computes quantities of molecules, with an LRU cache. It is a context manager; `close` ends the workers.
 
-    Raises ValueError for a size below 1 or workers below 0.
+    Args:
+        measures: quantities of one molecule, by name.
+        functions: functions of a list of SMILES, by name.
+        size: molecules in the cache.
+        workers: processes; 0: this process only.
+
+    Raises:
+        ValueError: `size` is below 1 or `workers` below 0.
     """
 
     def __init__(
@@ -56,14 +63,23 @@ class Quantities:
 
     @property
     def computed(self) -> int:
-        """How many molecules were not in the cache."""
+        """Number of molecules that were not in the cache."""
         return self._kept.computed
 
     def __call__(self, keys: Sequence[Hashable], molecules: Molecules) -> dict[str, Floats]:
-        """name -> [B] for B keys.
+        """Compute all quantities of B molecules.
 
-        Raises ValueError, naming molecule and quantity, for one that raises or is not a finite number, and for functions that
-        do not give one number for each molecule; RuntimeError when workers keep dying.
+        Args:
+            keys: B keys.
+            molecules: makes the molecules of keys that are not in the cache.
+
+        Returns:
+            name -> [B] float64.
+
+        Raises:
+            ValueError: a quantity raises or is not finite (the message names molecule and quantity), or a function does not
+                return one number for each molecule.
+            RuntimeError: workers die repeatedly.
         """
         rows = self._kept(keys, lambda places: self._compute(molecules(places)))
         table = np.array(rows, dtype=np.float64).reshape(len(keys), len(self.names))
@@ -74,7 +90,7 @@ class Quantities:
         if not self._functions:
             return measured
         smiles = [Chem.MolToSmiles(mol) for mol in mols]
-        columns = [_asked(name, function, smiles) for name, function in self._functions.items()]
+        columns = [_evaluated(name, function, smiles) for name, function in self._functions.items()]
         return [(*row, *more) for row, more in zip(measured, zip(*columns, strict=True), strict=True)]
 
     def _measured(self, mols: Sequence[Chem.Mol]) -> list[tuple[float, ...]]:
@@ -90,7 +106,7 @@ class Quantities:
                 self.close()
         raise RuntimeError(
             f"a worker process died {RESTARTS} times scoring the same {len(mols)} molecules: run with 0 workers to see why; "
-            'a script of one\'s own must start them under `if __name__ == "__main__":`'
+            'a script that starts workers must do so under `if __name__ == "__main__":`'
         )
 
     def _started(self) -> ProcessPoolExecutor:
@@ -98,7 +114,7 @@ class Quantities:
         return ProcessPoolExecutor(self._workers, context, initializer=_settle, initargs=(self._measures,))
 
     def close(self) -> None:
-        """Ends the workers; they are started again when there is work."""
+        """End the workers; a later call starts them again."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
@@ -111,9 +127,10 @@ class Quantities:
 
 
 def from_smiles(smiles: Sequence[str]) -> tuple[list[str], Molecules]:
-    """Keys and molecules of written SMILES: both from the canonical form, so that the way of writing does not matter.
+    """Make keys and molecules of SMILES, both from the canonical form, so that equivalent SMILES give equal results.
 
-    Raises ValueError with the place of the first that RDKit cannot read.
+    Raises:
+        ValueError: RDKit cannot read one; the message has its position.
     """
     with rdBase.BlockLogs():
         mols = [Chem.MolFromSmiles(text) for text in smiles]
@@ -126,7 +143,11 @@ def from_smiles(smiles: Sequence[str]) -> tuple[list[str], Molecules]:
 
 
 def measured(measures: Mapping[str, Measure], mol: Chem.Mol) -> tuple[float, ...]:
-    """Every measure of one molecule. Raises ValueError, naming both, for one that raises or is not a finite number."""
+    """All measures of one molecule.
+
+    Raises:
+        ValueError: a measure raises or is not finite; the message names molecule and measure.
+    """
     row = []
     for name, measure in measures.items():
         try:
@@ -139,16 +160,16 @@ def measured(measures: Mapping[str, Measure], mol: Chem.Mol) -> tuple[float, ...
     return tuple(row)
 
 
-def _asked(name: str, function: Function, smiles: list[str]) -> list[float]:
+def _evaluated(name: str, function: Function, smiles: list[str]) -> list[float]:
     many = f"a batch of {len(smiles)} molecules, the first being {smiles[0]}"
     try:
-        answer = function(list(smiles))
+        result = function(list(smiles))
     except Exception as error:
         raise ValueError(f"{name} raised {type(error).__name__}: {error}; it was given {many}") from error
     try:
-        values = np.asarray(answer, dtype=np.float64)
+        values = np.asarray(result, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} gave {answer!r:.100}, expected a list of {len(smiles)} numbers for {many}") from None
+        raise ValueError(f"{name} gave {result!r:.100}, expected a list of {len(smiles)} numbers for {many}") from None
     if values.shape != (len(smiles),):
         raise ValueError(f"{name} gave numbers of shape {list(values.shape)}, expected {[len(smiles)]}: one for each of {many}")
     require_finite(name, values, smiles.__getitem__)
@@ -156,7 +177,11 @@ def _asked(name: str, function: Function, smiles: list[str]) -> list[float]:
 
 
 def require_finite(name: str, values: Floats, smiles: Callable[[int], str]) -> None:
-    """Raises ValueError, naming the first molecule whose value is not finite."""
+    """Check values.
+
+    Raises:
+        ValueError: a value is not finite; the message names the first such molecule.
+    """
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         first = int(bad[0])
@@ -169,7 +194,7 @@ def _name(mol: Chem.Mol) -> str:
     return Chem.MolToSmiles(mol) or "a molecule without atoms"
 
 
-# -- in a worker
+# -- in a worker process
 
 _measures: dict[str, Measure] = {}
 

@@ -1,4 +1,4 @@
-"""What a molecule is worth by numbers that RDKit works out on its own: nothing is downloaded.
+"""Terms of a molecule's reward, computed by RDKit alone; nothing is downloaded.
 
 quantities (one molecule -> one number)                                  source
     qed          quantitative estimate of drug-likeness, 0 to 1          Bickerton et al., Nature Chemistry 4:90 (2012)
@@ -9,7 +9,7 @@ quantities (one molecule -> one number)                                  source
     rotors       number of rotatable bonds, RDKit's strict definition
     Similarity   Tanimoto similarity to a reference, morgan2-2048
 
-terms (what a reward is put together from, numbers that are better when larger)
+terms (the factors and summands of a reward; larger is better)
     qed                           the quantity
     sa                            (10 - sa_score) / 9, from 0 to 1
     logp[low,high] and mw, tpsa, rotors, each also with [low,high,width]
@@ -36,12 +36,12 @@ from rdkit.Chem import QED, rdFingerprintGenerator, rdMolDescriptors
 
 Floats = NDArray[np.float64]
 Measure = Callable[[Chem.Mol], float]
-"""A quantity of one molecule. It must be picklable, so that other processes can work it out."""
+"""A quantity of one molecule. It must be picklable, so that worker processes can compute it."""
 
 MORGAN = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
 
 
-_QED: Measure = QED.qed  # its own file carries no types
+_QED: Measure = QED.qed  # untyped in RDKit
 
 
 def qed(mol: Chem.Mol) -> float:
@@ -86,7 +86,11 @@ class Similarity:
 
     @staticmethod
     def to(smiles: str) -> Similarity:
-        """Raises ValueError for SMILES that RDKit cannot read."""
+        """The similarity to a reference molecule.
+
+        Raises:
+            ValueError: RDKit cannot read the SMILES.
+        """
         with rdBase.BlockLogs():
             mol = Chem.MolFromSmiles(smiles) if smiles else None
         if mol is None:
@@ -101,12 +105,12 @@ class Similarity:
 
 
 def same(x: Floats) -> Floats:
-    """The quantity is the term."""
+    """The quantity itself."""
     return x
 
 
 def ease(sa: Floats) -> Floats:
-    """(10 - sa) / 9: 1 for what is easiest to make, 0 for what is hardest."""
+    """(10 - sa) / 9: 1 is easiest to synthesise, 0 hardest."""
     return (10 - sa) / 9
 
 
@@ -125,7 +129,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Term:
-    """shape(the molecule's `quantity`, worked out by `measure`), called `label` in formulas and files."""
+    """A term of a reward: shape(measure(molecule)).
+
+    label     its name in formulas and files
+    quantity  the name of the quantity
+    measure   computes the quantity of a molecule
+    shape     from quantities [B] to the term [B]
+    """
 
     label: str
     quantity: str
@@ -140,15 +150,17 @@ WINDOWS: Mapping[str, tuple[Measure, float]] = {
     "tpsa": (tpsa, 20.0),
     "rotors": (rotors, 2.0),
 }
-"""Name -> the quantity and the width that is taken when none is given."""
+"""Name -> the quantity and the default width."""
 SYNOPSIS = (*PLAIN, *(f"{name}[low,high]" for name in WINDOWS), "similar[SMILES]")
-"""All terms, as people write them."""
+"""The syntax of all terms."""
 
 
 def term(name: str, inside: str | None) -> Term:
-    """The term `name[inside]`, or `name` where inside is None.
+    """Make the term `name[inside]`, or `name` if `inside` is None.
 
-    Raises KeyError for a name that is no term, ValueError for brackets that are missing, too many or hold the wrong thing.
+    Raises:
+        KeyError: there is no term of this name.
+        ValueError: brackets are missing, superfluous or have a wrong content.
     """
     if name in PLAIN:
         if inside is not None:
@@ -172,12 +184,12 @@ def term(name: str, inside: str | None) -> Term:
 
 @functools.cache
 def _sascorer() -> ModuleType:
-    """RDKit's Contrib scripts are no package. It reads its table of fragments, 3.8 MB beside it, at the first score (0.3 s)."""
+    """Load RDKit's Contrib script, which is not in a package. Its first score reads a table of 3.8 MB (0.3 s)."""
     path = Path(RDConfig.RDContribDir) / "SA_Score" / "sascorer.py"
     spec = importlib.util.spec_from_file_location("sascorer", path)
     if spec is None or spec.loader is None or not path.exists():
         raise ModuleNotFoundError(
-            f"this RDKit has no {path}, which works out the SA score: install the wheel, pip install rdkit"
+            f"this RDKit has no {path}, which computes the SA score: install the wheel, pip install rdkit"
         )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,10 +1,10 @@
-"""The reward of molecules and its parts: an expression over terms, tempered for a GFlowNet.
+"""`MoleculeReward`: an expression over terms of a molecule, and its tempering for a GFlowNet.
 
     r     = expression(terms)                                expression.py, chemistry.py
     log R = β log clip(r, r_min, r_max)
 
-A reward below r_min, 0 and negative ones included, counts as r_min: a GFlowNet needs R > 0. With the sEH proxy p as r = p/8,
-β = 10 and r_min = 0.1/8 this is the 2021 code's (max(0.1, p)/8)^10. NaN and infinities are never clipped: they raise.
+A reward below r_min, including 0 and negative ones, counts as r_min, because a GFlowNet needs R > 0. With the sEH proxy p as
+r = p/8, β = 10 and r_min = 0.1/8 this is the (max(0.1, p)/8)^10 of the code of 2021. NaN and infinities raise.
 
     reward = MoleculeReward.of("qed*sa", Tempering(beta=8.0))
     keys, molecules = from_smiles(["CCO", "c1ccccc1"])
@@ -32,7 +32,11 @@ Numbers = TypeVar("Numbers", Floats, Tensor)
 
 @dataclass(frozen=True)
 class Tempering:
-    """log R = β log clip(r, r_min, r_max). Raises ValueError unless β > 0 and 0 < r_min < r_max."""
+    """log R = β log clip(r, r_min, r_max).
+
+    Raises:
+        ValueError: unless β > 0 and 0 < r_min < r_max.
+    """
 
     beta: float
     """inverse temperature: larger means closer to the best"""
@@ -54,13 +58,13 @@ class Tempering:
         return self.beta * np.log(np.clip(reward, self.r_min, self.r_max))
 
     def inverse(self, log_reward: Tensor) -> Tensor:
-        """The reward, between r_min and r_max, that a log R came from."""
+        """The reward, clipped to [r_min, r_max], of a log R [B]."""
         return (log_reward.double() / self.beta).exp()
 
 
 @dataclass(frozen=True)
 class MoleculeReward:
-    """An expression, how it is tempered, and the quantities of molecules it needs (which are kept: `cached.py`)."""
+    """An expression, its tempering, and the cached quantities of molecules that it needs."""
 
     expression: Expression
     tempering: Tempering
@@ -75,32 +79,48 @@ class MoleculeReward:
         size: int = 100_000,
         workers: int = 0,
     ) -> MoleculeReward:
-        """text: what `expression.py` reads; outside: names of scores that the caller gives to `parts` for every batch;
-        functions: "file.py:function" as written in text -> the function; size, workers: of `cached.Quantities`.
+        """Make a reward.
 
-        Raises ValueError for text that is no reward, or one with a function that was not handed in.
+        Args:
+            text: the expression, in the grammar of `expression.py`.
+            tempering: from rewards to log R.
+            outside: names of scores that the caller gives to `parts` for every batch.
+            functions: the functions named in the text, by "file.py:function".
+            size: molecules in the cache.
+            workers: processes that compute quantities; 0: this process.
+
+        Raises:
+            ValueError: the text is invalid, or names a function that is not in `functions`.
         """
         expression = Expression.parse(text, outside)
         handed = functions or {}
         if unknown := [name for name in expression.functions if name not in handed]:
-            raise ValueError(f"the reward asks for {unknown[0]}, which was not loaded; loaded: {', '.join(handed) or 'none'}")
+            raise ValueError(f"the reward uses {unknown[0]}, which was not loaded; loaded: {', '.join(handed) or 'none'}")
         measures = {term.quantity: term.measure for term in expression.terms}
         wanted = {name: handed[name] for name in expression.functions}
         return MoleculeReward(expression, tempering, Quantities(measures, wanted, size, workers))
 
     @property
     def needs_molecules(self) -> bool:
-        """False where every term is given from outside: then no RDKit molecule is ever made."""
+        """Whether a term needs RDKit molecules: False if all are given from outside."""
         return bool(self.quantities.names)
 
     def parts(
         self, keys: Sequence[Hashable], molecules: Molecules, given: Mapping[str, Sequence[float] | Floats] | None = None
     ) -> dict[str, Floats]:
-        """All numbers behind the reward of B molecules, [B] float64 each: "reward" first, then every term by its label as it
-        enters the formula, then the quantities under terms that reshape them (sa_score, logp, mw, tpsa, rotors).
+        """Compute the reward of B molecules and its terms.
 
-        keys, molecules: as for `cached.Quantities`; given: the scores of the outside names, for the whole batch.
-        Raises ValueError, naming molecule and term, for what is not finite; for given scores that are missing or too few.
+        Args:
+            keys: of the molecules, as for `cached.Quantities`.
+            molecules: makes molecules, as for `cached.Quantities`.
+            given: the scores of the outside names, [B] each.
+
+        Returns:
+            [B] float64 each: "reward" before tempering, then each term by its label, then the quantities that terms transform
+            (sa_score, logp, mw, tpsa, rotors).
+
+        Raises:
+            ValueError: a value is not finite (the message names molecule and term), or a given score is missing.
         """
 
         def smiles(i: int) -> str:
@@ -117,7 +137,7 @@ class MoleculeReward:
                 )
             require_finite(name, values, smiles)
             scores[name] = values
-        with np.errstate(all="ignore"):  # what is not finite is named below
+        with np.errstate(all="ignore"):  # values that are not finite raise below
             reward = self.expression.root(scores)
         require_finite(f'the reward "{self.expression.text}"', reward, smiles)
         return {"reward": reward, **scores, **{name: x for name, x in quantities.items() if name not in scores}}
@@ -125,5 +145,5 @@ class MoleculeReward:
     def log_reward(
         self, keys: Sequence[Hashable], molecules: Molecules, given: Mapping[str, Sequence[float] | Floats] | None = None
     ) -> Floats:
-        """log R [B]: `parts`, tempered."""
+        """log R of B molecules, [B]; arguments and errors as `parts`."""
         return self.tempering(self.parts(keys, molecules, given)["reward"])

@@ -1,4 +1,4 @@
-"""A reward as people write it on a command line: terms of `chemistry`, multiplied and averaged.
+"""`Expression`: parses a reward such as "qed*sa" into terms of `chemistry`, products and weighted means.
 
     average  := product { "+" product }                     a + b      (a + b) / 2, "+" is the mean
     product  := [ number "*" ] power { "*" power }          2*a + b    (2a + b) / 3, the number is a weight
@@ -6,8 +6,8 @@
     atom     := "(" average ")" | "mean(" average { "," average } ")" | term | file.py:function
     term     := name [ "[" anything, with its own brackets in pairs "]" ]
 
-So qed*sa is a product, mean(qed,sa) and qed+sa are the same, 2*qed+sa is a weighted mean; a weight alone has no meaning and is
-refused. Names given as `outside` (seh) are scores that the caller works out for a whole batch, and so are the functions.
+So qed*sa is a product, mean(qed,sa) and qed+sa are the same, 2*qed+sa is a weighted mean; a weight outside a mean raises
+ValueError. For names given as `outside` (seh), and for functions, the caller computes scores of a whole batch.
 """
 
 from __future__ import annotations
@@ -24,17 +24,21 @@ from gflownet.rewards.chemistry import SYNOPSIS, Floats, Term, term
 FILE = re.compile(r"[^\s*+^()\[\],]+\.py:[A-Za-z_]\w*")
 NAME = re.compile(r"[A-Za-z_]\w*")
 NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
-DEEPEST = 50  # brackets within brackets
+DEEPEST = 50  # the deepest nesting of brackets
 T = TypeVar("T")
 
 
 class Node(Protocol):
+    """A node of the expression tree."""
+
     def __call__(self, scores: Mapping[str, Floats]) -> Floats:
         """The value [B] from the terms' scores [B], by label."""
 
 
 @dataclass(frozen=True)
 class Leaf:
+    """A term, outside name or function, by its label."""
+
     label: str
 
     def __call__(self, scores: Mapping[str, Floats]) -> Floats:
@@ -69,7 +73,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Expression:
-    """text, its tree, and the leaves of the tree: terms of chemistry, outside names, functions (file.py:function)."""
+    """The text, its tree, and the leaves: terms of `chemistry`, outside names, functions (file.py:function)."""
 
     text: str
     root: Node
@@ -79,12 +83,20 @@ class Expression:
 
     @staticmethod
     def parse(text: str, outside: Collection[str] = ()) -> Expression:
-        """Raises ValueError, one sentence with the position and what can stand there, for what is no reward."""
+        """Parse a reward.
+
+        Args:
+            text: the expression.
+            outside: names of scores that the caller computes.
+
+        Raises:
+            ValueError: the text is invalid; the message has the position and what is expected there.
+        """
         return _Parser(text, outside).expression()
 
 
 class _Parser:
-    """One method for each rule. A rule that may carry a weight returns (weight, tree)."""
+    """A recursive descent parser, one method for each rule. A rule that may have a weight returns (weight, tree)."""
 
     def __init__(self, text: str, outside: Collection[str]) -> None:
         self.text, self.known, self.at, self.depth = text, outside, 0, 0
@@ -145,7 +157,7 @@ class _Parser:
         return Leaf(found.label)
 
     def brackets(self) -> str | None:
-        """What stands between [ and its own ]: SMILES has brackets too."""
+        """The text between [ and the matching ]; SMILES may contain brackets too."""
         start = self.at
         if self.text[start : start + 1] != "[":
             return None
@@ -167,9 +179,7 @@ class _Parser:
 
     def alone(self, weighted: tuple[float, Node]) -> Node:
         if weighted[0] != 1:
-            raise self.error(
-                f"the weight {weighted[0]:g} before this has nothing to be weighed against, expected a mean as in 2*qed+sa"
-            )
+            raise self.error(f"the weight {weighted[0]:g} before this is outside a mean, expected a mean as in 2*qed+sa")
         return weighted[1]
 
     # -- characters

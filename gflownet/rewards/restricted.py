@@ -1,7 +1,7 @@
-"""Weights out of files that may be hostile: a list of float arrays, from `.npz` or from a gzipped pickle, and nothing else.
+"""Reads float arrays from untrusted files, `.npz` or gzipped pickle, without executing code.
 
-The published weights of the sEH proxy are a pickle, and reading a pickle may run any code. This reader knows three names,
-those of a NumPy array, and puts inert stand-ins of its own in their place: numpy is handed raw bytes only at the very end.
+The published weights of the sEH proxy are a pickle, and loading a pickle may run any code. This reader accepts three names,
+those of a NumPy array, and replaces them by inert classes of its own; NumPy gets raw bytes only at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 LIMIT = 64 * 2**20  # bytes after unpacking
-MEMO = 10_000  # objects that a pickle may number
+MEMO = 10_000  # the largest memo index of a pickle
 FLOATS = ("f4", "f8")
 RECONSTRUCT = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}
 
@@ -28,7 +28,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class _Kind:
-    """Stands for a dtype: remembers its letter and the byte order."""
+    """A placeholder for a dtype: its letter and byte order."""
 
     def __init__(self, letter: object, align: object = False, copy: object = True) -> None:
         self.letter, self.order = letter, "<"
@@ -38,7 +38,7 @@ class _Kind:
 
 
 class _Raw:
-    """Stands for an array: remembers (shape, kind, Fortran order, bytes)."""
+    """A placeholder for an array: (shape, kind, Fortran order, bytes)."""
 
     def __init__(self, *_: object) -> None:
         self.state: tuple[Any, ...] = ()
@@ -66,13 +66,15 @@ class _Unpickler(pickle.Unpickler):
             return _Kind
         if (module, name) == ("numpy", "ndarray"):
             return None
-        raise ValueError(f"it asks for {module}.{name}, and only NumPy arrays are allowed")
+        raise ValueError(f"it uses {module}.{name}, but only NumPy arrays are allowed")
 
 
 def read_pickle(path: Path) -> list[Array]:
-    """The arrays of a gzipped pickle of a list of float arrays, in order. Nothing that the file names is ever run.
+    """Read a gzipped pickle of a list of float arrays, without executing anything that the file names.
 
-    Raises ValueError where the file is truncated, larger than 64 MiB unpacked, or holds anything else.
+    Raises:
+        ValueError: the file is truncated, has more than 64 MiB unpacked, or contains anything else.
+        FileNotFoundError: there is no such file.
     """
     try:
         with gzip.open(path) as file:
@@ -80,8 +82,8 @@ def read_pickle(path: Path) -> list[Array]:
         if len(data) > LIMIT:
             raise ValueError(f"it unpacks to more than {LIMIT} bytes")
         for code, argument, _ in pickletools.genops(data):
-            if "PUT" in code.name and argument is not None and argument > MEMO:  # pickle would make room for as many
-                raise ValueError(f"it numbers its objects up to {argument}")
+            if "PUT" in code.name and argument is not None and argument > MEMO:  # pickle would allocate that many
+                raise ValueError(f"its memo index is {argument}")
         content = _Unpickler(io.BytesIO(data)).load()
         if not isinstance(content, list) or not all(isinstance(item, _Raw) for item in content):
             raise ValueError("it is not a list of arrays")
@@ -90,12 +92,16 @@ def read_pickle(path: Path) -> list[Array]:
         raise
     except (pickle.UnpicklingError, ValueError, EOFError, OSError, zlib.error) as fault:
         raise ValueError(f"cannot read {path}: {fault}; give the published weights or an .npz") from None
-    except Exception as fault:  # a hostile pickle can make the machine stumble in any way
+    except Exception as fault:  # a hostile pickle can raise any exception
         raise ValueError(f"cannot read {path}: no list of NumPy arrays ({type(fault).__name__}); give an .npz") from None
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """The arrays of an `.npz` under their names; Python objects in it are refused. Raises ValueError as `read_pickle`."""
+    """Read the arrays of an `.npz` by name.
+
+    Raises:
+        ValueError: the file is damaged, has more than 64 MiB unpacked, or contains Python objects.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > LIMIT:
@@ -107,9 +113,15 @@ def read_npz(path: Path) -> dict[str, Array]:
 
 
 def read_weights(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """The arrays of `shapes` (in its order, where the file is a pickle) from `.npz` or a gzipped pickle.
+    """Read float arrays from an `.npz` or a gzipped pickle.
 
-    Raises ValueError where an array is missing, one too many, of another shape or not finite; FileNotFoundError.
+    Args:
+        path: the file.
+        shapes: name and shape of each array; in a pickle the arrays are in this order.
+
+    Raises:
+        ValueError: an array is missing, superfluous, of another shape or not finite.
+        FileNotFoundError: there is no such file.
     """
     path = Path(path)
     if path.suffix == ".npz":
@@ -120,7 +132,7 @@ def read_weights(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> dic
             raise ValueError(f"{path} holds {len(items)} arrays, expected {len(shapes)}; give the published weights")
         arrays = dict(zip(shapes, items, strict=True))
     if odd := set(arrays) ^ set(shapes):
-        raise ValueError(f"{path} should hold the arrays {', '.join(shapes)}; amiss: {', '.join(sorted(odd))}")
+        raise ValueError(f"{path} should have the arrays {', '.join(shapes)}; missing or superfluous: {', '.join(sorted(odd))}")
     for name, shape in shapes.items():
         array = arrays[name]
         if array.shape != shape or array.dtype.kind != "f":
@@ -128,5 +140,5 @@ def read_weights(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> dic
                 f"{path}: {name} is {array.dtype} {array.shape}, expected floats {shape}; give the published weights"
             )
         if not np.isfinite(array).all():
-            raise ValueError(f"{path}: {name} has numbers that are not finite; give the published weights")
+            raise ValueError(f"{path}: {name} has values that are not finite; give the published weights")
     return {name: arrays[name] for name in shapes}

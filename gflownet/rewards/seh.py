@@ -1,19 +1,19 @@
-"""The sEH proxy of Bengio et al. (2021) for batches of block trees, and the reward made of it.
+"""`SehProxy`: the sEH proxy of Bengio et al. (2021) for batches of block trees.
 
-    h = leaky_relu(features W0 + b0)         71 features -> 64: a look-up, for they take few values
+    h = leaky_relu(features W0 + b0)         71 features -> 64: a look-up, because there are few distinct rows
     12 times:  m = leaky_relu(mean over edges j -> i of h_j W_type + h_i root + b)      h = GRU(input m, state h)
     q* = 0;  3 times:  q = LSTM(q*);  a = softmax over a molecule's atoms of h . q;  q* = [q ; sum of a h]
     p = q* W3 + b3;   a molecule of one atom has an edge to itself, without features
 
-The edge net sees only four types of bonds (and the edge without features), so its matrices W_type are worked out once.
-p is on the raw scale: 4 stands for -8.6 kcal/mol, a unit for 1.10 kcal/mol.
+The edge network has five distinct inputs, four types of bonds and an edge without features, so that W_type is precomputed.
+p is on the raw scale: 4 corresponds to -8.6 kcal/mol, a difference of 1 to 1.10 kcal/mol.
 
-Three readings of one file of weights are in circulation; results of one cannot be compared with another's:
+Implementations interpret the file of weights in different ways, and their results are not comparable:
 
     A    h root, atoms with open sites marked       the 2021 paper
     B    h rootᵀ, marked                            the trajectory-balance and sub-trajectory-balance papers
     C    h rootᵀ, no marks                          recursion's gflownet and its descendants
-    A0   h root, no marks                           C with its transposition put right
+    A0   h root, no marks                           C without its transposition
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gflownet.rewards.restricted import read_weights
 
 D = 64  # width of an atom's state
 STEPS, READS = 12, 3  # rounds of messages, rounds of Set2Set
-CHUNK = 64  # molecules at a time on the CPU: what is worked on stays in the cache
+CHUNK = 64  # molecules in a chunk on the CPU, so that the working set fits into the cache
 VARIANTS = {"A": (False, True), "B": (True, True), "C": (True, False), "A0": (False, False)}  # root transposed?, marks?
 
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -62,14 +62,22 @@ SHAPES: dict[str, tuple[int, ...]] = {
 
 
 def load_weights(path: str | Path) -> dict[str, np.ndarray]:
-    """The 22 arrays of the published `best_params.pkl.gz`, or of an `.npz`. Raises ValueError for anything else in the file."""
+    """Read the 22 arrays of the published `best_params.pkl.gz`, or of an `.npz`; errors as `restricted.read_weights`."""
     return read_weights(path, SHAPES)
 
 
 class SehProxy:
-    """obs [B, K, 4] -> p [B]; no gradients. On the CPU shapes follow the data, elsewhere they are static.
+    """The proxy, obs [B, K, 4] -> p [B], without gradients. Shapes follow the data on the CPU and are static elsewhere.
 
-    Raises ValueError for an unknown variant.
+    Args:
+        weights: from `load_weights`.
+        tables: atom tables of the vocabulary.
+        variant: A, B, C or A0, as in the module docstring.
+        dtype: of the computation and the result.
+        device: of the weights.
+
+    Raises:
+        ValueError: the variant is unknown.
     """
 
     def __init__(
@@ -92,7 +100,7 @@ class SehProxy:
             return x.to(device, dtype).contiguous()
 
         self.tables = tables.to(device)
-        self.start = put(leaky_relu(torch.cat([atom, atom + w["lin0.weight"][:, WIDTH]])))  # [2 F, D], the marked ones behind
+        self.start = put(leaky_relu(torch.cat([atom, atom + w["lin0.weight"][:, WIDTH]])))  # [2 F, D], marked ones second
         self.edge = put((edge @ w["conv.nn.2.weight"].T + w["conv.nn.2.bias"]).view(BARE + 1, D, D))
         self.root = put(w["conv.root"].T if transposed else w["conv.root"])
         self.bias = put(w["conv.bias"])
@@ -107,9 +115,15 @@ class SehProxy:
 
     @torch.no_grad()
     def __call__(self, obs: Tensor, open_sites: Tensor | None = None, static: bool | None = None) -> Tensor:
-        """p [B] in the proxy's dtype. `open_sites` [B, K, S] bool: the sites to mark, where they do not follow from capacities.
+        """Evaluate the proxy.
 
-        `static`: with static shapes and without the host waiting (default: where the device is no CPU).
+        Args:
+            obs: [B, K, 4].
+            open_sites: [B, K, S] bool, the sites to mark; None: those with capacity left.
+            static: use static shapes, without synchronisation; None: unless on the CPU.
+
+        Returns:
+            p, [B] in the proxy's dtype.
         """
         if obs.device.type != "cpu" if static is None else static:
             graph = assemble(self.tables, obs, self.stem_mask, open_sites, padded=True)
@@ -125,7 +139,7 @@ class SehProxy:
         return self.start[graph.feature + graph.stem * (len(self.start) // 2)]
 
     def _static(self, graph: AtomGraph) -> Tensor:
-        """The atoms' last states [N, D]: every place computes, for every type of bond."""
+        """The last states of atoms [N, D]: all padded atoms, for all types of bonds."""
         h, N = self._first(graph), len(graph.feature)
         exists = (graph.bond != NO_BOND).to(h.dtype)
         degree = h.new_zeros(N).index_add_(0, graph.target, exists)
@@ -141,7 +155,7 @@ class SehProxy:
         return h
 
     def _ragged(self, graph: AtomGraph) -> Tensor:
-        """The same in place and in less: h W_type only for atoms with such a bond, gathered by target."""
+        """The same with less work: h W_type only for atoms with such a bond, gathered by target, in place."""
         h, N = self._first(graph), len(graph.feature)
         key = graph.bond * N + graph.source
         used = torch.zeros((BARE + 1) * N, dtype=torch.bool).index_fill_(0, key, True)

@@ -1,6 +1,6 @@
-"""The reward of block trees: what `envs.molecules.BlockTrees` asks for, from a molecule reward and tensor scores.
+"""`TreeReward`: the reward function of `envs.molecules.BlockTrees`, from a molecule reward and tensor scores.
 
-obs [M, K, 4] -> RDKit molecules (only those not met before) -> terms;  sEH proxy on the atom graph -> p/8
+obs [M, K, 4] -> RDKit molecules (only those not in the cache) -> terms;  sEH proxy on the atom graph -> p/8
 log R = β log clip(r, r_min, r_max)
 """
 
@@ -24,10 +24,13 @@ Score = Callable[[Tensor], Tensor]
 
 
 class TreeReward:
-    """A function of finished trees, RDKit terms once for each tree. The sEH proxy looks at open points too.
+    """log R of finished trees; RDKit terms are computed once for each tree.
 
-    index   obs [M, K, 4] -> keys [M], another for another tree (`BlockTrees.index`)
-    scores  of the reward's outside names: obs [M, K, 4] -> [M]
+    Args:
+        fragments: the vocabulary.
+        reward: the molecule reward.
+        index: obs [M, K, 4] -> unique keys [M], e.g. `BlockTrees.index`.
+        scores: functions obs [M, K, 4] -> [M] for the outside names of the reward.
     """
 
     def __init__(
@@ -41,29 +44,34 @@ class TreeReward:
         self._builder, self._index = Builder(fragments), index
 
     def __call__(self, obs: Tensor) -> Tensor:
-        """log R [M] float64. Raises RewardFault naming molecule and term where something is not finite."""
+        """log R of trees obs [M, K, 4], [M] float64.
+
+        Raises:
+            RewardFault: a term is not finite; the message names molecule and term.
+        """
         root = self.reward.expression.root
         if isinstance(root, Leaf) and root.label in self.scores:  # stays on the device, and nothing is read back
             return self.tempered(self.scores[root.label](obs))
         return torch.from_numpy(np.array(self.reward.tempering(self._numbers(obs)["reward"]))).to(obs.device)
 
     def parts(self, obs: Tensor) -> dict[str, Tensor]:
-        """All numbers behind the reward of trees [M, K, 4], [M] float64 each: "reward" before tempering first."""
+        """The reward before tempering ("reward", first) and its terms, for trees obs [M, K, 4], [M] float64 each."""
         return {name: torch.from_numpy(np.array(x)) for name, x in self._numbers(obs).items()}
 
     def tempered(self, reward: Tensor) -> Tensor:
-        """log R of rewards."""
+        """log R of rewards [M]."""
         return self.reward.tempering(reward)
 
     def untempered(self, log_reward: Tensor) -> Tensor:
-        """The reward that a log R came from, between r_min and r_max."""
+        """The reward, clipped to [r_min, r_max], of a log R."""
         return self.reward.tempering.inverse(log_reward)
 
     def molecules(self, obs: Tensor) -> list[Chem.Mol]:
+        """RDKit molecules of trees obs [M, K, 4]."""
         return self._builder.molecules(obs)
 
     def smiles(self, obs: Tensor) -> list[str]:
-        """Canonical isomeric SMILES."""
+        """Canonical isomeric SMILES of trees obs [M, K, 4]."""
         return [Chem.MolToSmiles(mol) for mol in self.molecules(obs)]
 
     def _numbers(self, obs: Tensor) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Batches of block trees as index tensors for a net: their nodes in a row, their bonds, and how any two nodes are related.
+"""`Trees`: batches of block trees as index tensors for the network: nodes, bonds, and relations between nodes.
 
-Ragged (CPU): the real nodes only, trees of one size side by side, so that a group is a dense block of m trees of n nodes and
-nothing is padded. Padded (elsewhere): all K places of every tree, shapes that do not depend on the data, no number read back.
+Ragged (CPU): real nodes only, grouped by tree size, so that a group is a dense block of m trees of n nodes without padding.
+Padded (elsewhere): all K nodes of every tree, static shapes, nothing is read back to the host.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A net over trees of blocks: a small graph transformer whose tokens are the nodes, as a function of flat parameters.
+"""`BlockTreeNet`: a graph transformer over block trees whose tokens are the nodes, as a function of flat parameters.
 
     token     h_i  =  block_i + own site on the bond + (block, site) of the parent there + n + sum of own sites that are taken
     layer     w_ij =  sigmoid(q_i . k_j / sqrt(d_head) + b[relation of i and j]),   h_i += W_o sum_j w_ij v_j
@@ -6,9 +6,9 @@
     attach    logit(row r at site s of node i)  =  gelu(W norm(h_i) + e[block_i, s]) . E[r] + c[r]
     state     stop, log-flow  =  O gelu(W mean_i norm(h_i))
 
-The relation is the distance in the tree and whether j is above i, below it, or beside it: every number depends on every
-node, and nothing on the order of the nodes. A sigmoid per pair instead of a softmax: sums tell two children from one, and cost
-a tenth. The empty state is one token of its own with a site 0. The two layouts of `Trees` give the same numbers.
+The relation is the distance in the tree and whether j is an ancestor of i, a descendant, or neither. Every output depends on
+every node, and not on the order of the nodes. Weights are sigmoids, not a softmax: a sum distinguishes two children from one,
+at a tenth of the cost. The empty state is one special token with a site 0. Both layouts of `Trees` give the same outputs.
 """
 
 from __future__ import annotations

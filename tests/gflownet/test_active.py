@@ -115,7 +115,7 @@ def test_a_grid_with_other_rewards_is_the_same_grid() -> None:
     for convention in ("stop", "paper2021"):
         p = pool(3, convention=convention)
         reward = torch.linspace(0.1, 2.0, len(p.cells), dtype=torch.float64)
-        again = enumerate_dag(p.worth(reward))
+        again = enumerate_dag(p.with_reward(reward))
         assert torch.equal(again.obs[again.objects], p.cells)
         torch.testing.assert_close(again.log_reward, reward.log())
 

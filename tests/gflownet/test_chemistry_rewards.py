@@ -126,7 +126,7 @@ TERMS = r"qed, sa, logp\[low,high\], mw\[low,high\], tpsa\[low,high\], rotors\[l
         ("qed)", r"character 4"),
         ("(qed*sa", r'character 8 \(the end\): expected "\)"'),
         ("qed^sa", r"character 5 \('sa'\): expected a number after \^"),
-        ("2*qed", r"the weight 2 before this has nothing to be weighed against"),
+        ("2*qed", r"the weight 2 before this is outside a mean"),
         ("sa+(2*qed)", r"the weight 2"),
         ("2+qed", r"character 2 \('\+qed'\): expected \* and a term after a weight"),
         ("0*qed+0*sa", "all weights of the mean before this are 0"),
@@ -229,7 +229,7 @@ def test_a_function_gets_canonical_smiles_and_its_numbers_are_parts() -> None:
     found = reward_of(lambda smiles: np.array([len(s) for s in smiles])).parts(*from_smiles(["OCC", "C"]))
     assert found["my.py:f"].tolist() == [3, 1]
     assert found["reward"].tolist() == (found["qed"] * found["my.py:f"]).tolist()
-    with pytest.raises(ValueError, match=r"the reward asks for my.py:f, which was not loaded; loaded: none"):
+    with pytest.raises(ValueError, match=r"the reward uses my.py:f, which was not loaded; loaded: none"):
         MoleculeReward.of("my.py:f", Tempering(1.0))
 
 
