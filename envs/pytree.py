@@ -1,4 +1,4 @@
-"""States as trees: NamedTuples of tensors, numbers and such NamedTuples, taken apart by name and put together again."""
+"""Flattens states, nested NamedTuples of tensors and numbers, to dicts by name, and rebuilds them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def tensors_of(state: Any, prefix: str = "") -> dict[str, Tensor]:
 
 
 def numbers_of(state: Any, prefix: str = "") -> dict[str, Any]:
-    """What is not a tensor, likewise."""
+    """The values of a state that are not tensors, by name, as in `tensors_of`."""
     found: dict[str, Any] = {}
     for name, x in state._asdict().items():
         if hasattr(x, "_asdict"):

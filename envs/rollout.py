@@ -111,7 +111,7 @@ def run_episodes(env: Env, act: Act, rng: Rng, horizon: int, start: State | None
     env_rng = rng.fold(ENV).drawn(ahead, numpy)
     policy_rng = rng.fold(POLICY).drawn(ahead, numpy)
     ends = getattr(env, "terminates", True)
-    look = rng.key.device.type == "cpu"  # on a GPU, asking whether all have ended would synchronise at every step
+    look = rng.key.device.type == "cpu"  # on a GPU this check would synchronise at every step
     state = start or env.reset(len(rng), rng.fold(RESET).drawn(1, numpy))
     watch = getattr(act, "watch", None) if ends else None
     before: list[State] = []

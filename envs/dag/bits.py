@@ -214,7 +214,7 @@ def _draw_modes(length: int, n_modes: int, blocks: Sequence[str], seed: int) -> 
     if len(sizes) != 1 or min(sizes) < 1 or set("".join(blocks)) - {"0", "1"} or len(set(blocks)) != len(blocks):
         raise ValueError(f"mode_blocks are {list(blocks)}, expected distinct strings of 0 and 1 of one length")
     parts = blocks if length % min(sizes) == 0 else ("0", "1")
-    table = np.array([[int(bit) for bit in piece] for piece in parts], dtype=np.int64)
+    table = np.array([[int(bit) for bit in part] for part in parts], dtype=np.int64)
     count = length // table.shape[1]
     if not 1 <= n_modes <= len(parts) ** count:
         raise ValueError(

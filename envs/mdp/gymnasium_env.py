@@ -120,20 +120,20 @@ class GymnasiumEnv:
                 f"{self.name} cannot go back: this state is stale, a step or a reset came after it. "
                 "Step the latest state, or give each batch of episodes an environment of its own"
             )
-        moves = np.asarray(action)
+        actions = np.asarray(action)
         shape: Any = self.observation_space.shape
-        if moves.shape != (len(state.obs), *self.action_space.shape):  # type: ignore[misc]
+        if actions.shape != (len(state.obs), *self.action_space.shape):  # type: ignore[misc]
             raise ValueError(
-                f"{self.name} got actions of shape {moves.shape}, expected {len(state.obs)} rows of {self.action_space}"
+                f"{self.name} got actions of shape {actions.shape}, expected {len(state.obs)} rows of {self.action_space}"
             )
         self._ticket = None  # after an exception in an instance no state can be stepped
-        moves = self._to_gymnasium(moves)
+        actions = self._to_gymnasium(actions)
         obs, reward = state.obs.copy(), np.zeros(len(state.obs), np.float32)
         terminated, truncated = state.terminated.copy(), state.truncated.copy()
         mask = None if state.action_mask is None else state.action_mask.copy()
         rows = (~(terminated | truncated)).nonzero()[0]
         for i in rows.tolist():
-            seen, reward[i], terminated[i], truncated[i], info = self._pool[i].step(moves[i])
+            seen, reward[i], terminated[i], truncated[i], info = self._pool[i].step(actions[i])
             obs[i] = self._seen(seen, shape, "step")
             # an ended row keeps its last mask: a softmax without valid actions is NaN
             if mask is not None and not (terminated[i] or truncated[i]):

@@ -192,7 +192,7 @@ class MujocoEnv:
             row = int(np.flatnonzero(faulty)[0])
             raise Diverged(
                 f"got action {action[row].tolist()} in row {row} of {len(action)}; an action is finite and within ±1e10: "
-                "look at the policy's parameters for NaN, the step size may be too large"
+                "check the policy's parameters for NaN, the step size may be too large"
             )
 
     def _look(self, n: int) -> Array:
@@ -241,15 +241,15 @@ def _load(mujoco: Any, xml: str) -> Any:
     # Without importing gymnasium.envs.mujoco, which needs packages for rendering.
     path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml
     # MuJoCo's own handler writes MUJOCO_LOG.TXT into the working directory whenever half_cheetah.xml is loaded.
-    said: list[str] = []
+    warned: list[str] = []
     with LOADING:
         handler = mujoco.get_mju_user_warning()
-        mujoco.set_mju_user_warning(said.append)
+        mujoco.set_mju_user_warning(warned.append)
         try:
             model = mujoco.MjModel.from_xml_path(str(path))
         finally:
             mujoco.set_mju_user_warning(handler)
-    for message in said:
+    for message in warned:
         if "settotalmass" not in message:
             warnings.warn(f"MuJoCo warns about {xml}: {message}", stacklevel=3)
     return model

@@ -161,12 +161,12 @@ def gridworld(
     starts = [c for c, sign in cells.items() if sign == "S"] or [c for c, sign in cells.items() if sign == "."]
     if not starts:
         raise ValueError("the map has no cell to start from: add an S or a free cell (.)")
-    n, moves = len(cells), list(DIRECTIONS.values())
+    n, directions = len(cells), list(DIRECTIONS.values())
     transition, reward = torch.zeros(n, 4, n, dtype=torch.float64), torch.full((n, 4, n), step_reward, dtype=torch.float64)
     for (i, j), k in number.items():
         for a in range(4):
             for turn, p in ((0, 1 - slip), (1, slip / 2), (-1, slip / 2)):
-                di, dj = moves[(a + turn) % 4]
+                di, dj = directions[(a + turn) % 4]
                 transition[k, a, number.get((i + di, j + dj), k)] += p
     for cell, sign in cells.items():
         reward[:, :, number[cell]] += {"G": goal_reward, "P": pit_reward}.get(sign, 0.0)

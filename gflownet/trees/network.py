@@ -30,9 +30,9 @@ COLUMNS = ("policy", "flow", "backward")
 
 @dataclass(frozen=True)
 class Scores:
-    """What the net says of M states and N points.
+    """The outputs of the network for M states and N sites.
 
-    logits    one [N, R] for each policy: row r attached at the point      stop      [policies, M]
+    logits    one [N, R] for each policy: row r attached at the site       stop      [policies, M]
     flow      [flows, M]                                                  backward  one [M, R + 1] for each: by row, stop last
     """
 
@@ -57,18 +57,22 @@ class Attach:
 
 @dataclass(frozen=True, eq=False)
 class BlockTreeNet:
-    """obs [S, M, K, 4] (node: block + 1, parent, own site, parent's site; zeros where there is none) -> [S, M, O].
+    """The transformer, obs [S, M, K, 4] -> [S, M, O]. A node is block + 1, parent, own site, parent's site; absent ones are 0.
 
-    blocks    the vocabulary, on the device where the net is to live      max_blocks  K
-    columns   what the outputs are, in order, A = (K - 1)·S·R + 1:
+    blocks      the vocabulary, on the device of the network
+    max_blocks  K
+    columns     the outputs, in order, with A = (K - 1)·S·R + 1:
         policy    A  logits; (node·S + site)·R + row attaches, A - 1 stops; 0 where no partner fits
         flow      1  log F(s)
-        backward  A  logits of having come here by an action. Nodes are numbered anew in each state, so the number of a
-                     parent's node means nothing here: they depend on the row, which says what leaf was attached
-    width, layers, heads   of the transformer, heads dividing width      ratio  hidden units of a layer's MLP over width
-    padded    the layout; default: padded unless on the CPU
+        backward  A  logits of the last action. They depend only on its row, i.e. on the leaf that was attached, because the
+                     parent's nodes are numbered differently from the child's
+    width       of the transformer
+    layers      of the transformer
+    heads       of the attention; they divide the width
+    ratio       hidden units of a layer's MLP, divided by the width
+    padded      the layout; None: padded unless on the CPU
 
-    Raises ValueError for columns that are unknown and heads that do not divide the width.
+    Raises ValueError for unknown columns, or if an argument is out of range.
     """
 
     blocks: Blocks = field(repr=False)
@@ -91,7 +95,7 @@ class BlockTreeNet:
 
     @property
     def actions(self) -> int:
-        """A."""
+        """A, the number of actions."""
         return (self.max_blocks - 1) * self.blocks.S * self.blocks.R + 1
 
     @property
@@ -103,22 +107,30 @@ class BlockTreeNet:
         return sum(self._sizes)
 
     def init(self, rng: Rng) -> Tensor:
-        """[S, P]; logits of about 0.1, so that the first policy is nearly uniform."""
+        """Initial parameters from one key for each seed, [S, P]; logits are about 0.1, so that the policy is nearly uniform."""
         z = rng.normal(self.size)
         spread = torch.cat([torch.full((n,), std) for n, (_, std) in zip(self._sizes, self._parts.values(), strict=True)])
         start = pad(torch.full((self._sizes[0],), -1.0), (0, self.size - self._sizes[0]))  # sigmoids of about a quarter
         return z * spread.to(z) + start.to(z)
 
     def forward(self, params: Tensor, obs: Tensor) -> Tensor:
-        """[S, P], [S, M, K, 4] -> [S, M, O], differentiable in params."""
+        """The outputs for params [S, P] and obs [S, M, K, 4], [S, M, O], differentiable in params."""
         if len(params) == 1:
             return self._dense(params[0], obs[0])[None]
         return torch.stack([self._dense(*seed) for seed in zip(params.unbind(), obs.unbind(), strict=True)])
 
     def at_sites(self, params: Tensor, obs: Tensor, state: Tensor, site: Tensor) -> Scores:
-        """One seed's params [P] at states [M, K, 4] and the points (state [N], site [N] = node·S + site of it).
+        """The outputs of one seed for given sites only.
 
-        A point is any site that its block has, or site 0 of node 0 in the empty state. In ragged layout node < n.
+        Args:
+            params: [P].
+            obs: [M, K, 4].
+            state: [N], rows of obs.
+            site: [N], node·S + site of the node: any site that its block has, or 0 in the empty state. In the ragged layout
+                nodes are below the size of the tree.
+
+        Returns:
+            The outputs for M states and N sites.
         """
         w, trees, h = self._encoded(params, obs)
         node, s = site // self.blocks.S, site % self.blocks.S
