@@ -1,4 +1,4 @@
-"""Fixtures that several files share."""
+"""Fixtures shared by several files."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Devices for tests that hold a GPU to the CPU's numbers. The case "cpu" runs everywhere, so that the test itself is tested."""
+"""Devices for tests that compare a GPU with the CPU. The case "cpu" runs everywhere, to test the tests."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the GFlowNet's tests share: small DAGs, exact flows written into a table, journeys to try them on, a slow oracle."""
+"""Helpers of the GFlowNet tests: small DAGs, exact flows in a table, random trajectories, a slow reference implementation."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A World without episodes: gradients and Hessian-vector products are given functions of θ, plus noise."""
+"""A `World` without episodes: gradients and Hessian-vector products are given functions of θ, plus noise."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The tiny MDP of the reference numbers, every one of its trajectories, and formulas written out by hand."""
+"""The tiny MDP of the reference values, all its trajectories, and formulas as plain loops."""
 
 from itertools import product
 

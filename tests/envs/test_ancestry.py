@@ -1,4 +1,4 @@
-"""The ancestors of objects: the same law as over the whole DAG."""
+"""`ancestry`: p(x) from the ancestors of objects equals that from the whole DAG."""
 
 from __future__ import annotations
 

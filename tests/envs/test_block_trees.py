@@ -1,4 +1,4 @@
-"""Trees of blocks against trees counted by hand: canonical forms, valid moves, parents, rewards."""
+"""Block trees against trees counted by hand: canonical forms, valid actions, parents, rewards."""
 
 from __future__ import annotations
 

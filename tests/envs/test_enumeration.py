@@ -1,4 +1,4 @@
-"""The exact oracle: known partition functions, laws counted by hand, simulated and in closed form, flows that balance."""
+"""`enumerate_dag`: known partition functions, distributions by hand, by simulation and in closed form, flow balance."""
 
 import math
 

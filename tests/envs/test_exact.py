@@ -1,4 +1,4 @@
-"""Exact values against the reference numbers of the tiny MDP and the reference LQR, and theory's inequalities (T5, T6)."""
+"""Exact values against reference values of the tiny MDP and the reference LQR, and inequalities of the theory (T5, T6)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Our worlds as Gymnasium environments."""
+"""Our environments as Gymnasium environments."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Protocols of DAG environments: asked of the object, so that a wrapper offers what it wraps."""
+"""Protocols of DAG environments are checked on the object, so that a wrapper offers the members of what it wraps."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The counter-based numbers: SplitMix64's own, well distributed, and a function of the key alone."""
+"""Counter-based random numbers: equal to SplitMix64, with the right distribution, and a function of the key alone."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Sets: their number, their partition function as an elementary symmetric polynomial, and both ways of stepping."""
+"""Sets: number of states, partition function as an elementary symmetric polynomial, stepping in numpy and torch."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Active learning on the grid: the proxy's posterior, the draw, what rounds find, resume, bad input."""
+"""Active learning on the grid: posterior of the proxy, sampling without replacement, results of rounds, resume, bad input."""
 
 import importlib.util
 import itertools

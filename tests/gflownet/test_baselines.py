@@ -1,4 +1,4 @@
-"""What GFlowNets are compared with: each against its exact law, gradient or kernel."""
+"""Baselines of GFlowNets, each against its exact distribution, gradient or transition kernel."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The net over block trees: derivatives, what it must not see (order, layout, neighbours in the batch) and what it must see."""
+"""The network over block trees: derivatives, invariances (order, layout, batch), dependence on each input."""
 
 import random
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Rewards of molecules: numbers that are known or worked out by hand, the language they are written in, and what goes wrong."""
+"""Rewards of molecules: published or hand-computed values, the grammar of expressions, and errors."""
 
 import math
 import multiprocessing

@@ -1,4 +1,4 @@
-"""From trajectories to tensors: against plain Python, each seed alone and in company, and nothing leaks out of padding."""
+"""`Flows` against plain Python: each seed alone and with others, without effects of padding."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A GFlowNet as a whole: optimiser, replay, local search, seeds side by side; and every objective arrives at the law."""
+"""`GFlowNet`: optimiser, replay, local search, seeds side by side; every objective converges to the target distribution."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""A GPU gives the CPU's numbers: random bits, grids, trees, the sEH proxy; it samples, and resumes what it has saved."""
+"""A GPU gives the same results as the CPU: random bits, grids, trees, the sEH proxy; runs sample and resume there."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Distances, their noise floor, windows, modes, correlations; laws exact and estimated."""
+"""Distances, noise floors, sliding windows, modes, correlations; exact and estimated distributions."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Metrics of molecules: against RDKit, against loops that read as the definitions, and by hand."""
+"""Metrics of molecules: against RDKit, against plain loops that follow the definitions, and by hand."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Every objective is zero, with zero gradient, at the exact flow, is its formula elsewhere, and notices what is wrong."""
+"""Every objective: 0 with gradient 0 at the exact flow, equal to its formula elsewhere, and sensitive to known mistakes."""
 
 import math
 from collections.abc import Callable

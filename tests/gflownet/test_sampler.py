@@ -1,4 +1,4 @@
-"""Where trajectories come from: the sampler's law is exact in numpy and in torch, with memory and without; the way back too."""
+"""Samplers: the distribution is exact in numpy and torch, with and without a cache, forwards and backwards."""
 
 import math
 from typing import Any

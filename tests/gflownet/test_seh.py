@@ -1,4 +1,4 @@
-"""The sEH proxy beside published predictions and beside a plain loop over atoms; its weights out of hostile files."""
+"""The sEH proxy against published predictions and a plain loop over atoms; weights from hostile files."""
 
 import csv
 import gzip

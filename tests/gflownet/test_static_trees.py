@@ -1,4 +1,4 @@
-"""Molecules in static shapes: an iteration on trees of blocks, sEH proxy included, waits for no number, and its numbers."""
+"""Molecules in static shapes: an iteration on block trees, including the sEH proxy, never synchronises; same results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The top_k against a dictionary that is sorted anew after every object; how the stream is cut makes no difference."""
+"""`TopK` against a dictionary that is sorted after every object; the division into batches makes no difference."""
 
 import random
 from typing import Any

@@ -1,4 +1,4 @@
-"""Trained on molecule spaces with symmetric blocks, every objective meets R/Z for each object; the usual shortcuts do not."""
+"""On molecule spaces with symmetric blocks every objective learns R/Z of each object; common shortcuts do not."""
 
 from __future__ import annotations
 

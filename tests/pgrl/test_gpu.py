@@ -1,4 +1,4 @@
-"""A GPU gives the CPU's numbers: every agent, on the gridworld and on LQR; a run resumes on its device."""
+"""A GPU gives the same results as the CPU: every agent, on the gridworld and on LQR; a run resumes on its device."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Policies: actors sample what log_prob says, numpy is torch, seeds do not mix, masks hold."""
+"""Policies: actors sample from log_prob, numpy equals torch, seeds are independent, masks are respected."""
 
 import gymnasium
 import numpy as np
