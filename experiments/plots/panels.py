@@ -67,7 +67,7 @@ def _draw(found: list[Curve], title: str, out: Path) -> None:
             ax.fill_between(curve.x[seen], low[seen], high[seen], color="#0072B2", alpha=0.25, linewidth=0)
             ax.plot(curve.x[seen], mean[seen], color="#0072B2", linewidth=1.8)
             if curve.floor is not None:
-                ax.plot(curve.x[1:], curve.floor[1:], ":", color="#555555", linewidth=1.2, label=FLOOR)
+                ax.plot(curve.x[1:], curve.floor[1:], ":", color="#555555", linewidth=1.2)
             ax.set_xscale("log")
             ax.set_yscale("log")
             ax.set_title(curve.algo, loc="left", fontweight="bold", fontsize=9)
@@ -79,6 +79,7 @@ def _draw(found: list[Curve], title: str, out: Path) -> None:
         figure.supylabel("L1 distance to the target distribution", fontsize=9)
         seeds = len(found[0].y)
         note = f"interquartile mean over {seeds} seeds, shaded: 95 % bootstrap interval; grey: the other methods"
+        note += f"; dotted: {FLOOR}" if any(curve.floor is not None for curve in found) else ""
         figure.suptitle(f"{title}\n{note}", x=0.01, ha="left", fontsize=9)
         figure.savefig(out, metadata={"Date": None} if out.suffix.lower() == ".svg" else None)
 
