@@ -1,12 +1,12 @@
 """A GFlowNet's whole iteration as one CUDA graph: rollout, log-rewards, flows, loss, gradient, Adam, target network.
 
-    buffers     θ, Adam's moments, the target, the number of the iteration: tensors that are changed where they lie
-    warm up     one ordinary iteration, which checks what the environment says, and two in static shapes, on a stream aside
-    capture     the iteration once more, nothing is computed
-    replay      one launch for each iteration; what it built is copied out
+    buffers     θ, Adam's moments, the target, the number of the iteration: tensors that are changed in place
+    warm up     one ordinary iteration, which checks the environment, and two in static shapes, on a separate stream
+    capture     the iteration once more, without computation
+    replay      one launch for each iteration; its results are copied out
 
-Shapes are static (`static.table`) and random numbers are a function of the iteration's number, which is data: so the same
-kernels on the same buffers are the next iteration. Schedules are functions of that number too.
+Shapes are static (`static.table`). Random numbers and schedules are functions of the iteration's number, which is data, so that
+the same kernels on the same buffers compute the next iteration.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ Step = Callable[[Any, DagProblem, int], tuple[Any, Outcome]]
 
 
 class CapturedIteration:
-    """An iteration of `method` without arguments: `state` and `t`, int64 on the device, are buffers, changed in place.
+    """An iteration of a GFlowNet without arguments. `state`, and `t` (int64 on the device), are buffers changed in place.
 
-    static  default: with the table of the environment's states, where it has one
-    Raises ValueError for a method that cannot be captured.
+    Args:
+        method: the GFlowNet.
+        problem: the problem.
+        state: the initial state; it is copied.
+        static: static shapes; None: with a table of the environment's states, if possible.
+
+    Raises:
+        ValueError: the method cannot be captured.
     """
 
     def __init__(self, method: Method, problem: DagProblem, state: Any, static: Static | None = None) -> None:
@@ -47,7 +53,7 @@ class CapturedIteration:
         self.t = torch.zeros((), dtype=torch.int64, device=problem.device)
 
     def load(self, state: Any, t: int) -> None:
-        """The next iteration is number t, from this state."""
+        """Set the state and the number t of the next iteration."""
         with torch.no_grad():
             for name, buffer in tensors_of(self.state).items():
                 if buffer is not (given := tensors_of(state)[name]):
@@ -57,16 +63,26 @@ class CapturedIteration:
     def __call__(self) -> Outcome:
         state, outcome = self._method.iteration(self.state, self._problem, self.t, self._static)
         self.state.log_z.copy_(state.log_z)
-        self.t.add_(1)  # last: keys of random numbers are worked out from it when they are first used
+        self.t.add_(1)  # last: keys of random numbers are computed from it at first use
         return outcome
 
 
 def captured(method: Method, problem: DagProblem, state: Any, t: int = 0) -> Step:
-    """`method.step` from this state and iteration on, as a graph. `problem.device` is a CUDA device.
+    """Capture `method.step` as a CUDA graph.
 
-    The state that it returns lies in the graph's own buffers, which the next call overwrites: copy what is to be kept.
-    Raises ValueError for what cannot be captured: other methods than GFlowNets, replay, local search, flow matching without a
-    table of states, an environment or objective that reads numbers back (the reward of finished objects may, with a table).
+    Args:
+        method: the GFlowNet.
+        problem: the problem, on a CUDA device.
+        state: the initial state.
+        t: number of the first iteration.
+
+    Returns:
+        A function with the arguments of `method.step`. The state that it returns is in the buffers of the graph, which the next
+        call overwrites: copy it to keep it.
+
+    Raises:
+        ValueError: the method is no GFlowNet, has replay or local search, is flow matching without a table of states, or the
+            environment or objective reads values back (the reward of finished objects may do so if there is a table).
     """
     iteration = CapturedIteration(method, problem, state)
     with torch.cuda.device(problem.device):  # streams, graph and replay are those of the current device

@@ -1,11 +1,11 @@
 """Batches in static shapes: every state of a small environment, or every step of every trajectory, whether met or not.
 
-    distinct states  as many rows as a batch happens to visit: somebody has to read that number before the work can go on
-    a table          all N states with all E edges between them, worked out once; a batch is row numbers and counts of visits
-    dense rows       T·n rows, one for each place in the trajectories, where states have no numbers or are too many
+    distinct states  one row for each visited state: the host must read their number before the computation can continue
+    a table          all N states with all E edges between them, computed once; a batch is row indices and counts of visits
+    dense rows       T·n rows, one for each step of the trajectories, if states have no index or are too many
 
-With static shapes a GPU is never waited for, and an iteration can be captured as one CUDA graph. On the CPU, distinct states
-are the faster way.
+With static shapes the host never waits for the GPU, and an iteration can be captured as one CUDA graph. On the CPU, distinct
+states are faster.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from gflownet.model import Model
 from gflownet.sampling.exploration import Exploration, first_reaching
 from gflownet.sampling.sampler import cumulative
 
-LIMIT = 1 << 17  # states that a table holds
-FEW = 1 << 13  # states that a net sees all of, even where a batch has fewer places
+LIMIT = 1 << 17  # the most states of a table
+FEW = 1 << 13  # up to this many states the network is evaluated at all of them, even for smaller batches
 
 
 @dataclass(frozen=True)
 class StateTable:
-    """N unfinished states by their numbers, N finished ones beyond them. Numbers that no state has show the source.
+    """N unfinished states by index, then N finished ones. An index without a state has the observation of the source.
 
-    obs     [N, *obs]       valid   [N, A] bool, all True where no state goes on
+    obs     [N, *obs]       valid   [N, A] bool, all True where there is no unfinished state
     child   [E] below 2N    parent, action  [E]
-    counts  [2N, A]         how many edges each action has into a state
+    counts  [2N, A]         number of edges into a state by action
     log_reward  [N] float64, of finished states (0 where there is none)
     """
 
@@ -55,7 +55,7 @@ class StateTable:
 
 
 def table_of(env: DagEnv) -> StateTable | None:
-    """None where states have no numbers, or more than LIMIT."""
+    """Make the table of an environment; None if its states have no index, or there are more than LIMIT."""
     if not offers(env, Indexed) or env.n_states > LIMIT:
         return None
     N, A = env.n_states, int(env.action_space.n)
@@ -67,24 +67,31 @@ def table_of(env: DagEnv) -> StateTable | None:
     valid[number[going]] = dag.action_mask[going]
     child = (number + N * dag.terminated)[dag.child]
     counts = torch.bincount(child * A + dag.action, minlength=2 * N * A).view(2 * N, A)
-    worth = torch.zeros(N, dtype=torch.float64, device=obs.device)
-    worth[number[dag.objects]] = dag.log_reward
-    return StateTable(obs, valid, child, number[dag.parent], dag.action, counts, worth)
+    log_r = torch.zeros(N, dtype=torch.float64, device=obs.device)
+    log_r[number[dag.objects]] = dag.log_reward
+    return StateTable(obs, valid, child, number[dag.parent], dag.action, counts, log_r)
 
 
 @dataclass(frozen=True)
 class Static:
-    """That shapes are static, and the table where there is one."""
+    """Static shapes of a batch.
+
+    env    the environment
+    table  of its states; None: dense rows
+    """
 
     env: Any
     table: StateTable | None = None
 
     def looks_up(self, places: int) -> bool:
-        """Is the net to see all states, rather than those of so many places in trajectories of one seed?"""
+        """Whether the network is evaluated at all states, rather than at `places` steps of the trajectories of a seed."""
         return self.table is not None and len(self.table) <= max(places, FEW)
 
     def states(self, tau: Trajectories, seeds: int, ends: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """(obs [S, M, *obs], valid [S, M, A], row [T + 1, B] of s_t among the S·M); ends: finished states are among them."""
+        """`Flows.states` in static shapes: (obs [S, M, *obs], valid [S, M, A], row [T + 1, B] of s_t among the S·M).
+
+        `ends`: finished states are included.
+        """
         assert tau.action_mask is not None
         assert tau.last is not None
         (T, B), n = tau.mask.shape, tau.mask.shape[1] // seeds
@@ -100,23 +107,25 @@ class Static:
         obs, valid = (
             x.reshape(len(x), seeds, n, *x.shape[2:]).transpose(0, 1).flatten(1, 2) for x in (every[: len(valid)], valid)
         )  # [T, S·n, ...] -> [S, T·n, ...]
-        times = torch.arange(T + 1, device=seed.device)[:, None] % (T + ends)  # rows of ends that are not there are not read
+        times = torch.arange(T + 1, device=seed.device)[:, None] % (
+            T + ends
+        )  # rows of finished states are not read unless `ends`
         return obs, valid, seed * obs.shape[1] + times * n + torch.arange(B, device=seed.device) % n
 
     def log_reward(self, obs: Tensor) -> Tensor:
-        """[M] of finished objects; looked up where there is a table, so that a reward function may do what it likes."""
-        worth: Tensor = self.env.log_reward(obs) if self.table is None else self.table.log_reward[self.env.index(obs)]
-        return worth
+        """log R of finished objects, [M]; looked up in the table, so that any reward function can be captured."""
+        log_r: Tensor = self.env.log_reward(obs) if self.table is None else self.table.log_reward[self.env.index(obs)]
+        return log_r
 
     def number(self, obs: Tensor, ended: Tensor) -> Tensor:
-        """[M] below 2N, as `StateTable.child`."""
+        """Index of states obs [M, *obs], ended [M], among the 2N states of the table, [M]."""
         assert self.table is not None
         number: Tensor = self.env.index(obs) + len(self.table) * ended
         return number
 
 
 class TableSampler(Act):
-    """An Act that looks up what the policy does: the net sees every state once, however many episodes are played."""
+    """An Act that looks up the policy in a table of all states, at which the network is evaluated once."""
 
     tape = None
 

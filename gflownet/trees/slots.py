@@ -3,7 +3,7 @@
     P        a bound of the vocabulary on open attachment points, below the (K - 1)·S that the table of actions has room for
     total    log Σ exp over the rows of each slot, then over the slots and stop; a chunk of states at a time, whose logits are
              computed again for the gradient
-    at       one inner product for each action that is asked for
+    at       one inner product for each requested action
     draw     first the slot, then its row
 
 Nothing is read back from a GPU, and memory does not grow with the number of rows.
