@@ -109,7 +109,7 @@ class Static:
         )  # [T, S·n, ...] -> [S, T·n, ...]
         times = torch.arange(T + 1, device=seed.device)[:, None] % (
             T + ends
-        )  # rows of finished states are not read unless `ends`
+        )  # without `ends`, last rows are not read
         return obs, valid, seed * obs.shape[1] + times * n + torch.arange(B, device=seed.device) % n
 
     def log_reward(self, obs: Tensor) -> Tensor:
