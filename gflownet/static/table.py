@@ -107,9 +107,7 @@ class Static:
         obs, valid = (
             x.reshape(len(x), seeds, n, *x.shape[2:]).transpose(0, 1).flatten(1, 2) for x in (every[: len(valid)], valid)
         )  # [T, S·n, ...] -> [S, T·n, ...]
-        times = torch.arange(T + 1, device=seed.device)[:, None] % (
-            T + ends
-        )  # without `ends`, last rows are not read
+        times = torch.arange(T + 1, device=seed.device)[:, None] % (T + ends)  # without `ends`, last rows are not read
         return obs, valid, seed * obs.shape[1] + times * n + torch.arange(B, device=seed.device) % n
 
     def log_reward(self, obs: Tensor) -> Tensor:
