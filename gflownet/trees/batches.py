@@ -14,11 +14,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Trees:
-    """M trees as N nodes in a row.
+    """M trees as a list of N nodes.
 
-    block [N] + 1    own, up [N] number of the own site on the bond to the parent and of the parent's (0 at a root)
-    parent [N] its place in the row, a root's own       tree [N]       n [N] size of the tree      share [N] 1/n, 0 at no node
-    start [M] place of a tree's root      groups  (m, n, relation [m·n·n] of node i to node j): m trees of n places, in order
+    block    [N]  block + 1
+    own, up  [N]  number of the own site on the bond to the parent, and of the parent's site; 0 at a root
+    parent   [N]  index of the parent in the list; a root has its own
+    tree     [N]  index of the tree
+    n        [N]  size of the tree
+    share    [N]  1/n; 0 at padding
+    start    [M]  index of the root of each tree
+    groups   (m, n, relation [m·n·n] of node i to node j), in order: m trees with n nodes each
     """
 
     block: Tensor
@@ -33,7 +38,13 @@ class Trees:
 
     @staticmethod
     def of(obs: Tensor, number: Tensor, padded: bool) -> Trees:
-        """obs [M, K, 4], number [C + 1, S] of each site."""
+        """Make the index tensors.
+
+        Args:
+            obs: [M, K, 4].
+            number: [C + 1, S], the number of each site of each block (by block + 1).
+            padded: the layout.
+        """
         M, K = obs.shape[:2]
         there = obs[:, :, 0] > 0
         n = there.sum(1)
@@ -65,15 +76,21 @@ class Trees:
 
 
 def relations(parent: Tensor) -> Tensor:
-    """parent [M, K] (below the node's number; a root's 0) -> [M, K, K]: 3·distance of i and j, + 2 where j is above i,
-    + 0 where it is below, + 1 elsewhere; always below 3K."""
+    """The relation of any two nodes of a tree.
+
+    Args:
+        parent: [M, K]; parents come before their children, and that of the root is 0.
+
+    Returns:
+        [M, K, K], below 3K: 3 · distance of i and j, + 2 if j is an ancestor of i, + 0 if a descendant, + 1 otherwise.
+    """
     K = parent.shape[1]
     eye = torch.eye(K, device=parent.device)
     above = eye[parent].clone()
     above = torch.maximum(above, eye)  # j is i or its parent
     for _ in range(max(K - 2, 0).bit_length()):
         above = (above @ above).clamp_max(1)
-    common = above @ above.mT  # how many are above both, themselves included
+    common = above @ above.mT  # number of common ancestors, including the nodes themselves
     depth = common.diagonal(dim1=1, dim2=2)
     distance = depth[:, :, None] + depth[:, None] - 2 * common
     return (3 * distance + above - above.mT + 1).long()

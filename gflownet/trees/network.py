@@ -44,9 +44,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Attach:
-    """What a policy head needs for the logits of attaching rows, at points of M trees of K places.
+    """The factors of a policy head's logits of attaching rows, for M trees of at most K nodes.
 
-    node [M, K, d] (anything where there is no node)    site [sites + 1, d]    row [d, R]    row_bias [R]
+    node      [M, K, d]        without meaning for absent nodes
+    site      [sites + 1, d]
+    row       [d, R]
+    row_bias  [R]
     """
 
     node: Tensor

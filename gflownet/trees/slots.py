@@ -1,6 +1,6 @@
-"""Valid actions of block trees in static shapes: the valid attachment points of a state stand in P slots; logits are not kept.
+"""Valid actions of block trees in static shapes: the valid attachment points of a state are in P slots; logits are not stored.
 
-    P        a bound of the vocabulary on open attachment points, below the (K - 1)·S that the table of actions has room for
+    P        the most open attachment points with this vocabulary, fewer than the (K - 1)·S of the actions
     total    log Σ exp over the rows of each slot, then over the slots and stop; a chunk of states at a time, whose logits are
              computed again for the gradient
     at       one inner product for each requested action
@@ -22,13 +22,13 @@ from torch.utils.checkpoint import checkpoint
 from gflownet.sampling.exploration import Exploration, first_reaching
 from gflownet.trees.network import Attach, BlockTreeNet
 
-CHUNK = 1 << 26  # logits that are in memory at a time
+CHUNK = 1 << 26  # logits in memory at a time
 
 
 class OpenPoints:
     """The valid attachment points of S·M states.
 
-    point [S·M, P] node·S + site, 0 in a slot that is left over    there [S·M, P] bool    name [S·M, P] number of the site
+    point [S·M, P] node·S + site, 0 in an unused slot    there [S·M, P] bool    name [S·M, P] number of the site
     row   [S·M, Q, R] bool, valid rows at all Q points             stop  [S·M] bool
     """
 
@@ -47,7 +47,7 @@ class OpenPoints:
         self.name = self.number(self.block.gather(1, self.point // self.sites), self.point)
 
     def number(self, block: Tensor, point: Tensor) -> Tensor:
-        """Numbers of the sites at points of nodes with these blocks."""
+        """Numbers of the sites `point` of nodes with the blocks `block`."""
         return self.net.numbers.flatten().take(block * self.sites + point % self.sites)
 
 
@@ -71,7 +71,7 @@ class SlotLogits:
 
         Args:
             u: uniform numbers, [S·M], one for each state.
-            explore: how the policy explores.
+            explore: the exploration.
 
         Returns:
             [S·M] actions.
@@ -99,7 +99,7 @@ class SlotLogits:
         return torch.where(stops, Q * R, point[:, 0] * R + row)
 
     def _slots(self, temperature: float) -> Tensor:
-        """[S·M, P] log Σ exp over the valid rows of each slot, of logits / temperature; -inf in a slot that is left over."""
+        """[S·M, P] log Σ exp over the valid rows of each slot, of logits / temperature; -inf in an unused slot."""
         points, found = self.points, []
         some = max(1, self.chunk // (points.point.shape[1] * points.row.shape[2]))
         M = len(points.point) // len(self.heads)
@@ -130,7 +130,7 @@ class SlotLogits:
         return torch.cat([torch.addmm(head.row_bias, part, head.row) for part, head in parts])
 
     def _reads(self, state: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
-        """What the rows of E points are multiplied by, [E, d], and the seeds [E] of their states."""
+        """The factors of the row weights at E attachment points, [E, d], and the seeds [E] of their states."""
         points, (M, K, _) = self.points, self.heads[0].node.shape
         at = state * K + point // points.sites
         seed = state // M
