@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).parents[2]
-FLOORS = ("pgrl", "gflownet", "envs", "experiments.run", "experiments.plots")
+PACKAGES = ("pgrl", "gflownet", "envs", "experiments.run", "experiments.plots")
 TAGS = {
     "Every run": ("experiments.run.run", "OWN_DESCRIPTIONS"),
     "pgrl": ("experiments.pg.train", "DESCRIPTIONS"),
@@ -103,8 +103,8 @@ def tensorboard() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def modules(floor: str) -> Iterator[str]:
-    folder = ROOT.joinpath(*floor.split("."))
+def modules(package: str) -> Iterator[str]:
+    folder = ROOT.joinpath(*package.split("."))
     for path in sorted(folder.rglob("*.py")):
         relative = path.relative_to(ROOT).with_suffix("")
         yield ".".join(relative.parts[:-1] if relative.name == "__init__" else relative.parts)

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from content import FLOORS, command_line, module_docstring, modules, tensorboard
+from content import PACKAGES, command_line, module_docstring, modules, tensorboard
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
@@ -44,13 +44,13 @@ def generate(app: Sphinx) -> None:
     reference = Path(app.srcdir) / "reference"
     write(reference / "command-line.md", command_line())
     write(reference / "tensorboard.md", tensorboard())
-    for floor in FLOORS:
-        body = [f"# {floor}"]
-        for name in modules(floor):
+    for package in PACKAGES:
+        body = [f"# {package}"]
+        for name in modules(package):
             own = "" if "." in name else "\n   :ignore-module-all:"  # what a package exports is described where it is defined
             body.append(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}{own}\n```")
-        write(reference / "api" / f"{floor}.md", "\n\n".join(body) + "\n")
-    pages = "\n".join(f"api/{floor}" for floor in FLOORS)
+        write(reference / "api" / f"{package}.md", "\n\n".join(body) + "\n")
+    pages = "\n".join(f"api/{package}" for package in PACKAGES)
     about = "From the docstrings, one page a package. [In Python](../python.md) says which names a notebook needs."
     text = f"# Python API\n\n{about}\n\n```{{toctree}}\n:maxdepth: 1\n\n{pages}\n```\n"
     write(reference / "index-api.md", text)
