@@ -6,15 +6,12 @@ settings, recipes and bytes are the same.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
 import inspect
-import io
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from torch import Tensor
 
 from envs.core import DagEnv
 from experiments.cli.errors import UserError
+from experiments.cli.verbs import Record
 from experiments.run import checkpoint as checkpoints
 from experiments.run.log import read_metrics
 
@@ -83,7 +81,7 @@ class TrainedRun:
 class PolicyGradientRun(TrainedRun):
     """A run of `pgrl.train`."""
 
-    def evaluate(self, episodes: int = 100) -> list[dict[str, float]]:
+    def evaluate(self, episodes: int = 100) -> list[Record]:
         """Sample fresh episodes with the trained policies, as `pgrl eval` does.
 
         Args:
@@ -94,24 +92,25 @@ class PolicyGradientRun(TrainedRun):
         """
         from experiments.pg.commands import evaluate
 
-        return _records(lambda: evaluate(self.folder, episodes, None))
+        return evaluate(self.folder, episodes)
 
 
 class GFlowNetRun(TrainedRun):
     """A run of `gflownet.train`."""
 
-    def evaluate(self, samples: int = 10_000) -> list[dict[str, float]]:
+    def evaluate(self, samples: int = 10_000) -> list[Record]:
         """Compare fresh samples and the policy with the target distribution, as `gflownet eval` does.
 
         Args:
             samples: fresh objects of each seed.
 
         Returns:
-            For each seed the columns of `gflownet eval`.
+            A record for each seed, with the columns of `gflownet eval`. `l1` is the distance of fresh samples, `l1_floor` the
+            expected distance of as many independent draws from the target, `exact_l1` that of the policy's own distribution.
         """
         from experiments.gfn.commands import evaluate
 
-        return _records(lambda: evaluate(self.folder, samples, None))
+        return evaluate(self.folder, samples)
 
     def sample(self, n: int, unique: bool = False, **options: Any) -> list[dict[str, Any]]:
         """Draw molecules from the trained policies, without exploration.
@@ -269,11 +268,3 @@ def _not_plain(name: str, value: Any) -> str:
     what = getattr(value, "__name__", type(value).__name__)
     kind = "the function" if inspect.isroutine(value) else "the class" if isinstance(value, type) else "an object,"
     return f"got {name} as {kind} {what}, expected text or numbers: put it into a file and give {name}='my_file.py:name'"
-
-
-def _records(command: Callable[[], None]) -> list[dict[str, float]]:
-    """The CSV that a command prints, as records."""
-    text = io.StringIO()
-    with redirect_stdout(text):
-        command()
-    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text.getvalue()))]

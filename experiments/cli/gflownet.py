@@ -38,6 +38,7 @@ from experiments.cli.verbs import (
     columns,
     curves_verb,
     parse,
+    print_csv,
     resumable,
     resume_verb,
     run_verb,
@@ -185,7 +186,7 @@ def evaluate(arguments: list[str]) -> None:
         """
         from experiments.gfn.commands import evaluate
 
-        evaluate(run, samples, checkpoint)
+        print_csv(evaluate(run, samples, checkpoint))
 
     tyro.cli(command, prog="gflownet eval", args=arguments)
 

@@ -32,6 +32,7 @@ from experiments.cli.verbs import (
     columns,
     curves_verb,
     parse,
+    print_csv,
     required,
     resumable,
     resume_verb,
@@ -124,7 +125,7 @@ def evaluate(arguments: list[str]) -> None:
         """
         from experiments.pg.commands import evaluate
 
-        evaluate(run, episodes, checkpoint)
+        print_csv(evaluate(run, episodes, checkpoint))
 
     tyro.cli(command, prog="pgrl eval", args=arguments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import difflib
 import sys
@@ -15,6 +16,7 @@ from tyro.conf import Positional
 from experiments.cli.errors import UserError, guarded
 
 Verb = Callable[[list[str]], None]
+Record = dict[str, int | float]
 OUT = Annotated[
     Path | None,
     tyro.conf.arg(help="run folder, which must not hold a run yet; None: a new folder below runs/"),
@@ -109,6 +111,14 @@ def curves_verb(program: str, x_axis: str) -> Verb:
 def columns(rows: Mapping[str, str]) -> str:
     """Names and what they stand for, a line each."""
     return "\n".join(f"  {name:12s} {text}" for name, text in rows.items())
+
+
+def print_csv(rows: Sequence[Record]) -> None:
+    """Records as CSV on standard output, floats with six digits."""
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(rows[0])
+    for row in rows:
+        out.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in row.values()])
 
 
 def tuned(note: str) -> str:

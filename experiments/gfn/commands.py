@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from experiments.cli.load import short_name
 from experiments.cli.progress import progress
 from experiments.cli.ranges import at_least
 from experiments.cli.threads import fit
+from experiments.cli.verbs import Record
 from experiments.gfn.build import truth
 from experiments.gfn.config import GFNSettings, as_config, defaults, from_config, make_method, make_problem
 from experiments.gfn.faults import faults_as_sentences
@@ -129,16 +129,17 @@ def opened(folder: Path, checkpoint: Path | None = None) -> tuple[Run, GFNRun]:
     return run, begun._replace(training=begun.training.restored(tensors, meta))
 
 
-def evaluate(folder: Path, samples: int, checkpoint: Path | None) -> None:
-    """Print metrics of each seed's policy and of fresh samples as CSV."""
+def evaluate(folder: Path, samples: int, checkpoint: Path | None = None) -> list[Record]:
+    """For each seed: metrics of its policy and of fresh samples."""
     at_least(1, samples=samples)
     _, begun = opened(folder, checkpoint)
     with faults_as_sentences(f"iteration {begun.training.iteration}"):
         columns = _known(begun, samples)
-    out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(["seed", *columns])
-    for i, seed in enumerate(begun.problem.seeds):
-        out.writerow([seed, *(_cell(x[i] if isinstance(x, Tensor) else x) for x in columns.values())])
+    table = {name: x.tolist() if isinstance(x, Tensor) else x for name, x in columns.items()}
+    return [
+        {"seed": seed, **{name: x[i] if isinstance(x, list) else x for name, x in table.items()}}
+        for i, seed in enumerate(begun.problem.seeds)
+    ]
 
 
 def _known(begun: GFNRun, samples: int) -> dict[str, Any]:
@@ -152,7 +153,9 @@ def _known(begun: GFNRun, samples: int) -> dict[str, Any]:
         ids = exact.object_of(objects.flatten(0, 1)).view(log_reward.shape)
         counts = torch.zeros(len(ids), len(exact.objects), dtype=torch.int64, device=ids.device)
         visited = empirical(counts.scatter_add_(1, ids, torch.ones_like(ids)))
-        columns |= {**against(exact, visited, ""), "l1_floor": noise_floor(exact.target, log_reward.shape[1])}
+        distances = against(exact, visited, "")
+        floor = noise_floor(exact.target, log_reward.shape[1])
+        columns |= {"l1": distances["l1"], "l1_floor": floor, **distances}
     if training.found_at.shape[1]:
         columns["modes"] = (training.found_at >= 0).sum(1)
     with torch.no_grad():
@@ -160,10 +163,6 @@ def _known(begun: GFNRun, samples: int) -> dict[str, Any]:
     if molecules is not None and training.top_k is not None:
         known |= molecules.of_top_k(training.top_k) | molecules.of_fresh(objects, log_reward)
     return columns | {tag.partition("/")[2]: value for tag, value in known.items() if not tag.startswith("hist/")}
-
-
-def _cell(x: Any) -> str:
-    return f"{float(x):.6g}" if isinstance(x, float) or (isinstance(x, Tensor) and x.is_floating_point()) else str(int(x))
 
 
 def samples_of(method: Method, state: Any, problem: DagProblem, t: int, samples: int) -> tuple[Tensor, Tensor]:

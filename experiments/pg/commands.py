@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.cli.progress import progress
 from experiments.cli.ranges import at_least
+from experiments.cli.verbs import Record
 from experiments.pg.config import as_config, defaults, find_agent, from_config, make_agent, make_problem, tabular, worker_count
 from experiments.pg.train import DESCRIPTIONS, PGTraining
 from experiments.pg.train import train as run_loop
@@ -94,8 +94,8 @@ def _settings(config: dict[str, Any], problem: Problem) -> str:
     )
 
 
-def evaluate(folder: Path, episodes: int, checkpoint: Path | None) -> None:
-    """Prints seed, mean and standard deviation of the return, discounted return, and length, as CSV."""
+def evaluate(folder: Path, episodes: int, checkpoint: Path | None = None) -> list[Record]:
+    """For each seed: seed, episodes, mean and standard deviation of the return, discounted return, length."""
     at_least(1, episodes=episodes)
     run = Run.open(folder)
     tensors, meta = checkpoints.load(run.named(checkpoint)) if checkpoint else checkpoints.load_latest(run.checkpoints)
@@ -105,12 +105,17 @@ def evaluate(folder: Path, episodes: int, checkpoint: Path | None) -> None:
     S = len(problem.seeds)
     plain, discounted = (tau.returns(c).reshape(S, -1).double() for c in (1.0, problem.discount))
     lengths = tau.mask.sum(0).reshape(S, -1).double()
-    out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(["seed", "episodes", "return", "return_std", "discounted_return", "length"])
-    for i, seed in enumerate(problem.seeds):
-        spread = plain[i].std().item() if episodes > 1 else 0.0
-        numbers = (plain[i].mean().item(), spread, discounted[i].mean().item(), lengths[i].mean().item())
-        out.writerow([seed, episodes, *(f"{x:.6g}" for x in numbers)])
+    return [
+        {
+            "seed": seed,
+            "episodes": episodes,
+            "return": plain[i].mean().item(),
+            "return_std": plain[i].std().item() if episodes > 1 else 0.0,
+            "discounted_return": discounted[i].mean().item(),
+            "length": lengths[i].mean().item(),
+        }
+        for i, seed in enumerate(problem.seeds)
+    ]
 
 
 def check_agent(algo: str, seeds: int, iterations: int, batch_size: int, step_size: float) -> bool:
