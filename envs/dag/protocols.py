@@ -48,7 +48,7 @@ class CountsPaths(DagEnv, Protocol):
 
 
 class FewAncestors(DagEnv, Protocol):
-    """few_ancestors = True: all ancestors of an object can be listed, so that log p(x) is exact."""
+    """few_ancestors: whether all ancestors of an object can be listed, so that log p(x) is exact. Read the value too."""
 
     few_ancestors: bool
 

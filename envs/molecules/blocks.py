@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -96,20 +97,25 @@ class Blocks:
         Returns:
             A number that no tree of at most `size` blocks exceeds.
         """
-        best, most = {0: 0}, 1  # by the sum of partners: the most open sites of n blocks
-        for n in range(1, size + 1):
-            longer: dict[int, int] = {}
-            for total, points in best.items():
-                for d, more in enumerate(self.still_open[: 2 * size - 1 - total]):
-                    longer[total + d] = max(longer.get(total + d, 0), points + more)
-            best = longer
-            most = max(most, best.get(2 * (n - 1), 0))  # n blocks have n - 1 bonds
-        return most
+        return _most_points(self.still_open, size)
 
     def to(self, device: torch.device | str) -> Blocks:
         """The same tables on `device`."""
         moved: dict[str, Any] = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
         return replace(self, **moved)
+
+
+@cache
+def _most_points(still_open: tuple[int, ...], size: int) -> int:
+    best, most = {0: 0}, 1  # by the sum of partners: the most open sites of n blocks
+    for n in range(1, size + 1):
+        longer: dict[int, int] = {}
+        for total, points in best.items():
+            for d, more in enumerate(still_open[: 2 * size - 1 - total]):
+                longer[total + d] = max(longer.get(total + d, 0), points + more)
+        best = longer
+        most = max(most, best.get(2 * (n - 1), 0))  # n blocks have n - 1 bonds
+    return most
 
 
 def _still_open(capacities: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -68,12 +68,17 @@ def world(device: str = "cpu") -> tuple[Any, str]:
     if SEH.exists():
         settings = replace(settings, fragments=str(SEH / "blocks_PDB_105.json"), seh_weights=str(SEH / "proxy_best_params.npz"))
         return molecules(settings, device), "blocks of 2021, sEH proxy A"
-    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "random.npz")
-        weights: Any = {name: rng.normal(0, 0.3 / shape[-1] ** 0.5, shape) for name, shape in SHAPES.items()}
-        np.savez(path, **{name: x.astype("f4") for name, x in weights.items()})
+        path = str(random_weights(Path(folder) / "random.npz"))
         return molecules(replace(settings, seh_weights=path), device), "our own fragments, sEH proxy A with *random weights*"
+
+
+def random_weights(path: Path) -> Path:
+    """Write a file of random weights of the sEH proxy, which costs as much time as the published one; returns its path."""
+    rng = np.random.default_rng(0)
+    weights: Any = {name: rng.normal(0, 0.3 / shape[-1] ** 0.5, shape) for name, shape in SHAPES.items()}
+    np.savez(path, **{name: x.astype("f4") for name, x in weights.items()})
+    return path
 
 
 def problem_of(env: Any, batch: int) -> DagProblem:

@@ -34,6 +34,7 @@ from experiments.gfn.faults import faults_as_sentences
 from experiments.gfn.metrics import has_policy, policies
 from experiments.molecules.config import tree_reward
 from experiments.run import checkpoint as checkpoints
+from experiments.run.device import require_device
 from experiments.run.run import Run
 from gflownet.evaluation import exact_log_p
 from gflownet.problem import DagProblem, Method
@@ -216,10 +217,11 @@ def trained(run: Path, checkpoint: Path | None = None, device: str = "auto") -> 
         raise UserError(f"{run} is not a run of `gflownet train molecules`: give one that is")
     if device == "auto":
         device = on if torch.cuda.is_available() else "cpu"
-    elif device.partition(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not torch.cuda.is_available()):
-        raise UserError(f"--device is {device!r}, expected auto, cpu, or cuda where there is a GPU")
+    else:
+        require_device(device)
     # the target distribution is not needed here, and enumeration could take long
-    begun = made({**config, "metrics": "sampled", "device": device})
+    matmul = config.get("matmul", "auto") if device == on else "auto"
+    begun = made({**config, "metrics": "sampled", "device": device, "matmul": matmul})
     method, problem = begun.method, begun.problem
     reward = tree_reward(problem.env)
     if reward is None:

@@ -34,11 +34,19 @@ def choose(name: str, usable: Callable[[], bool], seconds: Callable[[str], float
     if name == "auto":
         devices = ("cpu", "cuda") if torch.cuda.is_available() and usable() else ("cpu",)
         return min(devices, key=seconds) if len(devices) > 1 else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise UserError(f"--device is {name!r}, expected auto, cpu or cuda")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: this machine has no CUDA device; use --device cpu")
+    require_device(name)
     return name
+
+
+def require_device(name: str) -> None:
+    """Raises UserError unless `name` is cpu, cuda or cuda:INDEX, and this machine has it."""
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise UserError(f"--device is {name!r}, expected auto, cpu, cuda or cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this machine has no CUDA device; use --device cpu")
+    if colon and int(index) >= (count := torch.cuda.device_count()):
+        raise UserError(f"--device {name}: this machine has {count} CUDA device{'s' * (count > 1)}, counted from cuda:0")
 
 
 def matmul_on(device: str, asked: Matmul) -> Matmul:

@@ -52,7 +52,7 @@ class Tempering:
             )
 
     def __call__(self, reward: Numbers) -> Numbers:
-        """log R [B] float64 of rewards r [B], an array or a tensor on any device; NaN stays NaN."""
+        """log R [B] (float64 for a tensor) of rewards r [B], an array or a tensor on any device; NaN stays NaN."""
         if isinstance(reward, Tensor):
             return self.beta * reward.double().clamp(self.r_min, self.r_max).log()
         return self.beta * np.log(np.clip(reward, self.r_min, self.r_max))

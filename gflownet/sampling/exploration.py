@@ -43,7 +43,7 @@ class Exploration:
 
         Args:
             p: probabilities.
-            valid: bool, of p's shape.
+            valid: the number of valid actions of each entry of p (bool: one or none).
             count: the number of valid actions of the state, broadcast against p.
 
         Returns:

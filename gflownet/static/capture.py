@@ -118,6 +118,8 @@ def _capture(iteration: CapturedIteration, state: Any, t: int) -> tuple[torch.cu
         torch.cuda.current_stream().wait_stream(aside)
         with torch.cuda.graph(graph, stream=stream):
             outcome = iteration()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ValueError(f"an iteration cannot be captured: {error}; leave out --compile") from error
     finally:

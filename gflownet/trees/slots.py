@@ -1,6 +1,6 @@
 """Valid actions of block trees in static shapes: the valid attachment points of a state are in P slots; logits are not stored.
 
-    P        the most open attachment points with this vocabulary, fewer than the (K - 1)·S of the actions
+    P        an upper bound on the open attachment points with this vocabulary, at most the (K - 1)·S of the actions
     total    log Σ exp over the rows of each slot, then over the slots and stop; a chunk of states at a time, whose logits are
              computed again for the gradient
     at       one inner product for each requested action
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from gflownet.sampling.exploration import Exploration, first_reaching
 from gflownet.trees.network import Attach, BlockTreeNet
 
-CHUNK = 1 << 26  # logits in memory at a time
+CHUNK = 1 << 26  # numbers of a tensor in memory at a time
 
 
 class OpenPoints:
@@ -101,7 +101,7 @@ class SlotLogits:
     def _slots(self, temperature: float) -> Tensor:
         """[S·M, P] log Σ exp over the valid rows of each slot, of logits / temperature; -inf in an unused slot."""
         points, found = self.points, []
-        some = max(1, self.chunk // (points.point.shape[1] * points.row.shape[2]))
+        some = max(1, self.chunk // (points.point.shape[1] * max(points.row.shape[2], self.heads[0].node.shape[-1])))
         M = len(points.point) // len(self.heads)
         whole = zip(*(torch.split(x, M) for x in (points.point, points.there, points.name, points.row)), strict=True)
         for head, seed in zip(self.heads, whole, strict=True):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,22 @@ def test_sections_of_other_parts_are_kept(tmp_path: Path) -> None:
     assert "## grid\n\n*a third*" in text
     assert "one GPU" not in text
     assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == list(PARTS)
+
+
+def test_a_part_that_stops_writes_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(scale: Scale, clock: Clock) -> Iterator[str]:
+        yield "| measured |"
+        raise RuntimeError("")
+
+    monkeypatch.setitem(gpu.PARTS, "grid", stops)
+    assert not measure("grid", TINY, tmp_path / "gpu.md")
+    assert "| measured |\n\nRuntimeError — **failed**: RuntimeError" in (tmp_path / "gpu.md").read_text()
+
+
+def test_a_batch_that_does_not_fit_and_a_lack_of_time_are_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu.reason(torch.OutOfMemoryError("CUDA out of memory")) == "out of memory"
+    assert gpu.killed_and_resumed(tmp_path / "run", [], Clock(30.0)).count("not run: out of time") == 1
+    late = gpu.run([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"], 1.0)
+    assert (late.returncode, late.stdout) == (gpu.TIMED_OUT, "begun\n")
+    monkeypatch.setitem(gpu.PARTS, "cli", lambda scale, clock: iter(["60 passed, 1 xfailed", "| out of memory |"]))
+    assert measure("cli", TINY, tmp_path / "gpu.md")

@@ -29,8 +29,9 @@ def test_without_a_gpu_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("cpu", lambda: True, never) == "cpu"
     with pytest.raises(UserError, match="--device cuda: this machine has no CUDA device; use --device cpu"):
         choose("cuda", lambda: True, never)
-    with pytest.raises(UserError, match="--device is 'gpu', expected auto, cpu or cuda"):
-        choose("gpu", lambda: True, never)
+    for wrong in ("gpu", "cuda:abc", "cuda:", "cpu:3"):
+        with pytest.raises(UserError, match=f"--device is '{wrong}', expected auto, cpu, cuda or cuda:1"):
+            choose(wrong, lambda: True, never)
 
 
 def test_with_a_gpu_auto_measures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +39,10 @@ def test_with_a_gpu_auto_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("auto", lambda: True, {"cpu": 2.0, "cuda": 1.0}.__getitem__) == "cuda"
     assert choose("auto", lambda: True, {"cpu": 1.0, "cuda": 2.0}.__getitem__) == "cpu"
     assert choose("auto", lambda: False, never) == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose("cuda:1", lambda: True, never) == "cuda:1"
+    with pytest.raises(UserError, match="--device cuda:2: this machine has 2 CUDA devices, counted from cuda:0"):
+        choose("cuda:2", lambda: True, never)
 
 
 def test_tf32_is_the_default_on_cuda_alone() -> None:

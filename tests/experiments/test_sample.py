@@ -6,6 +6,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,16 @@ def says(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) 
 def process(*arguments: object, stdout: Any = subprocess.PIPE) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "experiments.cli.gflownet", "sample", *map(str, arguments)]
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=stdout, stderr=subprocess.PIPE)
+
+
+def test_a_run_trained_on_a_gpu_is_sampled_on_the_cpu(run: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    shutil.copytree(run, there)
+    config = json.loads((there / "config.json").read_text())
+    (there / "config.json").write_text(json.dumps(config | {"device": "cuda", "matmul": "tf32"}))
+    for name, folder in (("here", run), ("gpu", there)):
+        sample(folder, "--n", 10, "--device", "cpu", "--out", tmp_path / f"{name}.smi")
+    assert (tmp_path / "gpu.smi").read_bytes() == (tmp_path / "here.smi").read_bytes()
 
 
 def test_every_format_holds_the_same_molecules_and_can_be_read(run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A GPU gives the same results as the CPU: every agent, on the gridworld and on LQR; a run resumes on its device."""
+"""A GPU gives the results of the CPU: every agent on the gridworld, one with a network on LQR; a run resumes on its device."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from pgrl.registry import register
 from tests.devices import each_device
 
 
-def after(algo: str, env: str, device: str) -> Any:
+def after(algo: str, env: str, device: str, more: dict[str, Any] | None = None) -> Any:
     """θ of three seeds after five iterations in float64, and the last episodes' returns."""
     settings, hyperparameters, _ = defaults(algo, env)
     config = as_config(algo, settings, hyperparameters, device) | {"seeds": 3, "dtype": "float64", "batch_size": 2}
+    config |= more or {}
     name, settings, hyperparameters = from_config(config)
     agent, problem = make_agent(name, hyperparameters), make_problem(settings, device)
     training = PGTraining.begin(agent, problem)
@@ -33,6 +34,13 @@ def test_agents_on_the_gridworld(algo: str, device: str) -> None:
     assert torch.allclose(theta, there, rtol=1e-8, atol=1e-10)
     assert torch.allclose(returns, others, rtol=1e-8, atol=1e-10)
     assert float(theta.abs().max()) > 0
+
+
+@each_device
+def test_a_gaussian_policy_with_a_network_on_lqr(device: str) -> None:
+    (theta, returns), (there, others) = (after("n-harpg", "lqr", d, {"hidden": (8,)}) for d in ("cpu", device))
+    assert torch.allclose(theta, there, rtol=1e-8, atol=1e-10)
+    assert torch.allclose(returns, others, rtol=1e-8, atol=1e-10)
 
 
 @each_device
