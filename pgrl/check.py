@@ -40,14 +40,14 @@ class CheckProblem:
 class Finding:
     """The error d_t - ∇J_H(θ_t) over replicas at iteration t.
 
-    share    ‖mean error‖ / ‖mean gradient‖
-    visible  the smallest detectable `share` of an error along the gradient: LIMIT standard errors
-    z        largest |mean|/standard error, over coordinates and along the gradient
-    rms      root mean square of ‖error‖
+    fraction  ‖mean error‖ / ‖mean gradient‖
+    visible   the smallest detectable `fraction` of an error along the gradient: LIMIT standard errors
+    z         largest |mean|/standard error, over coordinates and along the gradient
+    rms       root mean square of ‖error‖
     """
 
     t: int
-    share: float
+    fraction: float
     visible: float
     z: float
     rms: float

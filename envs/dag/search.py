@@ -129,7 +129,7 @@ class _Known:
         if bool(collision.any()):
             i = int(collision.nonzero()[0])
             raise ValueError(
-                f"the states {self.obs[child[i]].tolist()} and {obs[i].tolist()} have the same number: "
+                f"the states {self.obs[child[i]].tolist()} and {obs[i].tolist()} have the same key: "
                 "let `index` return a distinct number for each observation"
             )
         return child, example[new]

@@ -33,7 +33,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from envs.dag.hypergrid import HyperGrid
-from experiments.bench.molecule_work import SEH, problem_of, random_weights, training, world
+from experiments.bench.molecule_work import SEH, environment, problem_of, random_weights, training
 from experiments.bench.molecules import NETS, gpu_rows, line
 from experiments.cli.errors import UserError, guarded
 from experiments.run.log import read_metrics
@@ -73,10 +73,12 @@ class Clock:
 
     @property
     def left(self) -> float:
+        """Seconds."""
         return self._end - time.monotonic()
 
 
 def head(*columns: str) -> list[str]:
+    """The head of a table in Markdown."""
     return [line(*columns), "|" + "---|" * len(columns)]
 
 
@@ -120,6 +122,7 @@ def grid(scale: Scale, clock: Clock) -> Iterator[str]:
 
 
 def grid_row(shape: tuple[int, int], name: str, batch: int, way: str, seeds: int, scale: Scale, clock: Clock) -> str:
+    """Iterations/s of one case, or why there is no figure."""
     cells: list[Any] = [f"{shape[0]}-D, H = {shape[1]}", name, f"{batch:,}", seeds, way]
     if clock.left < 10 * scale.seconds:
         return line(*cells, "not run: out of time", "", "", "")
@@ -154,7 +157,7 @@ def molecules(scale: Scale, clock: Clock) -> Iterator[str]:
                 yield "(the rest of this table was not run: out of time)"
                 break
         yield ""
-    env, made_of = world(scale.device)
+    env, made_of = environment(scale.device)
     yield from (f"Trajectory balance, {made_of}:", "")
     yield from head("net", "batch", "mode", "matmul", "molecules/s", "peak MB")
     batches = tuple(b for b in scale.batches if b >= 1024) or scale.batches[:1]
@@ -170,6 +173,7 @@ def molecules(scale: Scale, clock: Clock) -> Iterator[str]:
 
 
 def molecule_row(env: Any, net: str, batch: int, way: str, matmul: str, scale: Scale, clock: Clock) -> str:
+    """Molecules/s of one case, or why there is no figure."""
     cells = (net, f"{batch:,}", way, matmul)
     if clock.left < 10 * scale.seconds:
         return line(*cells, "not run: out of time", "")
@@ -250,7 +254,9 @@ def killed_and_resumed(out: Path, arguments: list[str], clock: Clock) -> str:
         str(out),
     ]
     begun = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=process_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while process.poll() is None and clock.left > 60 and len(list((out / "checkpoints").glob("0*"))) < 2:
         time.sleep(0.05)
     ended = process.poll() is not None
@@ -307,17 +313,20 @@ def per_second(work: Callable[[int, int], Any], seconds: float, device: str, chu
 
 
 def wait(device: str) -> None:
+    """Until the GPU has done what it was given."""
     if device != "cpu":
         torch.cuda.synchronize()
 
 
 def reset_peak(device: str) -> None:
+    """Begin to measure the peak of memory anew."""
     if device != "cpu":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak(device: str) -> str:
+    """The peak of memory in MB since `reset_peak`, nothing on the CPU."""
     return f"{torch.cuda.max_memory_allocated() / 2**20:,.0f}" if device != "cpu" else ""
 
 
@@ -329,18 +338,21 @@ def reason(error: Exception) -> str:
 
 
 def last_line(text: str) -> str:
+    """The last line of what a process printed."""
     return (text.strip().splitlines() or [""])[-1]
 
 
-def environment() -> dict[str, str]:
+def process_environment() -> dict[str, str]:
     """The checkout need not be installed."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
 
 
 def run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """A command from the checkout's root; one that takes longer than `seconds` counts as failed with exit code 124."""
+    """A command from the checkout's root; one that takes longer than `seconds` ends with exit code 124."""
     try:
-        return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=max(seconds, 1))
+        return subprocess.run(
+            command, cwd=ROOT, env=process_environment(), capture_output=True, text=True, timeout=max(seconds, 1)
+        )
     except subprocess.TimeoutExpired as error:
         so_far = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
         return subprocess.CompletedProcess(command, TIMED_OUT, so_far, f"out of time after {seconds:.0f} s")

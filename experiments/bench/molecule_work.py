@@ -62,7 +62,7 @@ def equal() -> GFlowNet:
     return FourHeads(register()["tb"].make(), hidden=(204,) * 4)
 
 
-def world(device: str = "cpu") -> tuple[Any, str]:
+def environment(device: str = "cpu") -> tuple[Any, str]:
     """The environment, and what it is made of."""
     settings = MoleculeSettings("seh", beta=10.0, r_min=0.1 / 8)
     if SEH.exists():

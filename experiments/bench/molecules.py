@@ -38,13 +38,13 @@ from experiments.bench.molecule_work import (
     Run,
     drawing,
     drawing_graph,
+    environment,
     equal,
     large,
     problem_of,
     recipe,
     small,
     training,
-    world,
 )
 from experiments.bench.peers.measure import per_second, timed
 from experiments.pg.config import cpus
@@ -88,7 +88,7 @@ def cells(row: Row, target: float | None = None, quoted: str = "–") -> str:
 
 
 HEAD = "molecules/s (quartiles) | a CPU second | steps | target | quoted, not measured in this run"
-HEAD += " | MFLOP a molecule | GFLOP/s of the products alone | products alone, molecules/s | share | CPUs of others |"
+HEAD += " | MFLOP a molecule | GFLOP/s of the products alone | products alone, molecules/s | fraction | CPUs of others |"
 
 
 # -- tables
@@ -141,7 +141,7 @@ def shares(method: GFlowNet, problem: DagProblem, seconds: float) -> tuple[dict[
     looked_up = known.get(name(evaluate), (0, 0, 0, 0.0, {}))
     in_loss = looked_up[4].get(name(Flows.outputs_at), (0, 0, 0, 0.0))[3]
     parts = {
-        "environment, walking (canonical forms, masks)": spent(BlockTrees.reset, BlockTrees.step),
+        "environment, steps (canonical forms, masks)": spent(BlockTrees.reset, BlockTrees.step),
         "environment, edges into states": back,
         "atom graph": spent(assemble),
         "sEH proxy": spent(SehProxy.__call__) - spent(assemble),
@@ -164,7 +164,7 @@ def _cpu_seconds(work: Callable[[], Any]) -> float:
 
 def share_rows(env: Any, seconds: float) -> Iterator[str]:
     columns = {f"TB, {net}": method for net, method in NETS.items()} | {"FM, 3 × 64": small("fm")}
-    yield from table(f"Where an iteration goes, batch {BATCH}: ms of CPU time (share)", "", *columns)
+    yield from table(f"Where an iteration goes, batch {BATCH}: ms of CPU time (fraction)", "", *columns)
     found = [shares(method, problem_of(env, BATCH), seconds) for method in columns.values()]
     totals = [sum(parts.values()) for parts, _ in found]
     for part in found[0][0]:
@@ -211,7 +211,7 @@ def proxy_rows(env: Any, seconds: float) -> Iterator[str]:
 def peak(batch: int) -> tuple[float, float]:
     """MB resident before the first of three iterations of TB, and at most; of a process that does nothing else. Linux."""
     torch.set_num_threads(1)
-    run = training(small(), problem_of(world()[0], batch))
+    run = training(small(), problem_of(environment()[0], batch))
     before = _resident("VmRSS")
     run(3)
     return before, _resident("VmHWM")
@@ -239,7 +239,7 @@ def memory_rows() -> Iterator[str]:
 
 def gpu_rows(seconds: float) -> Iterator[str]:
     """TB as one CUDA graph, FM as it is, sampling as a graph; products are those of the same work without a graph."""
-    env, _ = world("cuda")
+    env, _ = environment("cuda")
     yield from table(f"{torch.cuda.get_device_name()}, static shapes", "work", "net", "batch", HEAD)
     for net, method, batch in ((net, method, batch) for net, method in NETS.items() for batch in ON_GPU):
         problem = problem_of(env, batch)
@@ -284,7 +284,7 @@ def bench(seconds: float = 5.0, out: Path = Path("experiments/results/molecules-
         out: Markdown
     """
     torch.set_num_threads(1)
-    env, made_of = world()
+    env, made_of = environment()
     waiting = os.environ.get("OMP_WAIT_POLICY", "not set")
     lines = [f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}, torch {torch.__version__}, one thread"]
     lines[0] += f" (OMP_WAIT_POLICY {waiting}); {made_of}; {env.n_actions:,} actions, at most {env.max_blocks} blocks."

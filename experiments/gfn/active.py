@@ -233,7 +233,7 @@ def _row(begun: ActiveRun, known: Tensor, i: int, done: list[Round]) -> dict[str
     if done:
         row["eval/proxy_error"] = [x.error for x in done]
         row["eval/generator_l1"] = [x.l1 for x in done]
-        row["rollout/queried"] = [x.asked for x in done]
+        row["rollout/queried"] = [x.queried for x in done]
         row["rollout/unlikely"] = [x.unlikely for x in done]
         for tag in ("train/loss", "train/skipped"):
             if tag in done[0].metrics:

@@ -137,7 +137,7 @@ def check_agent(algo: str, seeds: int, iterations: int, batch_size: int, step_si
         found[case.name] = bias(agent, case, marks)
         for f in found[case.name]:
             flag = " *" if f.z >= LIMIT else ""
-            print(f"{case.name:8s} {f.t:4d} {f.share:12.2%} {f.visible:13.2%} {f.z:8.1f} {f.rms:8.3f}{flag}")
+            print(f"{case.name:8s} {f.t:4d} {f.fraction:12.2%} {f.visible:13.2%} {f.z:8.1f} {f.rms:8.3f}{flag}")
         orders[case.name] = order(agent, case)
         print(f"{case.name:8s} rms ~ t^{decay(found[case.name]):.2f}")
     claims = verdict(agent, found, orders)

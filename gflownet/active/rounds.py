@@ -118,7 +118,7 @@ class Pool:
 class Round(NamedTuple):
     """The result of a round. known [m + queries]: indices of the data, in the order of the queries.
 
-    asked      mean true reward of the new cells
+    queried      mean true reward of the new cells
     error      root mean square error of the proxy's mean at the cells that were not known
     l1         Σ|p - A/ΣA| of the generator's distribution p: 0 if it equals that of the proxy
     unlikely   number of new cells with p < 1e-9: p has too few other cells
@@ -126,7 +126,7 @@ class Round(NamedTuple):
     """
 
     known: Tensor
-    asked: float
+    queried: float
     error: float
     l1: float
     unlikely: int

@@ -127,8 +127,8 @@ class SparseLogits:
         inside = torch.where(stops, 0, site)
         below = (cdf - mass).gather(1, inside[:, None])[:, 0]
         here = within[valid.number.gather(1, inside[:, None])[:, 0]]
-        share = ((threshold - below) / mass.gather(1, inside[:, None])[:, 0]).clamp(torch.finfo(mass.dtype).eps, 1) * here[
+        fraction = ((threshold - below) / mass.gather(1, inside[:, None])[:, 0]).clamp(torch.finfo(mass.dtype).eps, 1) * here[
             :, -1
         ]
-        row = (here < share[:, None]).sum(1)
+        row = (here < fraction[:, None]).sum(1)
         return torch.where(stops, valid.sites * valid.R, site * valid.R + row)

@@ -21,7 +21,7 @@ class Trees:
     parent   [N]  index of the parent in the list; a root has its own
     tree     [N]  index of the tree
     n        [N]  size of the tree
-    share    [N]  1/n; 0 at padding
+    fraction    [N]  1/n; 0 at padding
     start    [M]  index of the root of each tree
     groups   (m, n, relation [m·n·n] of node i to node j), in order: m trees with n nodes each
     """
@@ -32,7 +32,7 @@ class Trees:
     parent: Tensor
     tree: Tensor
     n: Tensor
-    share: Tensor
+    fraction: Tensor
     start: Tensor
     groups: list[tuple[int, int, Tensor]]
 
@@ -71,8 +71,8 @@ class Trees:
         parent = first + torch.where(root, place, above)
         own = torch.where(root, 0, number[block, own])
         up = torch.where(root, 0, number[block[parent], up])
-        share = torch.where((place == 0) | (block > 0), 1 / n.clamp_min(1)[tree].double(), 0.0)
-        return Trees(block, own, up, parent, tree, n[tree], share, start, groups)
+        fraction = torch.where((place == 0) | (block > 0), 1 / n.clamp_min(1)[tree].double(), 0.0)
+        return Trees(block, own, up, parent, tree, n[tree], fraction, start, groups)
 
 
 def relations(parent: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ class BlockTreeNet:
 
     def _of_states(self, w: dict[str, Tensor], trees: Trees, h: Tensor, obs: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Stop, flow and backward of `Scores`."""
-        mean = h.new_zeros(len(obs), self.width).index_add(0, trees.tree, h * trees.share[:, None].to(h))
+        mean = h.new_zeros(len(obs), self.width).index_add(0, trees.tree, h * trees.fraction[:, None].to(h))
         state_out = torch.addmm(w["out_bias"], gelu(torch.addmm(w["pool_bias"], mean, w["pool"])), w["out"])
         counts = [self._count("policy"), self._count("flow"), self._count("backward") * (self.blocks.R + 1)]
         stop, flow, backward = torch.split(state_out, counts, 1)

@@ -196,7 +196,7 @@ def _stuck(env: TableDag, obs: Tensor, terminated: Tensor):  # type: ignore[no-u
 def test_an_index_that_is_not_one() -> None:
     env = crossing()
     env.index = lambda obs: obs.clamp(max=4)  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="the states 4 and 5 have the same number: let `index`"):
+    with pytest.raises(ValueError, match="the states 4 and 5 have the same key: let `index`"):
         enumerate_dag(env)
 
 
