@@ -135,7 +135,9 @@ def resumable(out: Path | None, config: Mapping[str, Any], settings: Any) -> boo
 
     if out is None:
         raise UserError("got --resume without --out: name the run folder to continue")
-    return Run.resumable(out, config, FREE | {name for name in ("device", "matmul") if getattr(settings, name, "") == "auto"})
+    free = FREE | {name for name in ("device", "matmul") if getattr(settings, name, "") == "auto"}
+    defaults = {f.name: f.default for f in dataclasses.fields(settings) if f.default is not dataclasses.MISSING}
+    return Run.resumable(out, config, free, defaults)
 
 
 def close_to(name: str, known: Mapping[str, Any] | Sequence[str], otherwise: str = "none") -> str:

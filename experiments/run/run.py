@@ -112,7 +112,9 @@ class Run:
         return cls(folder, config, descriptions, tensorboard)
 
     @classmethod
-    def resumable(cls, out: Path, config: Mapping[str, Any], free: Collection[str] = FREE) -> bool:
+    def resumable(
+        cls, out: Path, config: Mapping[str, Any], free: Collection[str] = FREE, defaults: Mapping[str, Any] | None = None
+    ) -> bool:
         """Whether `out` holds a run of these settings with a checkpoint, which `resume` continues.
 
         A run that stopped before its first checkpoint, or while it was being made, has nothing to continue: its folder is
@@ -122,6 +124,7 @@ class Run:
             out: the run folder, which need not be there.
             config: the complete, resolved settings.
             free: settings that may differ, since they change no number.
+            defaults: of settings that the run may be too old to have.
 
         Returns:
             False where a new run is to be made in `out`.
@@ -134,7 +137,7 @@ class Run:
                 cls(out, {}, None, False)._clear()
             return False
         run = cls.open(out)
-        found, wanted = flat(run.config), flat(json.loads(dump(config)))
+        found, wanted = flat({**json.loads(dump(defaults or {})), **run.config}), flat(json.loads(dump(config)))
         other = [key for key in {**wanted, **found} if key not in free and found.get(key) != wanted.get(key)]
         if other:
             differ = ", ".join(f"{key} {_short(found.get(key))}, got {_short(wanted.get(key))}" for key in other[:3])

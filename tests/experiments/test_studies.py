@@ -139,6 +139,17 @@ def test_resume_without_a_folder_is_refused() -> None:
         pgrl.train("n-pg", env_steps=100, resume=True, quiet=True, out=None)
 
 
+def test_a_run_from_before_a_setting_is_resumed_with_its_default(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"ndim": 2, "states": 64, "hidden": (8,), "quiet": True, "out": tmp_path / "run", "resume": True}
+    gflownet.train("hypergrid", "tb", **settings)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["max_faults"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    gflownet.train("hypergrid", "tb", **settings)
+    with pytest.raises(UserError, match="holds a run with max_faults 10, got 3"):
+        gflownet.train("hypergrid", "tb", max_faults=3, **settings)
+
+
 def test_scale_is_positive() -> None:
     assert scaled(1000, 0.5) == 500
     assert scaled(10, 0.001) == 1
