@@ -11,7 +11,7 @@ import difflib
 import inspect
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 
 
 class TrainedRun:
-    """A run folder that has been trained, in either tower.
+    """A run folder that has been trained, by either package.
 
     Attributes:
         folder: the run folder, which `resume`, `eval` and `curves` of the command line read too.
@@ -142,7 +142,7 @@ def train_policy_gradient(
     name, fields = _named("algo", algo, register())
     _refuse_unknown(settings, _names(PGSettings) | _names(find_agent(name).make))
     settings = {"env": env, "out": _folder(out, "pgrl", settings), **_together(algo, fields, settings)}
-    return PolicyGradientRun(run([name, *_flags(settings)]))
+    return PolicyGradientRun(_trained(run, [name, *_flags(settings)]))
 
 
 def train_gflownet(env: Any, objective: Any, out: Path | str | None = None, **settings: Any) -> GFlowNetRun:
@@ -158,7 +158,7 @@ def train_gflownet(env: Any, objective: Any, out: Path | str | None = None, **se
     own = _names(entry.make) | (_names(GFlowNetSettings) - {"objective"} if entry.objective else set())
     _refuse_unknown(settings, _names(GFNSettings) | own | _names(find_env(env).settings))
     settings = {"objective": name, "out": _folder(out, "gflownet", settings), **_together(objective, fields, settings)}
-    return GFlowNetRun(run([env, *_flags(settings)]))
+    return GFlowNetRun(_trained(run, [env, *_flags(settings)]))
 
 
 def make_dag_env(name: Any, device: str = "cpu", **settings: Any) -> DagEnv:
@@ -188,6 +188,16 @@ def load(folder: Path | str) -> PolicyGradientRun | GFlowNetRun:
 
     kind = PolicyGradientRun if "algo" in Run.open(Path(folder)).config else GFlowNetRun
     return kind(Path(folder))
+
+
+def _trained(run: Callable[[list[str]], Path], arguments: list[str]) -> Path:
+    """The folder that `run` gives; UserError where the parser of the command line refuses a value."""
+    try:
+        return run(arguments)
+    except SystemExit as stopped:
+        raise UserError(
+            f"got a value that its setting does not take, see the message above: {' '.join(arguments)}"
+        ) from stopped
 
 
 def _folder(out: Path | str | None, program: str, settings: Mapping[str, Any]) -> Path:

@@ -1,1 +1,1 @@
-"""Speed: of both towers, and beside other libraries."""
+"""Speed: of both packages, and beside other libraries."""

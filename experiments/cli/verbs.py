@@ -17,9 +17,10 @@ from experiments.cli.errors import UserError, guarded
 
 Verb = Callable[[list[str]], None]
 Record = dict[str, int | float]
+RESERVED = {"out", "quiet", "resume"}  # flags of every `train`
 OUT = Annotated[
     Path | None,
-    tyro.conf.arg(help="run folder, which must not hold a run yet; None: a new folder below runs/"),
+    tyro.conf.arg(help="run folder, which must not hold a run yet (but with --resume); None: a new folder below runs/"),
 ]
 QUIET = Annotated[bool, tyro.conf.arg(help="hide the progress bar")]
 RESUME = Annotated[

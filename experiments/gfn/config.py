@@ -15,7 +15,7 @@ from envs.core import EnvironmentFault
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
 from experiments.cli.ranges import at_least, check_seed
-from experiments.cli.verbs import close_to
+from experiments.cli.verbs import RESERVED, close_to
 from experiments.gfn.build import make_dag_env
 from experiments.gfn.environments import find_env
 from experiments.recipes.gfn.recipe import GFNRecipe
@@ -118,7 +118,7 @@ def refuse_clashes(name: str, entry: MethodEntry, env: str | None = None) -> Non
     Raises:
         UserError: a hyperparameter has the name of a shared setting, of the GFlowNet's or of an environment's hyperparameter.
     """
-    others = {"settings that all methods share": _names(GFNSettings) | {"out", "quiet"}}
+    others = {"settings that all methods share": _names(GFNSettings) | RESERVED}
     if entry.objective:
         others["hyperparameters of every GFlowNet"] = _names(GFlowNetSettings)
     if env is not None:
@@ -238,7 +238,7 @@ def from_config(config: dict[str, Any]) -> tuple[Choice, GFNSettings]:
     try:
         parts = {f.name: _tuples(config[f.name]) for f in dataclasses.fields(Choice)}
         rest = {name: value for name, value in config.items() if name not in parts and name != "title"}
-        return Choice(**parts), GFNSettings(**rest)
+        return Choice(**parts), GFNSettings(**{"matmul": "float32", **rest})  # before 0.4 it could not be chosen
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"config.json does not fit this version: {error}", exit_code=3) from error
 

@@ -1,4 +1,4 @@
-"""The training loop of the GFlowNet tower.
+"""The training loop of `gflownet`.
 
 until every seed has visited its states:
     state, outcome = method.step(state, problem, iteration)

@@ -1,4 +1,4 @@
-"""Names of environments for the policy-gradient tower. Reading them loads no torch; `experiments.pg.build` makes them."""
+"""Names of environments of `pgrl`. Reading them loads no torch; `experiments.pg.build` makes them."""
 
 from experiments.recipes.pg.mujoco import RECIPES
 

@@ -1,4 +1,4 @@
-"""The training loop of the policy-gradient tower.
+"""The training loop of `pgrl`.
 
 until every seed has used its environment steps:
     iteration = what the problem shows in this iteration

@@ -1,4 +1,4 @@
-"""Figures of the GFlowNet tower.
+"""Figures of `gflownet`.
 
 figure2       the paper's Fig. 2: L1 (top) and modes found (bottom) against objects visited, a column for each R0
 distribution  the learned distribution of a two-dimensional grid beside the target distribution

@@ -31,16 +31,17 @@ from experiments.run import checkpoint as checkpoints
 from experiments.run.folder import RunError, dump, flat, must_be_empty, new_folder, run_name
 from experiments.run.log import MetricsError, MetricsLog, finite, read_metrics
 from experiments.run.provenance import provenance
-from experiments.run.tensorboard import ScalarWriter, clear
+from experiments.run.tensorboard import SUB_RUNS, ScalarWriter, clear
 
 __all__ = ["MetricsError", "Run", "RunError", "read_metrics", "run_name"]
 
 Tensors = dict[str, Tensor]
 Meta = dict[str, Any]
 T = TypeVar("T")
-FREE = frozenset({"workers"})  # settings that change no number
+FREE = frozenset({"workers", "reward_workers", "title", "theory_slope"})  # settings that change no number
 RENAMED = {"knobs": "hyperparameters", "world": "env_settings", "gallery": "top_k"}  # keys of configs before 0.4
-BEGUN = {"lock", "cmd.txt", "environment.json", "checkpoints"}  # what `create` writes before config.json
+BEGUN = {"lock", "cmd.txt", "environment.json", "checkpoints", ".config.json.part"}  # what `create` writes before config.json
+OWN = BEGUN | {"config.json", "metrics.jsonl", "best"}  # beside event files
 FAILURES = 3  # of one kind in a row stop the run
 OWN_TAGS = {"wall": "time/wall", "iteration": "time/iteration"}  # in TensorBoard, where tags are grouped by their first word
 OWN_DESCRIPTIONS = {
@@ -88,7 +89,8 @@ class Run:
             (folder / "cmd.txt").write_text(shlex.join(argv) + "\n")
             (folder / "environment.json").write_text(dump(provenance(str(config.get("device", "cpu")))))
             run.checkpoints.mkdir()
-            (folder / "config.json").write_text(text)
+            (part := folder / ".config.json.part").write_text(text)
+            os.replace(part, folder / "config.json")
             run._start(0, 0.0)
         return run
 
@@ -109,6 +111,8 @@ class Run:
         if not isinstance(config, dict):
             raise RunError(f"{folder / 'config.json'} is damaged: it holds a {type(config).__name__}", exit_code=3)
         config = {RENAMED.get(key, key): value for key, value in config.items()}
+        if config.get("method") == "fm" and "epsilon" in config["objective"]:  # of flow matching before 0.4
+            config["objective"]["smoothing"] = config["objective"].pop("epsilon")
         return cls(folder, config, descriptions, tensorboard)
 
     @classmethod
@@ -134,7 +138,12 @@ class Run:
         """
         if not (out / "config.json").exists():
             if out.is_dir() and {"cmd.txt"} <= set(os.listdir(out)) <= BEGUN:
-                cls(out, {}, None, False)._clear()
+                run = cls(out, {}, None, False)
+                if checkpoints.saved(run.checkpoints):
+                    raise RunError(
+                        f"{out} has checkpoints and no config.json: restore that file, or choose another --out", exit_code=3
+                    )
+                run._clear()
             return False
         run = cls.open(out)
         found, wanted = flat({**json.loads(dump(defaults or {})), **run.config}), flat(json.loads(dump(config)))
@@ -151,11 +160,15 @@ class Run:
         return False
 
     def _clear(self) -> None:
-        """Empty the folder of a run without a checkpoint. RunError where another process writes it."""
+        """Remove what a run without a checkpoint wrote. RunError where another process writes it, or for files of others."""
+        events = {path.name for pattern in SUB_RUNS for path in self.folder.glob(pattern)}
+        if foreign := sorted(set(os.listdir(self.folder)) - OWN - events - {"tensorboard"}):
+            raise RunError(f"{self.folder} also holds {foreign[0]}, which is not the run's: move it, or choose another --out")
         self._take_lock()
         try:
-            for path in self.folder.iterdir():
-                if path.name != "lock":
+            clear(self.folder)
+            for path in (self.folder / name for name in OWN - {"lock"}):
+                if path.exists():
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         finally:
             self.close()

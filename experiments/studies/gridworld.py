@@ -1,4 +1,4 @@
-"""The optimality gap on the gridworld against environment steps: REINFORCE, N-MPG, N-PG-IGT and N-HARPG, ten seeds each.
+"""The optimality gap on the gridworld against environment steps: six algorithms, ten seeds each.
 
     python -m experiments.studies.gridworld --out runs/gridworld
 
@@ -16,12 +16,12 @@ from experiments.cli.errors import guarded
 from experiments.plots.curves import curves, table
 from experiments.studies import scaled
 
-ALGORITHMS = ("reinforce", "n-mpg", "n-pg-igt", "n-harpg")
+ALGORITHMS = ("reinforce", "n-pg", "n-mpg", "n-pg-igt", "harpg", "n-harpg")
 ENV_STEPS = 60_000
 
 
 def study(out: Path = Path("runs/studies/gridworld"), scale: float = 1.0, figure: Path | None = None) -> Path:
-    """Train the four algorithms and draw their gap.
+    """Train the six algorithms and draw their gap.
 
     Args:
         out: a folder for the runs

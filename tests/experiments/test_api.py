@@ -64,6 +64,14 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="got a value that its setting does not take"):
+        pgrl.train("n-pg", seeds="abc")
+    (tmp_path / "clash.py").write_text(
+        "import dataclasses\nfrom pgrl.agents.n_pg import NPG\n"
+        "agent = dataclasses.make_dataclass('agent', [('resume', float, 1.0)], bases=(NPG,), frozen=True)\n"
+    )
+    with pytest.raises(UserError, match="has resume among its hyperparameters, as the shared settings do"):
+        pgrl.train(f"{tmp_path / 'clash.py'}:agent", env_steps=10)
     with pytest.raises(UserError, match="got env_step, which is no setting here; close: env_steps"):
         pgrl.train("n-pg", env_step=100)
     with pytest.raises(UserError, match="got state, which is no setting here; close: states"):

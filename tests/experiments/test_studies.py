@@ -150,6 +150,35 @@ def test_a_run_from_before_a_setting_is_resumed_with_its_default(tmp_path: Path)
         gflownet.train("hypergrid", "tb", max_faults=3, **settings)
 
 
+def test_files_of_others_and_checkpoints_without_a_config_are_kept(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"seeds": 1, "env_steps": 200, "quiet": True, "out": tmp_path / "run", "resume": True}
+    run = pgrl.train("n-pg", **settings)
+    config = (run.folder / "config.json").read_text()
+    (run.folder / "config.json").unlink()
+    for name in ("metrics.jsonl", "seed-0", "all", "hparams"):
+        (run.folder / name).rename(tmp_path / name)
+    with pytest.raises(UserError, match=r"has checkpoints and no config\.json"):
+        pgrl.train("n-pg", **settings)
+    assert any((run.folder / "checkpoints").iterdir())
+    (run.folder / "config.json").write_text(config)
+    (run.folder / "checkpoints").rename(tmp_path / "checkpoints")
+    (run.folder / "checkpoints").mkdir()
+    (run.folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"also holds notes\.txt, which is not the run's"):
+        pgrl.train("n-pg", **settings)
+    assert (run.folder / "notes.txt").read_text() == "mine"
+    (run.folder / "notes.txt").unlink()
+    assert bool((pgrl.train("n-pg", **settings).theta == pgrl.train("n-pg", seeds=1, env_steps=200, quiet=True).theta).all())
+
+
+def test_a_run_of_flow_matching_from_before_is_read(tmp_path: Path) -> None:
+    run = gflownet.train("hypergrid", "fm", ndim=2, states=32, hidden=(8,), quiet=True, out=tmp_path / "run")
+    config = json.loads((run.folder / "config.json").read_text())
+    config["objective"]["epsilon"] = config["objective"].pop("smoothing")
+    (run.folder / "config.json").write_text(json.dumps(config))
+    assert gflownet.load(run.folder).evaluate(50)[0]["l1"] > 0  # type: ignore[call-arg]
+
+
 def test_scale_is_positive() -> None:
     assert scaled(1000, 0.5) == 500
     assert scaled(10, 0.001) == 1

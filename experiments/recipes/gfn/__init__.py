@@ -1,1 +1,1 @@
-"""Recipes of the GFlowNet tower."""
+"""Recipes of `gflownet`."""

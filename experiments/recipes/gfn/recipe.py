@@ -1,4 +1,4 @@
-"""Tuned settings of the GFlowNet tower by environment: what a bare `gflownet train ENV --objective NAME` uses, and prints.
+"""Tuned settings of `gflownet` by environment: what a bare `gflownet train ENV --objective NAME` uses, and prints.
 
 `hyperparameters` are by objective or baseline: fields of the method, of the objective, or of the shared settings
 (batch_size, states); `common` is for all GFlowNets. The preset "paper" holds the settings of

@@ -1,4 +1,4 @@
-"""The recipe of each environment of the GFlowNet tower."""
+"""The recipe of each environment of `gflownet`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Recipes of the policy-gradient tower."""
+"""Recipes of `pgrl`."""

@@ -1,4 +1,4 @@
-"""The recipe of each environment of the policy-gradient tower."""
+"""The recipe of each environment of `pgrl`."""
 
 from __future__ import annotations
 
