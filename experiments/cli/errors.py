@@ -21,6 +21,10 @@ class UserError(Exception):
         if exit_code is not None:
             self.exit_code = exit_code
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, int]]:
+        """Cross to another process as the sentence and its exit code, whatever a subclass is made of."""
+        return UserError, (str(self), self.exit_code)
+
 
 def guarded(work: Callable[[], None], debug: bool = False, program: str = "pgrl") -> None:
     """Runs a command; faults become one line on stderr and an exit code."""
