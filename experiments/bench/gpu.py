@@ -34,7 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from envs.dag.hypergrid import HyperGrid
 from experiments.bench.molecule_work import SEH, environment, problem_of, random_weights, training
-from experiments.bench.molecules import NETS, gpu_rows, line
+from experiments.bench.molecules import FAILED, NETS, gpu_rows, line, reason
 from experiments.cli.errors import UserError, guarded
 from experiments.run.log import read_metrics
 from experiments.run.out_file import whole_file
@@ -45,7 +45,7 @@ from gflownet.registry import register
 from gflownet.static.capture import captured
 
 ROOT = Path(__file__).resolve().parents[2]
-FAILED, TIMED_OUT = "**failed**", 124
+TIMED_OUT = 124  # exit code
 LIMIT = 540.0  # seconds of a part, after which what is left is reported as not run
 
 
@@ -328,13 +328,6 @@ def reset_peak(device: str) -> None:
 def peak(device: str) -> str:
     """The peak of memory in MB since `reset_peak`, nothing on the CPU."""
     return f"{torch.cuda.max_memory_allocated() / 2**20:,.0f}" if device != "cpu" else ""
-
-
-def reason(error: Exception) -> str:
-    """Why a row has no figure. A GPU may be too small for a batch, which is no fault of the code."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "out of memory"
-    return f"{FAILED}: {(str(error).splitlines() or [type(error).__name__])[0][:120]}"
 
 
 def last_line(text: str) -> str:

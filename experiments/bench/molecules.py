@@ -60,6 +60,7 @@ from gflownet.trees.actions import SparseLogits
 from gflownet.trees.outputs import evaluate
 
 Row = dict[str, Any]
+FAILED = "**failed**"
 BATCH, ORIGINAL = 64, 27  # molecules of an iteration; molecules/s of the original's proxy, one at a time
 SCALING, SAMPLED, PROXY = (16, 64, 256, 1024), (64, 512), (1, 64, 512)
 ON_GPU, FEW = (256, 1024, 4096, 16384), 1024  # FM on trees has no static shapes: larger batches are not measured
@@ -260,11 +261,16 @@ def gpu_rows(seconds: float) -> Iterator[str]:
             try:
                 run, again = made()
                 yield f"| {name} | {net} | {batch:,} | {cells(rated(run, batch, seconds, 'cuda', again), target)}"
-            except torch.OutOfMemoryError:
-                yield line(name, net, f"{batch:,}", "out of memory", *"–" * 9)
             except (RuntimeError, ValueError) as error:
-                yield line(name, net, f"{batch:,}", f"**failed**: {(str(error).splitlines() or ['?'])[0]}", *"–" * 9)
+                yield line(name, net, f"{batch:,}", reason(error), *"–" * 9)
             torch.cuda.empty_cache()
+
+
+def reason(error: Exception) -> str:
+    """Why a row has no figure. A GPU may be too small for a batch, which is no fault of the code."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return f"{FAILED}: {(str(error).splitlines() or [type(error).__name__])[0][:120]}"
 
 
 def line(*cells: Any) -> str:

@@ -141,6 +141,13 @@ def resumable(out: Path | None, config: Mapping[str, Any], settings: Any) -> boo
     return Run.resumable(out, config, free, defaults)
 
 
+def refuse_shared(name: str, own: set[str], others: Mapping[str, set[str]]) -> None:
+    """UserError where `name` has a hyperparameter that others have too, because each is one flag. others: whose -> names."""
+    for what, taken in others.items():
+        if both := sorted(own & taken):
+            raise UserError(f"{name} has {', '.join(both)} among its hyperparameters, as the {what} do: rename it in {name}")
+
+
 def close_to(name: str, known: Mapping[str, Any] | Sequence[str], otherwise: str = "none") -> str:
     """The names most like `name`, for a sentence."""
     return ", ".join(difflib.get_close_matches(name, known, 3, 0.4)) or otherwise

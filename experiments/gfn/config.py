@@ -15,7 +15,7 @@ from envs.core import EnvironmentFault
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
 from experiments.cli.ranges import at_least, check_seed
-from experiments.cli.verbs import RESERVED, close_to
+from experiments.cli.verbs import RESERVED, close_to, refuse_shared
 from experiments.gfn.build import make_dag_env
 from experiments.gfn.environments import find_env
 from experiments.recipes.gfn.recipe import GFNRecipe
@@ -123,9 +123,7 @@ def refuse_clashes(name: str, entry: MethodEntry, env: str | None = None) -> Non
         others["hyperparameters of every GFlowNet"] = _names(GFlowNetSettings)
     if env is not None:
         others[f"hyperparameters of {env}"] = _names(find_env(env).settings)
-    for what, taken in others.items():
-        if both := sorted(_names(entry.make) & taken):
-            raise UserError(f"{name} has {', '.join(both)} among its hyperparameters, as the {what} do: rename it in {name}")
+    refuse_shared(name, _names(entry.make), others)
 
 
 def defaults(method: str, env: str, preset: str = "recipe") -> tuple[GFNSettings, Choice, GFNRecipe]:

@@ -15,7 +15,7 @@ from envs.core import Env
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
 from experiments.cli.ranges import at_least, check_seed
-from experiments.cli.verbs import RESERVED
+from experiments.cli.verbs import RESERVED, refuse_shared
 from experiments.pg.build import make_env
 from experiments.pg.environments import OWN
 from experiments.recipes.pg.recipe import PGRecipe
@@ -87,8 +87,7 @@ def find_agent(algo: str) -> AgentEntry:
         preset = {} if isinstance(found, type) else {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
         make: Any = found if isinstance(found, type) else type(found)
         shared = {f.name for f in dataclasses.fields(PGSettings)} | RESERVED
-        if both := sorted({f.name for f in dataclasses.fields(make)} & shared):
-            raise UserError(f"{algo} has {', '.join(both)} among its hyperparameters, as the shared settings do: rename it")
+        refuse_shared(algo, {f.name for f in dataclasses.fields(make)}, {"shared settings": shared})
         return AgentEntry(make, preset=preset)
     agents = register()
     if algo not in agents:

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.plots.curves import CurvesError, gather, ready, write_csv
 from experiments.plots.figure import FLOOR, Curve
+from experiments.plots.gflownet import STYLE
 
 COLUMNS = 5
 WITH_POLICY, WITHOUT = "eval/exact_l1", "eval/l1"
@@ -53,9 +54,8 @@ def _draw(found: list[Curve], title: str, out: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = {"font.size": 9, "svg.hashsalt": "pgrl", "axes.spines.top": False, "axes.spines.right": False}
     rows = -(-len(found) // COLUMNS)
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({**STYLE, "font.size": 9}):
         figure = Figure(figsize=(2.1 * COLUMNS, 1.9 * rows + 0.9), dpi=140, layout="constrained")
         axes: Any = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
         for ax, curve in zip(axes.flat, found, strict=False):

@@ -111,8 +111,9 @@ class Run:
         if not isinstance(config, dict):
             raise RunError(f"{folder / 'config.json'} is damaged: it holds a {type(config).__name__}", exit_code=3)
         config = {RENAMED.get(key, key): value for key, value in config.items()}
-        if config.get("method") == "fm" and "epsilon" in config["objective"]:  # of flow matching before 0.4
-            config["objective"]["smoothing"] = config["objective"].pop("epsilon")
+        objective = config.get("objective")
+        if config.get("method") == "fm" and isinstance(objective, dict) and "epsilon" in objective:  # before 0.4
+            objective["smoothing"] = objective.pop("epsilon")
         return cls(folder, config, descriptions, tensorboard)
 
     @classmethod

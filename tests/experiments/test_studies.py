@@ -177,6 +177,9 @@ def test_a_run_of_flow_matching_from_before_is_read(tmp_path: Path) -> None:
     config["objective"]["epsilon"] = config["objective"].pop("smoothing")
     (run.folder / "config.json").write_text(json.dumps(config))
     assert gflownet.load(run.folder).evaluate(50)[0]["l1"] > 0  # type: ignore[call-arg]
+    (run.folder / "config.json").write_text(json.dumps(config | {"objective": None}))
+    with pytest.raises(UserError, match="fm: .*must be a mapping, not NoneType"):
+        gflownet.load(run.folder).evaluate(50)  # type: ignore[call-arg]
 
 
 def test_scale_is_positive() -> None:
