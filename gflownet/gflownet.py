@@ -25,6 +25,7 @@ from envs.rollout import Act
 from gflownet.flows.flows import BACKWARD, Flows
 from gflownet.model import Model
 from gflownet.objectives import Objective, RestrictsBackward
+from gflownet.objectives.trajectory_balance import trajectory_balance
 from gflownet.optimiser import Adam
 from gflownet.problem import INIT, ITERATION, DagProblem, Metrics, Outcome, skipped_batch
 from gflownet.sampling.exploration import Exploration
@@ -60,8 +61,8 @@ class GFlowNet:
     """learning rate of log Z, where the objective has that parameter"""
     final_rate: float = 1.0
     """factor to which both learning rates decay by the end of training, geometrically"""
-    log_z_start: float = 0.0
-    """initial log Z"""
+    log_z_start: float | Literal["auto"] = "auto"
+    """initial log Z, where the objective has it; auto: the mean of log R + Σ log P_B - Σ log P_F of the first batch"""
     hidden: tuple[int, ...] = (256, 256)
     """widths of the network's hidden layers"""
     tabular: bool = False
@@ -119,7 +120,7 @@ class GFlowNet:
         return Model.of(problem.env, self.heads, flow, back, self.hidden, self.tabular)
 
     def init(self, problem: DagProblem) -> GFlowNetState:
-        theta = self.model(problem).init(problem.rng(INIT), self.log_z_start)
+        theta = self.model(problem).init(problem.rng(INIT), 0.0 if self.log_z_start == "auto" else self.log_z_start)
         target = theta.clone() if "target" in self.objective.uses else theta[:, :0]
         held = self.capacity if self.replay != "none" else 0
         return GFlowNetState(theta, Adam.begin(theta), target, torch.zeros_like(theta[:, 0]), Replay.begin(problem, held))
@@ -147,20 +148,23 @@ class GFlowNet:
         leaf = theta.detach().requires_grad_()
         known: dict[str, Any] = {"theta_target": state.target, "tape": tape, "static": static}
         flows = Flows(problem.env, model, leaf, tau, log_reward, backward=self.backward, **known)
+        offset = self._log_z_offset(flows, problem, state.adam, look=static is None and problem.device == "cpu")
+        if offset is not None:
+            flows.log_z = flows.log_z + offset
         loss = self._loss(flows, rng)
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        metrics: Metrics = {"train/loss": loss.detach(), "train/skipped": state.adam.skipped, "rollout/length": length}
         with torch.no_grad():  # before θ is updated in place: flows are computed on demand
+            if "log_z" in self.objective.uses:
+                metrics["train/residual"] = self._residual(flows, problem.batch_size)
             fine = torch.isfinite(loss.detach() + gradient.sum(1))
             log_z = torch.where(fine, self.objective.log_z(flows), state.log_z)
+            if offset is not None:
+                theta[:, -1].add_(torch.where(fine, offset, 0.0))
         decay = self.final_rate ** (_real(t) / max(problem.iterations - 1, 1))
         state.adam.step(theta, gradient, self.learning_rate * decay, self.log_z_rate * decay, fine)
         if state.target.shape[1]:
             state.target.lerp_(theta, self.target_rate)
-        metrics: Metrics = {
-            "train/loss": loss.detach(),
-            "train/skipped": state.adam.skipped,
-            "rollout/length": length,
-        }
         fault = (
             {} if static or problem.device != "cpu" or bool(fine.all()) else skipped_batch(tau, log_reward, loss.detach(), fine)
         )
@@ -191,6 +195,20 @@ class GFlowNet:
             objects = torch.cat([objects, *(problem.by_seed(x) for x in built)], 1)
             rewards = torch.cat([rewards, *(problem.by_seed(x) for x in built_reward)], 1)
         return tau, log_reward, objects, rewards, tape
+
+    def _log_z_offset(self, flows: Flows, problem: DagProblem, adam: Adam, look: bool) -> Tensor | None:
+        """[S], what to add to log Z: with log_z_start "auto", the residual of a seed's first update; None: 0 for all.
+
+        look: whether the number of updates may be read back from the device.
+        """
+        if self.log_z_start != "auto" or "log_z" not in self.objective.uses or (look and bool(adam.steps.all())):
+            return None
+        return torch.where(adam.steps == 0, -self._residual(flows, problem.batch_size), 0.0)
+
+    def _residual(self, flows: Flows, n: int) -> Tensor:
+        """Mean of log Z + Σ log P_F - log R - Σ log P_B over the first n trajectories of each seed, those just built, [S]."""
+        delta = trajectory_balance(flows.log_z[:, None], flows.log_pf, flows.log_pb, flows.log_reward)
+        return delta[:, :n].mean(1).detach()
 
     def _epsilon(self, problem: DagProblem, t: int | Tensor) -> float | Tensor:
         if not self.epsilon or self.epsilon_until == 1:

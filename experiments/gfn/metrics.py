@@ -49,6 +49,7 @@ DESCRIPTIONS = {
     "eval/rank_correlation": "Spearman correlation of the same.",
     "train/loss": "The loss of the last iteration.",
     "train/skipped": "Updates skipped so far because loss or gradient were not finite.",
+    "train/residual": "Mean of log Z + Σ log P_F - log R - Σ log P_B of the objects just built: 0 where log Z has arrived.",
     "train/elbo": "Mean of log R + log P_B - log P_F over the last batch: log Z minus a divergence.",
     "train/acceptance": "Fraction of proposals accepted by Metropolis-Hastings.",
     "rollout/log_reward": "Mean log-reward of the objects of the last iteration.",

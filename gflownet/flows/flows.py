@@ -73,7 +73,7 @@ class Flows:
     def with_head(self, head: int, weight: Tensor) -> Flows:
         """The same trajectories for another head, with weights [S, n]."""
         other = self._with(self.theta, head, weight)
-        other.outputs = self.outputs
+        other.outputs, other.log_z = self.outputs, self.log_z
         return other
 
     @cached_property

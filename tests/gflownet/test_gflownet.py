@@ -2,6 +2,8 @@
 
 import inspect
 import math
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -98,6 +100,61 @@ def test_an_update_that_is_not_finite_is_skipped_and_shown() -> None:
     assert outcome.fault == {}
     assert state.adam.skipped.tolist() == [0, 1]
     assert state.adam.failing.tolist() == [0, 0]
+
+
+# -- log Z
+
+
+def shifted(env: Any, by: float) -> Any:
+    """The environment with all log-rewards changed by a number, as log Z then is."""
+    other = copy(env)
+    vars(other)["log_reward"] = lambda obs: env.log_reward(obs) + by
+    return other
+
+
+@pytest.mark.parametrize("replay", ["none", "prioritised"])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_log_z_starts_where_the_first_batch_says(replay: str, heads: int) -> None:
+    """log R is shifted by 50, as in a space of molecules: log Z is there at once, up to one step of Adam."""
+    env = shifted(WORLDS["stop"], -50.0)
+    problem, rate = DagProblem(env, (0, 1), 64), 0.1
+    auto = GFlowNet(TB, hidden=(8,), log_z_rate=rate, replay=replay, heads=heads)
+    zero = replace(auto, log_z_start=0.0)
+    state, outcome = auto.step(auto.init(problem), problem, 0)
+    other, same = zero.step(zero.init(problem), problem, 0)
+    assert torch.equal(outcome.log_reward, same.log_reward)
+    start = -same.metrics["train/residual"]
+    assert (start < -40).all()
+    assert torch.allclose(state.theta[:, -1], start, rtol=0, atol=1.001 * rate)
+    assert torch.allclose(other.theta[:, -1], torch.zeros(2), rtol=0, atol=1.001 * rate)
+    assert torch.allclose(outcome.metrics["train/residual"], torch.zeros(2), rtol=0, atol=1e-4)
+    if heads == 1:
+        assert (outcome.metrics["train/loss"] < same.metrics["train/loss"] / 100).all()
+    later, _ = auto.step(state, problem, 1)
+    assert torch.allclose(later.theta[:, -1], start, rtol=0, atol=2.5 * rate)  # only once
+
+
+def test_log_z_starts_at_the_first_update_that_is_taken() -> None:
+    """One reward of the second seed is so low that the square of its residual is not finite; in the next iteration none is."""
+    env = shifted(WORLDS["stop"], -50.0)
+    plain = env.log_reward
+    once = [torch.where(torch.arange(128) == 100, -1e30, 0.0)]
+    vars(env)["log_reward"] = lambda obs: plain(obs) + (once.pop() if once else 0.0)
+    problem, auto = DagProblem(env, (0, 1), 64), GFlowNet(TB, hidden=(8,))
+    state, outcome = auto.step(auto.init(problem), problem, 0)
+    assert outcome.fault["fine"].tolist() == [True, False]
+    assert float(state.theta[0, -1]) < -40
+    assert float(state.theta[1, -1]) == 0.0
+    first = state.theta[0, -1].clone()
+    state, _ = auto.step(state, problem, 1)
+    assert float(state.theta[1, -1]) < -40
+    assert abs(float(state.theta[0, -1] - first)) < 0.2
+
+
+def test_objectives_without_log_z_do_not_see_its_start() -> None:
+    problem = DagProblem(WORLDS["stop"], (0,), 8)
+    one, other = (run(GFlowNet(OBJECTIVES["db"], hidden=(8,), log_z_start=start), problem, 3).theta for start in ("auto", 0.0))
+    assert torch.equal(one, other)
 
 
 # -- replay
@@ -259,7 +316,8 @@ def test_a_seed_is_the_same_alone_and_in_company_and_again(name: str, knobs: dic
 @pytest.mark.parametrize("t", [0, 5, 10])
 def test_steps_fall_to_their_final_rate(t: int) -> None:
     """Adam's first step is as long as the rate, whatever the gradient."""
-    problem, method = DagProblem(WORLDS["stop"], (0,), 8, 11), GFlowNet(TB, learning_rate=0.1, log_z_rate=1.0, final_rate=0.01)
+    problem = DagProblem(WORLDS["stop"], (0,), 8, 11)
+    method = GFlowNet(TB, learning_rate=0.1, log_z_rate=1.0, final_rate=0.01, log_z_start=0.0)
     before = method.init(problem)
     start = before.theta.clone()
     moved = (method.step(before, problem, t)[0].theta - start)[0].abs()
