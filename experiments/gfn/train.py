@@ -26,6 +26,8 @@ from experiments.gfn.build import refuse_bad_reward
 from experiments.gfn.config import GFNSettings, step_of
 from experiments.gfn.faults import REWARD_FAULT, failing, faults_as_sentences, keep_fault, skipped
 from experiments.gfn.metrics import DESCRIPTIONS, evaluation, modes
+from experiments.gfn.warn import Warnings, equal_rewards
+from experiments.run.log import read_metrics
 from experiments.run.run import Run
 from experiments.run.schedule import Marks
 from gflownet.flows.states import key_of
@@ -161,6 +163,7 @@ def train(
         for count in (settings.log_rows, settings.evaluations, settings.checkpoints)
     )
     on_cpu = problem.device == "cpu"
+    warnings = Warnings(settings.states, [] if run.empty else read_metrics(run.metrics))
 
     def save() -> None:
         run.checkpoint(training.iteration, training.tensors(), training.numbers())
@@ -177,7 +180,13 @@ def train(
                 if molecules is not None and training.top_k is not None:
                     row |= molecules.row(training.top_k, method, training.state, problem, training.iteration)
                     run.picture(training.states, molecules.picture(training.top_k))
-        run.log(training.states, {tag: x.tolist() if isinstance(x, Tensor) else x for tag, x in row.items()})
+        row = {tag: x.tolist() if isinstance(x, Tensor) else x for tag, x in row.items()}
+        run.log(training.states, row)
+        say(warnings.of(row))
+
+    def say(sentences: list[str]) -> None:
+        for sentence in sentences:
+            print(sentence, file=sys.stderr)
 
     def go(asked: list[int]) -> None:
         nonlocal training
@@ -195,7 +204,7 @@ def train(
                     raise UserError(f"{error}; continue with: gflownet resume {run.folder}", REWARD_FAULT) from error
                 raise
             if training.iteration == 0 and training.top_k is not None:
-                _warn_of_equal_rewards(outcome.log_reward)
+                say(equal_rewards(outcome.log_reward))
             training = training.after(state, outcome)
             now, last = training.states, training.states >= settings.states
             show = last or rows.passed(before, now) or evaluations.passed(before, now)
@@ -222,16 +231,6 @@ def train(
     with deferred_signals() as asked:
         go(asked)
     return training
-
-
-def _warn_of_equal_rewards(log_reward: Tensor) -> None:
-    """Of the first molecules: a reward that tells none from another is a mistake more often than not."""
-    if log_reward.numel() > 1 and bool((log_reward == log_reward.flatten()[0]).all()):
-        print(
-            f"all {log_reward.numel()} molecules of the first iteration have log R = {float(log_reward.flatten()[0]):.6g}: "
-            "is the reward what you meant? (--r-min raises what is lower)",
-            file=sys.stderr,
-        )
 
 
 def _step(step: Step, state: Any, problem: DagProblem, t: int) -> tuple[Any, Outcome]:

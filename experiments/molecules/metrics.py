@@ -55,6 +55,7 @@ DESCRIPTIONS = {
     "mol/valid": f"Fraction of N = {FRESH} fresh trees of the policy that RDKit sanitises, duplicates counted.",
     "mol/unique": f"Different canonical isomeric SMILES / valid ones, of N = {FRESH} fresh trees of the policy.",
     "mol/reward": f"Mean reward before tempering of N = {FRESH} fresh trees of the policy, duplicates counted.",
+    "mol/log_reward": f"Mean log R of N = {FRESH} fresh trees of the policy, duplicates counted.",
     "mol/fresh_diversity": f"1 - mean Tanimoto similarity ({LIKE}) over pairs i < j of N = {FRESH} fresh trees, {ONCE}.",
     "hist/reward": f"Rewards before tempering of N = {FRESH} fresh trees of the policy, duplicates counted.",
     "eval/correlation": f"Pearson correlation of {EXACT}, with log R(x).",
@@ -156,7 +157,7 @@ class Molecules:
             found.append((len(valid) / len(seen), unique, internal_diversity(bits)))
         columns = torch.tensor(found, dtype=torch.float64).T
         row: Row = dict(zip(("mol/valid", "mol/unique", "mol/fresh_diversity"), columns, strict=True))
-        return {**row, "mol/reward": reward.mean(1), "hist/reward": histogram(reward)}
+        return {**row, "mol/reward": reward.mean(1), "mol/log_reward": log_reward.mean(1), "hist/reward": histogram(reward)}
 
     def _look(self, obs: Tensor, key: Tensor) -> list[Described]:
         rows = obs.long()
