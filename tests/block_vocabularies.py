@@ -27,7 +27,11 @@ SYMMETRIC = {  # name: (capacities, symmetries)
 
 
 def vocabulary(*names: str) -> Blocks:
-    return Blocks.of(names, [SYMMETRIC[n][0] for n in names], [SYMMETRIC[n][1] for n in names])
+    """Blocks of SYMMETRIC; "CO:1" is attached by its site 1 alone, and by those that symmetries map to it."""
+    kinds = [name.partition(":") for name in names]
+    blocks = [SYMMETRIC[kind] for kind, *_ in kinds]
+    joins = [list(map(int, sites)) or list(range(len(SYMMETRIC[kind][0]))) for kind, _, sites in kinds]
+    return Blocks.of(names, [room for room, _ in blocks], [group for _, group in blocks], joins)
 
 
 def tensor_of(trees: list[Tree], K: int) -> Tensor:
@@ -75,7 +79,7 @@ def extensions(blocks: Blocks, tree: Tree) -> Iterator[Tree]:
             if len(bonds[node][s]) < int(blocks.capacity[code - 1, s]):
                 for c in range(blocks.C):
                     for t in range(blocks.S):
-                        if int(blocks.capacity[c, t]):
+                        if bool(blocks.joins[c, t]):
                             yield [*tree, (c + 1, node, t, s)]
 
 

@@ -11,17 +11,16 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING
 
 import torch
 from rdkit import Chem, rdBase
 
 from envs.molecules.atoms import ELEMENTS, NO_BOND, WIDTH, AtomTables, assemble
 from envs.molecules.bridge import Builder
-
-if TYPE_CHECKING:
-    from envs.molecules.fragments import Fragment
+from envs.molecules.first_atom import FirstAtom
+from envs.molecules.fragments import Fragment, blocks_of, coloured, colours, molecule
 
 Look = tuple[int, bool, str, int]  # atomic number, aromatic, hybridisation, hydrogens
 SLOTS = {1: 0, 6: 1, 7: 2, 8: 3, 9: 4}
@@ -133,7 +132,12 @@ class _Derivation:
                 source[c, e], target[c, e], bond[c, e] = a, b, t
         size = torch.tensor([len(x) for x in self.alone])
         numbers = torch.stack([_row(x) for x in rows])
-        return AtomTables(size, site_atom, atom_site, capacity, kind, changes, feature, numbers, source, target, bond)
+        blocks = blocks_of(self.fragments)
+        groups = zip(self.fragments, blocks.symmetry.tolist(), strict=True)
+        first = FirstAtom.of(
+            self.fragments, blocks, [[_before_0(f, tuple(g[: len(f.attach)])) for g in group] for f, group in groups]
+        )
+        return AtomTables(size, site_atom, atom_site, capacity, kind, changes, feature, numbers, source, target, bond, first)
 
     def check(self, tables: AtomTables) -> None:
         """Compare the tables with RDKit on random trees."""
@@ -177,6 +181,20 @@ def random_trees(fragments: Sequence[Fragment], count: int, nodes: int, rng: ran
             tree[i] = (c + 1, *bond)
             room += [(i, s) for s in sites]
     return torch.tensor(trees).view(count, nodes, 4)
+
+
+@cache
+def _before_0(fragment: Fragment, images: tuple[int, ...]) -> int:
+    """The atom that an automorphism of the fragment maps to atom 0; the automorphism maps its sites to `images`."""
+    mol, sites = molecule(fragment), [atom for atom, _ in fragment.attach]
+    colour = dict(enumerate(colours(mol, dict(fragment.attach))))
+    marks = range(max(colour.values()) + 1, max(colour.values()) + 1 + len(sites))
+    marked, query = (
+        coloured(mol, {**colour, **dict(zip((sites[s] for s in order), marks, strict=True))})
+        for order in (images, range(len(sites)))
+    )
+    match: tuple[int, ...] = marked.GetSubstructMatch(query, useChirality=True)
+    return match.index(0)
 
 
 def _check_elements(fragment: Fragment, mol: Chem.Mol) -> None:

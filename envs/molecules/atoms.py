@@ -17,6 +17,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from envs.molecules.first_atom import FirstAtom
+
 SINGLE, DOUBLE, TRIPLE, AROMATIC, BARE, NO_BOND = range(6)  # BARE: an edge without features, from the only atom to itself
 ELEMENTS = 56  # the largest atomic number with a feature
 WIDTH = 70  # feature columns, without that of open attachment points
@@ -35,6 +37,7 @@ class AtomTables:
     feature      [C, A, P + 1, 2]  which row of `rows`, by partners and whether one of them changes the atom
     rows         [F, 70]         features: H C N O F other; 3 unused; aromatic; SP SP2 SP3; hydrogens; atomic number 1..56
     source, target, bond [C, E]  atoms and type of bonds inside a block, NO_BOND for padding
+    first        the atom that stands for the open ones where there are none
     """
 
     size: Tensor
@@ -48,6 +51,7 @@ class AtomTables:
     source: Tensor
     target: Tensor
     bond: Tensor
+    first: FirstAtom
 
     def to(self, device: torch.device | str) -> AtomTables:
         """The same tables on `device`."""
@@ -96,8 +100,9 @@ def assemble(
     Args:
         tables: of the vocabulary.
         obs: [B, K, 4]; node 0 is the root, the order of the others is arbitrary.
-        stem_mask: mark the atoms of open attachment points; in a molecule without any, the first atom is marked.
-        open_sites: [B, K, S] bool, the attachment points to mark; None: those with capacity left.
+        stem_mask: mark the atoms of open attachment points; in a molecule without any, one atom by the rule of `FirstAtom`.
+        open_sites: [B, K, S] bool, the attachment points to mark; in a molecule without any, atom 0 of node 0, the block that
+            came first, as in the code of 2021. None: those with capacity left.
         padded: keep all B·K·A atoms, so that the host does not wait for the device.
 
     Returns:
@@ -131,7 +136,15 @@ def assemble(
     if stem_mask:
         room = tables.capacity[block] > partners.view(B, K, S) if open_sites is None else open_sites
         stem = (at_atoms(room.long()) > 0) & real
-        stem[:, 0, 0] |= ~stem.flatten(1).any(1)
+        closed = ~stem.flatten(1).any(1)
+        if open_sites is not None:
+            stem[:, 0, 0] |= closed
+        elif obs.device.type != "cpu":
+            at, number = tables.first(obs)
+            stem |= ((at * A + number)[:, None] == torch.arange(K * A, device=obs.device)).view(B, K, A) & closed[:, None, None]
+        elif bool(closed.any()):
+            at, number = tables.first(obs[closed])
+            stem[closed.nonzero()[:, 0], at, number] = True
 
     first = (torch.arange(B, device=obs.device)[:, None] * K + node) * A  # [B, K] index of the first atom of a node
     inner = torch.where(present[..., None], tables.bond[block], NO_BOND)

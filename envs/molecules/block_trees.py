@@ -3,16 +3,17 @@
     state      a tree of at most K blocks in canonical form (`canonical.py`); equal observations are isomorphic trees
     action     (node · S + site) · R + row: attach block row_block[row], by its site row_site[row], to an open attachment point;
                in the empty state node = site = 0 and row is a block's first; the last action stops. A = (K - 1) · S · R + 1
-    valid      one site of each orbit of open attachment points under the tree's automorphisms, each of the R rows;
+    valid      one site of each orbit of open attachment points under the tree's automorphisms, each of the R rows
+               (a vocabulary may restrict the sites that attach a block);
                stop from `min_blocks` on, and only stop in a tree of K blocks or without open attachment points
-    parents    one edge for each orbit of leaves under the automorphisms (for a single block: the source)
+    parents    one edge for each orbit, under the automorphisms, of leaves that a row attaches (for a single block: the source)
 
 Objects are finished trees up to isomorphism. Actions that an automorphism maps to each other count as one action, and leaves
 likewise. So an edge of the DAG is one pair (state, action) in both directions, and p(x) ∝ R(x) needs no correction. Different
 trees can still be the same molecule.
 
-Differs from the code of 2021: blocks with the same SMILES are one block, all attachment points of a block are open, a tree of K
-blocks ends with a stop, and parents are exactly the states that lead here.
+Differs from the code of 2021: a tree of K blocks ends with a stop, and parents are exactly the states that lead here. What a
+block is, which of its points are open and which attach it, is the vocabulary's (`fragments.py`).
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class BlockTrees:
         self._words = (mix(words * GOLDEN) | 1).view(K, 4)
         row = torch.arange(R, device=self.device)
         self._begins = row == self.blocks.first_row[self.blocks.row_block]
+        self._all_join = bool((blocks.joins == (blocks.capacity > 0)).all())
         self._closes = self.blocks.capacity.sum(1)[self.blocks.row_block] == 1  # rows whose block has no other attachment point
 
     def with_reward(self, log_reward: LogReward) -> BlockTrees:
@@ -181,9 +183,13 @@ class BlockTrees:
         )
 
     def leaves(self, obs: Tensor) -> Tensor:
-        """One leaf of each orbit under automorphisms, [M, K] bool; the only block of a tree is not a leaf."""
+        """One leaf of each orbit under automorphisms, [M, K] bool; an action attaches a leaf to what is left without it."""
         index = torch.arange(obs.shape[1], device=obs.device)
-        return (self.canonical.partners(obs).sum(2) == 1) & (self.canonical.orbits(obs) == index)
+        leaves = (self.canonical.partners(obs).sum(2) == 1) & (self.canonical.orbits(obs) == index)
+        if self._all_join:
+            return leaves
+        own = torch.cat([obs[:, 1:2, 3], obs[:, 1:, 2]], 1)  # a leaf at the root is bonded to node 1
+        return leaves & self.blocks.joins[(obs[..., 0] - 1).clamp_min(0), own]
 
     def _without(self, tree: Tensor, leaf: Tensor) -> tuple[Canonical, Tensor]:
         """Remove the node leaf [E] from trees [E, K, 4]; return the trees and the action [E] that attaches it again."""

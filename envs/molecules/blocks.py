@@ -2,7 +2,7 @@
 
     block      a fragment with attachment points            site   an attachment point: an atom of a block
     capacity   the number of partners a site can have       orbit  sites that the block's automorphisms map to each other
-    row        a pair (block, orbit): a way to attach a block
+    row        a pair (block, orbit): a way to attach a block. A vocabulary may restrict the sites by which a block attaches
 
 The tables are pure tensors, independent of chemistry.
 """
@@ -27,7 +27,8 @@ class Blocks:
     capacity   [C, S]     0: there is no such site
     symmetry   [C, G, S]  image of site s under the g-th automorphism; padding repeats the identity
     orbit      [C, S]     the lowest site of a site's orbit
-    row        [C, S]     the row of a site's orbit (0 where there is no site)
+    joins      [C, S] bool  whether the block can be attached by this site
+    row        [C, S]     the row of a site's orbit (0 where `joins` is False)
     row_block  [R]        row_site  [R] the lowest site of the orbit      first_row  [C] a block's first row
     sites                 number of sites of all blocks
     still_open            still_open[d]: the most open sites of any block with d partners
@@ -37,6 +38,7 @@ class Blocks:
     capacity: Tensor
     symmetry: Tensor
     orbit: Tensor
+    joins: Tensor
     row: Tensor
     row_block: Tensor
     row_site: Tensor
@@ -57,17 +59,23 @@ class Blocks:
         return len(self.row_block)
 
     @staticmethod
-    def of(names: Sequence[str], capacities: Sequence[Sequence[int]], symmetries: Sequence[Sequence[Sequence[int]]]) -> Blocks:
+    def of(
+        names: Sequence[str],
+        capacities: Sequence[Sequence[int]],
+        symmetries: Sequence[Sequence[Sequence[int]]],
+        joins: Sequence[Sequence[int]] | None = None,
+    ) -> Blocks:
         """Build the tables of C blocks.
 
         Args:
             names: of the blocks.
             capacities: capacities[c][s], at least 1.
             symmetries: symmetries[c], a group of permutations of the sites of block c, with the identity.
+            joins: joins[c], the sites by which block c can be attached, and with them their orbits; None: all sites.
 
         Raises:
-            ValueError: there is no block, a block has no site, a capacity is below 1, or permutations do not form a group of
-                symmetries.
+            ValueError: there is no block, a block has no site or none to attach it by, a capacity is below 1, or permutations
+                do not form a group of symmetries.
         """
         if not names or not len(names) == len(capacities) == len(symmetries):
             raise ValueError(f"got {len(names)} names, {len(capacities)} lists of capacities and {len(symmetries)} groups")
@@ -81,12 +89,26 @@ class Blocks:
             for g, permutation in enumerate(group):
                 symmetry[c, g, : len(room)] = torch.tensor(permutation)
         orbit = symmetry.amin(1)
-        first = (orbit == torch.arange(S)) & (capacity > 0)
+        allowed = capacity > 0
+        if joins is not None:
+            allowed = _orbits_of(names, capacities, joins, orbit)
+        first = (orbit == torch.arange(S)) & allowed
         number = (first.flatten().cumsum(0) - 1).view(C, S)
-        row = torch.where(capacity > 0, number.gather(1, orbit), 0)
+        row = torch.where(allowed, number.gather(1, orbit), 0)
         row_block, row_site = first.nonzero(as_tuple=True)
-        begins, sites = number[:, 0].clone(), sum(map(len, capacities))
-        return Blocks(tuple(names), capacity, symmetry, orbit, row, row_block, row_site, begins, sites, _still_open(capacities))
+        return Blocks(
+            names=tuple(names),
+            capacity=capacity,
+            symmetry=symmetry,
+            orbit=orbit,
+            joins=allowed,
+            row=row,
+            row_block=row_block,
+            row_site=row_site,
+            first_row=first.sum(1).cumsum(0) - first.sum(1),
+            sites=sum(map(len, capacities)),
+            still_open=_still_open(capacities),
+        )
 
     def most_points(self, size: int) -> int:
         """Bound the number of open attachment points, from the vocabulary alone.
@@ -125,6 +147,18 @@ def _still_open(capacities: Sequence[Sequence[int]]) -> tuple[int, ...]:
         max(sites - max(0, d - (total - sites)) for sites, total in rooms if total >= d)
         for d in range(max(total for _, total in rooms) + 1)
     )
+
+
+def _orbits_of(
+    names: Sequence[str], capacities: Sequence[Sequence[int]], joins: Sequence[Sequence[int]], orbit: Tensor
+) -> Tensor:
+    """[C, S] bool: the sites in the orbit of one of joins[c]."""
+    chosen = torch.zeros_like(orbit, dtype=torch.bool)
+    for c, (name, room, sites) in enumerate(zip(names, capacities, joins, strict=True)):
+        if not sites or not set(sites) <= set(range(len(room))):
+            raise ValueError(f"block {name} is attached by the sites {list(sites)}, expected some of its {len(room)} sites")
+        chosen[c, orbit[c, list(sites)]] = True
+    return chosen.gather(1, orbit)
 
 
 def _check(name: str, room: Sequence[int], group: Sequence[Sequence[int]]) -> None:

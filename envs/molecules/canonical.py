@@ -67,16 +67,25 @@ class Messages(NamedTuple):
 
 
 class Canoniser:
-    """Computes canonical forms: a call maps trees [B, K, 4], parents before children, to `Canonical`."""
+    """Computes canonical forms: a call maps trees [B, K, 4], parents before children, to `Canonical`.
 
-    def __init__(self, blocks: Blocks) -> None:
+    Args:
+        blocks: the vocabulary.
+        names: hashes of the blocks [C] and of their sites [C, S], so that messages do not depend on the vocabulary's order;
+            None: made from their numbers.
+    """
+
+    def __init__(self, blocks: Blocks, names: tuple[Tensor, Tensor] | None = None) -> None:
         device, C, S = blocks.capacity.device, blocks.C, blocks.S
         word = mix(torch.arange(1, 3 * max(C, S) + 2) * GOLDEN)
         self.mark, word = int(word[0]), word.to(device)
-        weight = word[1 : S + 1] | 1
         self._salt, self._salt_whole = word[-C:], word[-2 * C : -C]
+        weight = word[1 : S + 1].expand(C, S)
+        if names:
+            self._salt, self._salt_whole, weight = mix(names[0]), mix(names[0] ^ GOLDEN), names[1]
         self.blocks = blocks
-        self._weight = weight[blocks.symmetry].transpose(1, 2).contiguous()  # [C, S, G]
+        weight = (weight | 1)[:, None].expand_as(blocks.symmetry).gather(2, blocks.symmetry)
+        self._weight = weight.transpose(1, 2).contiguous()  # [C, S, G]
         self._inverse = blocks.symmetry.argsort(-1)
         self._image = blocks.symmetry.transpose(1, 2).contiguous().to(torch.int8)  # [C, S, G]
 
@@ -87,7 +96,7 @@ class Canoniser:
         code, parent, own, theirs = tree.unbind(2)
         there, block = code > 0, (code - 1).clamp_min(0)
         rows, index = torch.arange(B, device=tree.device), torch.arange(N, device=tree.device).expand(B, N)
-        messages = self._messages(tree)
+        messages = self.messages(tree)
         root = messages.colour.argmin(1)
         is_root = index == root[:, None]
         # sites of a node in one orbit of the tree's automorphisms have the same lowest image under the minimising symmetries
@@ -122,7 +131,7 @@ class Canoniser:
 
     def orbits(self, tree: Tensor) -> Tensor:
         """`Canonical.first` of trees in canonical form, [B, K]."""
-        return _padded(_first(self._messages(self._cut(tree)).colour), tree.shape[1])
+        return _padded(_first(self.messages(self._cut(tree)).colour), tree.shape[1])
 
     def _cut(self, tree: Tensor) -> Tensor:
         """Remove, on the CPU, the node positions that are empty in all trees."""
@@ -139,7 +148,7 @@ class Canoniser:
         its = torch.nn.functional.one_hot(theirs, S) * bonded[..., None]
         return mine.scatter_add(1, parent[..., None].expand_as(its), its)
 
-    def _messages(self, tree: Tensor) -> Messages:
+    def messages(self, tree: Tensor) -> Messages:
         """Pass messages up from the last node to the first, and down again. Hashes of the subtrees at a site are additive."""
         code, parent, own, theirs = tree.unbind(2)
         there, block = code > 0, (code - 1).clamp_min(0)

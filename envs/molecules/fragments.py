@@ -2,8 +2,14 @@
 
     fragments-1   {"format": "fragments-1", "fragments": [{"name": "phenol", "smiles": "Oc1ccccc1", "attach": [[0, 1]]}, ...]}
                   attach: [atom in the order of the SMILES, the most partners]; free text ("about") is ignored
-    2021          the three tables of `blocks_PDB_105.json`, {"block_name": {"0": ...}, "block_smi": {...}, "block_r": {...}};
-                  rows with one SMILES become one fragment: the union of their atoms, each with its largest count
+                  joins, optional: [atom, ...], those of `attach` by which the fragment itself is attached, with the atoms that
+                  equal them by symmetry; without it all of them
+    2021          the three tables of `blocks_PDB_105.json`, {"block_name": {"0": ...}, "block_smi": {...}, "block_r": {...}}.
+                  A row is attached by the first atom of its block_r and leaves the others open
+        merged        rows with one SMILES are one fragment: the union of their atoms, each with its largest count, attached by
+                      any of them
+        paper2021     rows with one SMILES and the same atoms, equally often, are one fragment, attached by the atoms that begin
+                      its rows: as published
 
 A partner replaces one hydrogen; sulphur and phosphorus may instead form an additional bond (O=S=O to O=[SH](=O)R).
 
@@ -33,18 +39,21 @@ from envs.molecules.blocks import GROUP, Blocks
 
 FORMAT = "fragments-1"
 TABLES_2021 = ("block_name", "block_smi", "block_r")
+CONVENTIONS = ("merged", "paper2021")
 
 
 @dataclass(frozen=True)
 class Fragment:
     """A building block.
 
-    `attach` is ((atom index in the order of the SMILES, the most partners), ...); entry s is site s of the block.
+    `attach` is ((atom index in the order of the SMILES, the most partners), ...); entry s is site s of the block. `joins` are
+    the atoms by which it can be attached, with those that equal them by symmetry; None: all of `attach`.
     """
 
     name: str
     smiles: str
     attach: tuple[tuple[int, int], ...]
+    joins: tuple[int, ...] | None = None
 
 
 def default_fragments() -> tuple[Fragment, ...]:
@@ -52,35 +61,47 @@ def default_fragments() -> tuple[Fragment, ...]:
     return fragments_from_json(files("envs.molecules").joinpath("default_fragments.json").read_text(encoding="utf-8"))
 
 
-def load_fragments(path: Path) -> tuple[Fragment, ...]:
+def load_fragments(path: Path, convention: str = "merged") -> tuple[Fragment, ...]:
     """Read fragments from a JSON file of either format.
+
+    Args:
+        path: of the file.
+        convention: how the rows of the 2021 format become fragments, "merged" or "paper2021".
 
     Raises:
         ValueError: as `fragments_from_json`, with the path.
         OSError: the file cannot be read.
     """
     try:
-        return fragments_from_json(path.read_bytes().decode("utf-8"))
+        return fragments_from_json(path.read_bytes().decode("utf-8"), convention)
     except UnicodeDecodeError:
         raise ValueError(f"{path}: it is not UTF-8 text; give a JSON file of fragments") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def fragments_from_json(text: str) -> tuple[Fragment, ...]:
-    """Read fragments from JSON text of either format.
+def fragments_from_json(text: str, convention: str = "merged") -> tuple[Fragment, ...]:
+    """Read fragments from JSON text of either format; `convention` as in `load_fragments`.
 
     Raises:
-        ValueError: the text is invalid, or a fragment is as in `check`; the message names the fragment.
+        ValueError: the text is invalid, `convention` is unknown or does not fit the format, or a fragment is as in `check`; the
+            message names the fragment.
     """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"got convention {convention!r}, expected {' or '.join(CONVENTIONS)}")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not JSON ({error}); give a JSON file of fragments") from None
     if isinstance(data, dict) and set(TABLES_2021) <= data.keys():
-        fragments = _of_2021(*(data[table] for table in TABLES_2021))
+        fragments = _of_2021(convention, *(data[table] for table in TABLES_2021))
     elif isinstance(data, dict) and data.get("format") == FORMAT and isinstance(data.get("fragments"), list):
         fragments = tuple(_entry(entry, number) for number, entry in enumerate(data["fragments"], 1))
+        if convention == "paper2021" and any(f.joins is None for f in fragments):
+            raise ValueError(
+                "it does not say which atoms attach a fragment, as the convention paper2021 needs: give the blocks file of "
+                "2021, or fragments with joins, or choose the convention merged"
+            )
     else:
         raise ValueError(
             f'it is JSON but holds no fragments: expected {{"format": "{FORMAT}", "fragments": [...]}}, '
@@ -92,7 +113,11 @@ def fragments_from_json(text: str) -> tuple[Fragment, ...]:
 
 def as_json(fragments: Sequence[Fragment]) -> str:
     """Write fragments as JSON text of the format fragments-1, one fragment a line."""
-    entries = [{"name": f.name, "smiles": f.smiles, "attach": [list(pair) for pair in f.attach]} for f in fragments]
+    entries = [
+        {"name": f.name, "smiles": f.smiles, "attach": [list(pair) for pair in f.attach]}
+        | ({} if f.joins is None else {"joins": list(f.joins)})
+        for f in fragments
+    ]
     lines = ",\n".join("    " + json.dumps(entry, ensure_ascii=False) for entry in entries)
     return f'{{\n  "format": "{FORMAT}",\n  "fragments": [\n{lines}\n  ]\n}}\n'
 
@@ -147,7 +172,8 @@ def blocks_of(fragments: Sequence[Fragment]) -> Blocks:
     """
     check(fragments)
     capacities = [[count for _, count in f.attach] for f in fragments]
-    return Blocks.of([f.name for f in fragments], capacities, [symmetries(f) for f in fragments])
+    sites = [[s for s, (atom, _) in enumerate(f.attach) if f.joins is None or atom in f.joins] for f in fragments]
+    return Blocks.of([f.name for f in fragments], capacities, [symmetries(f) for f in fragments], sites)
 
 
 def symmetries(fragment: Fragment) -> list[list[int]]:
@@ -218,6 +244,10 @@ def _check_sites(f: Fragment, mol: Chem.Mol) -> None:
         raise ValueError(
             f"fragment {f.name}: attach lists atom {repeated[0]} twice; list it once, with the number of its partners"
         )
+    if f.joins is not None and (not f.joins or not set(f.joins) <= {atom for atom, _ in f.attach}):
+        raise ValueError(
+            f"fragment {f.name}: joins lists {list(f.joins)}, expected one or more of its attachment atoms; correct it"
+        )
     for atom, count in f.attach:
         if not 0 <= atom < mol.GetNumAtoms():
             raise ValueError(
@@ -259,21 +289,50 @@ def _entry(entry: Any, number: int) -> Fragment:
     attach = entry["attach"]
     if not isinstance(attach, list) or not all(isinstance(p, list) and len(p) == 2 and all(map(_whole, p)) for p in attach):
         raise ValueError(f'{where}: expected "attach" as a list of [atom, number of partners], whole numbers; correct it')
-    return Fragment(name, entry["smiles"], tuple((atom, count) for atom, count in attach))
+    joins = entry.get("joins")
+    if joins is not None and not (isinstance(joins, list) and all(map(_whole, joins))):
+        raise ValueError(f'{where}: expected "joins" as a list of atoms, whole numbers; correct it')
+    return Fragment(
+        name, entry["smiles"], tuple((atom, count) for atom, count in attach), None if joins is None else tuple(joins)
+    )
 
 
-def _of_2021(*tables: Any) -> tuple[Fragment, ...]:
-    """Parse the 2021 format; rows with one SMILES are merged into a fragment named by it, with atoms in ascending order."""
+def _of_2021(convention: str, *tables: Any) -> tuple[Fragment, ...]:
+    """Parse the 2021 format; fragments have their atoms in ascending order."""
     if not all(isinstance(table, dict) and table.keys() == tables[0].keys() for table in tables):
         raise ValueError(f"the tables {', '.join(TABLES_2021)} have different rows; give a complete file of the 2021 format")
     _, smiles, atoms = tables
-    merged: dict[str, Counter[int]] = {}
     for row, text in smiles.items():
         if not isinstance(text, str) or not isinstance(atoms[row], list) or not all(map(_whole, atoms[row])):
             raise ValueError(f"row {row} of the 2021 tables: expected a SMILES and a list of atom numbers; correct it")
+    rows = [(text, atoms[row]) for row, text in smiles.items()]
+    return _as_published(rows) if convention == "paper2021" else _merged(rows)
+
+
+def _merged(rows: list[tuple[str, list[int]]]) -> tuple[Fragment, ...]:
+    """Rows with one SMILES become one fragment, named by it."""
+    merged: dict[str, Counter[int]] = {}
+    for text, atoms in rows:
         count = merged.setdefault(text, Counter())
-        count |= Counter(atoms[row])  # in place; the union of two counters takes the larger count
+        count |= Counter(atoms)  # in place; the union of two counters takes the larger count
     return tuple(Fragment(text, text, tuple(sorted(count.items()))) for text, count in merged.items())
+
+
+def _as_published(rows: list[tuple[str, list[int]]]) -> tuple[Fragment, ...]:
+    """Rows with one SMILES and one multiset of atoms become one fragment, named by the SMILES, and by the atoms if need be."""
+    begins: dict[tuple[str, tuple[int, ...]], set[int]] = {}
+    for text, atoms in rows:
+        begins.setdefault((text, tuple(sorted(atoms))), set()).update(atoms[:1])
+    variants = Counter(text for text, _ in begins)
+    return tuple(
+        Fragment(
+            text if variants[text] == 1 else f"{text}{{{','.join(map(str, atoms))}}}",
+            text,
+            tuple(sorted(Counter(atoms).items())),
+            tuple(sorted(first)),
+        )
+        for (text, atoms), first in begins.items()
+    )
 
 
 def _whole(number: Any) -> bool:

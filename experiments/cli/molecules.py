@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -110,6 +110,7 @@ def fragments(arguments: list[str]) -> None:
     def command(
         source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
         fragments: Path | None = None,
+        convention: Literal["merged", "paper2021"] = "merged",
         out: Path | None = None,
         image: Path | None = None,
         min_count: int = 2,
@@ -120,29 +121,38 @@ def fragments(arguments: list[str]) -> None:
 
         With --from, the molecules are cut at their BRICS bonds and the most frequent pieces become the fragments. Without, the
         fragments are those of --fragments, or our own. They are written to --out, drawn to --image, and printed as a table
-        where neither is given: name, SMILES, points (number of attachment points) and orbits (attachment atoms up to symmetry).
+        where neither is given: name, SMILES, points (number of attachment points) and orbits (atoms that attach it, up to
+        symmetry).
 
         Args:
             source: a file of molecules with one SMILES a line; - is standard input
             fragments: a file of fragments, or the blocks file of Bengio et al. 2021
+            convention: for that file, as in `gflownet train molecules`
             out: .json file for `gflownet train molecules --fragments`, replaced only when the new one is complete
             image: .png file that shows the fragments with their attachment atoms coloured
             min_count: with --from, smallest number of occurrences of a fragment
             max_atoms: with --from, largest number of heavy atoms in a fragment
             limit: with --from, how many of the most frequent fragments are kept
         """
-        _vocabulary(source, fragments, out, image, (min_count, max_atoms, limit))
+        _vocabulary(source, fragments, convention, out, image, (min_count, max_atoms, limit))
 
     tyro.cli(command, prog="gflownet fragments", args=arguments)
 
 
 def _vocabulary(
-    source: Path | None, named: Path | None, out: Path | None, image: Path | None, bounds: tuple[int, int, int]
+    source: Path | None,
+    named: Path | None,
+    convention: str,
+    out: Path | None,
+    image: Path | None,
+    bounds: tuple[int, int, int],
 ) -> None:
     from experiments.run.out_file import standard_output, whole_file
 
     if source and named:
         raise UserError("got --from and --fragments: give molecules to cut, or fragments to look at")
+    if convention != "merged" and not named:
+        raise UserError("--convention paper2021 reads the blocks file of 2021: give it with --fragments")
     for path, suffix in ((out, ".json"), (image, ".png")):
         if path and path.suffix.lower() != suffix:
             raise UserError(f"expected a name that ends in {suffix}, got {str(path)!r}")
@@ -153,7 +163,7 @@ def _vocabulary(
     except ImportError as error:
         raise MissingPackage("RDKit", "molecules", "gflownet fragments") from error
 
-    found = _cut(source, bounds) if source else _loaded(named) if named else default_fragments()
+    found = _cut(source, bounds) if source else _loaded(named, convention) if named else default_fragments()
     try:
         blocks = blocks_of(found)
     except ValueError as error:
@@ -199,11 +209,11 @@ def _lines(source: Path) -> Iterator[Iterator[str]]:
             yield iter(file)
 
 
-def _loaded(path: Path) -> tuple[Fragment, ...]:
+def _loaded(path: Path, convention: str) -> tuple[Fragment, ...]:
     from envs.molecules.fragments import load_fragments
 
     try:
-        return load_fragments(path)
+        return load_fragments(path, convention)
     except OSError as error:
         raise UserError(f"--fragments {path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -39,6 +39,8 @@ class MoleculeSettings:
     """rewards are clipped to at most this"""
     fragments: str = ""
     """vocabulary: a file made by `gflownet fragments`, or the blocks file of Bengio et al. 2021; default: our 115 fragments"""
+    convention: Literal["merged", "paper2021"] = "merged"
+    """reading of the blocks file of 2021: merged (a fragment for each SMILES, all points open) or paper2021 (rows as published)"""
     max_blocks: int = 8
     """maximum number of fragments in a molecule"""
     min_blocks: int = 2
@@ -68,7 +70,7 @@ def resolved(settings: MoleculeSettings) -> MoleculeSettings:
     from gflownet.rewards.expression import FILE
 
     if not settings.vocabulary:
-        text = json.dumps(json.loads(as_json(_fragments(settings.fragments))), separators=(",", ":"))
+        text = json.dumps(json.loads(as_json(_fragments(settings))), separators=(",", ":"))
         settings = replace(settings, vocabulary=text, digest=_digest(text))
     for name in ("beta", "r_min", "r_max", "mode_threshold"):
         if not math.isfinite(getattr(settings, name)):
@@ -125,15 +127,20 @@ def title(settings: MoleculeSettings) -> str:
     return f"molecules of {settings.min_blocks} to {settings.max_blocks} blocks, R = ({settings.reward})^{settings.beta:g}"
 
 
-def _fragments(path: str) -> tuple[Fragment, ...]:
+def _fragments(settings: MoleculeSettings) -> tuple[Fragment, ...]:
     from envs.molecules.fragments import default_fragments, load_fragments
 
-    if not path:
+    if not settings.fragments and settings.convention == "merged":
         return default_fragments()
+    if not settings.fragments:
+        raise UserError(
+            "--convention paper2021 is about the published blocks, got none: give --fragments blocks_PDB_105.json, or choose "
+            "--convention merged for our own fragments"
+        )
     try:
-        return load_fragments(Path(path))
+        return load_fragments(Path(settings.fragments), settings.convention)
     except OSError as error:
-        raise UserError(f"--fragments {path}: {error.strerror or error}") from error
+        raise UserError(f"--fragments {settings.fragments}: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"--fragments: {error}") from error
 

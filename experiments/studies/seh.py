@@ -2,7 +2,8 @@
 
     python -m experiments.studies.seh --blocks blocks_PDB_105.json --weights best_params.pkl.gz --out runs/seh
 
-Both files were published with the paper. Made by it: the table in results/seh.md.
+Both files were published with the paper. Made by it: the table in results/seh.md, before `--preset paper` used the convention
+paper2021; the table has `--convention merged`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ Implementations interpret the file of weights in different ways, and their resul
     B    h rootᵀ, marked                            the trajectory-balance and sub-trajectory-balance papers
     C    h rootᵀ, no marks                          recursion's gflownet and its descendants
     A0   h root, no marks                           C without its transposition
+
+In a molecule without open sites one atom is marked; `envs.molecules.first_atom` says which.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ class SehProxy:
 
         Args:
             obs: [B, K, 4].
-            open_sites: [B, K, S] bool, the sites to mark; None: those with capacity left.
+            open_sites: [B, K, S] bool, the sites to mark; None: those with capacity left. As in `assemble`.
             static: use static shapes, without synchronisation; None: unless on the CPU.
 
         Returns:

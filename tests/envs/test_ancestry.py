@@ -16,6 +16,7 @@ from tests.dags import crossing
 
 SPACES = {
     "trees": lambda: BlockTrees(vocabulary("F", "CN", "triazine"), max_blocks=4),
+    "restricted trees": lambda: BlockTrees(vocabulary("F", "CN:0", "pyridine:1"), max_blocks=4),
     "grid": lambda: HyperGrid(2, 5),
     "paper": lambda: HyperGrid(3, 4, convention="paper2021"),
     "bits": lambda: Bits(6, 2, 3, order="any"),

@@ -20,6 +20,12 @@ from tests.block_vocabularies import disguised, extensions, random_tree, tensor_
 
 ALL = ("F", "CH2", "benzene", "CO", "CN", "pyridine", "triazine", "cyclopropane")
 SMALL = [("F", "benzene", "CO"), ("CN", "CO", "CH2"), ("triazine", "F", "CH2"), ("cyclopropane", "pyridine", "F"), ALL]
+RESTRICTED = [
+    ("CO:1", "pyridine:0", "F"),
+    ("CN:0", "CH2", "F"),
+    ("pyridine:31", "triazine:2", "CO:0"),
+    ("CO:1", "CN:1", "CO:0"),
+]
 
 
 def tree_space(blocks: Blocks, K: int) -> list[dict[str, list]]:
@@ -64,7 +70,7 @@ def test_where_nodes_and_sites_went():
     assert (found.node[:, 6:] == 8).all()
 
 
-@pytest.mark.parametrize("names", SMALL, ids="-".join)
+@pytest.mark.parametrize("names", SMALL + RESTRICTED, ids="-".join)
 def test_states_and_edges_are_those_of_brute_force(names):
     """Every state of at most three blocks, every edge: orbits of moves, orbits of leaves."""
     blocks = vocabulary(*names)
@@ -104,7 +110,17 @@ def test_leaves_that_look_alike_only_in_smaller_trees_are_two_edges():
 
 
 @pytest.mark.parametrize(
-    ("names", "K", "low"), [(SMALL[0], 3, 2), (SMALL[1], 3, 3), (SMALL[2], 4, 4), (ALL, 8, 2), (ALL, 7, 6)]
+    ("names", "K", "low"),
+    [
+        (SMALL[0], 3, 2),
+        (SMALL[1], 3, 3),
+        (SMALL[2], 4, 4),
+        (ALL, 8, 2),
+        (ALL, 7, 6),
+        (RESTRICTED[0], 4, 2),
+        (RESTRICTED[2], 3, 3),
+        (RESTRICTED[1], 7, 5),
+    ],
 )
 def test_contract(names, K, low):
     env = BlockTrees(vocabulary(*names), lambda obs: (obs.double() * 0.1).sum((1, 2)), max_blocks=K, min_blocks=low)
@@ -112,8 +128,9 @@ def test_contract(names, K, low):
     assert len(kept) > 30
 
 
-def test_no_dead_ends_below_min_blocks():
-    env = BlockTrees(vocabulary("F", "CH2"), max_blocks=5, min_blocks=5)
+@pytest.mark.parametrize("names", [("F", "CH2"), ("F", "CH2", "CO:0")])
+def test_no_dead_ends_below_min_blocks(names):
+    env = BlockTrees(vocabulary(*names), max_blocks=5, min_blocks=5)
     tau = rollout(env, UniformActions(), Rng.of_seeds([0]).spawn(500))
     assert (env.size(tau.last) == 5).all()
     sizes = env.size(enumerate_dag(env).obs)
@@ -123,6 +140,8 @@ def test_no_dead_ends_below_min_blocks():
 def test_what_cannot_be_built_is_refused():
     with pytest.raises(ValueError, match="one attachment point"):
         BlockTrees(vocabulary("F"), min_blocks=3)
+    with pytest.raises(ValueError, match="attached by the sites"):
+        Blocks.of(["F"], [[1]], [[[0]]], [[]])
     with pytest.raises(ValueError, match="max_blocks"):
         BlockTrees(vocabulary("F"), max_blocks=40)
     with pytest.raises(ValueError, match="min_blocks"):
@@ -149,9 +168,10 @@ def test_blocks_that_are_none(capacities, symmetries, sentence):
         Blocks.of(["x"], capacities, symmetries)
 
 
-def test_moves_between_objects_leave_the_law_as_it_is():
+@pytest.mark.parametrize("names", [("F", "CO", "triazine"), ("F", "CO:1", "CN:0")], ids="-".join)
+def test_moves_between_objects_leave_the_law_as_it_is(names):
     """Metropolis' proposal: q(x'|x)/q(x|x') by counting what was proposed, on a whole space."""
-    env = BlockTrees(vocabulary("F", "CO", "triazine"), max_blocks=3)
+    env = BlockTrees(vocabulary(*names), max_blocks=3)
     dag = enumerate_dag(env)
     objects, n = dag.obs[dag.objects], 4000
     proposed, log_ratio = env.propose(objects.repeat_interleave(n, 0), Rng.of_seeds([3]).spawn(len(objects) * n))
@@ -168,9 +188,10 @@ def test_moves_between_objects_leave_the_law_as_it_is():
 
 
 @pytest.mark.parametrize(("K", "low"), [(3, 2), (3, 3), (2, 2)])
-def test_every_object_can_be_reached_from_every_other(K, low):
+@pytest.mark.parametrize("names", [("F", "CO", "CN"), ("F", "CO:1", "CN:0")], ids="-".join)
+def test_every_object_can_be_reached_from_every_other(names, K, low):
     """By Metropolis' moves; trees without open points too, and where all trees have one size."""
-    env = BlockTrees(vocabulary("F", "CO", "CN"), max_blocks=K, min_blocks=low)
+    env = BlockTrees(vocabulary(*names), max_blocks=K, min_blocks=low)
     dag = enumerate_dag(env)
     objects = dag.obs[dag.objects]
     proposed, _ = env.propose(objects.repeat_interleave(3000, 0), Rng.of_seeds([4]).spawn(3000 * len(objects)))

@@ -289,7 +289,8 @@ def test_what_rdkit_said_is_kept_and_bounded() -> None:
 
 @pytest.mark.parametrize("min_blocks", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("names", "max_blocks"), [(("CO", "CN", "benzene"), 3), (("F", "CH2"), 8), (("F",), 4), (("triazine", "cyclopropane"), 4)]
+    ("names", "max_blocks"),
+    [(("CO", "CN", "benzene"), 3), (("F", "CH2"), 8), (("F",), 4), (("triazine", "cyclopropane"), 4), (("CO:1", "CN:0"), 4)],
 )
 def test_states_are_counted(names: tuple[str, ...], max_blocks: int, min_blocks: int) -> None:
     if names == ("F",) and min_blocks == 3:

@@ -23,7 +23,7 @@ from gflownet.trees.outputs import DenseOutputs, SlotOutputs, SparseOutputs
 from gflownet.trees.slots import SlotLogits
 from tests.block_vocabularies import SYMMETRIC, partners, random_tree, vocabulary
 
-VOCABULARY = vocabulary("F", "CO", "CN", "pyridine")
+VOCABULARY = vocabulary("F", "CO", "CN:1", "pyridine:10")
 
 
 def played(env: BlockTrees, n: int, seed: int = 0) -> State:

@@ -24,6 +24,7 @@ SPACES = {  # blocks, most of them, fewest
     "F-triazine-CH2": (3, ("F", "triazine", "CH2"), 2),
     "F-CN": (3, ("F", "CN"), 2),
     "F-benzene": (4, ("F", "benzene"), 4),
+    "CO:1-CN:0-F": (3, ("CO:1", "CN:0", "F"), 2),
 }
 MAIN = SPACES["F-triazine-CH2"]
 EXPLORE: dict[str, dict[str, Any]] = {"on-policy": {}, "replay": {"replay": "prioritised", "capacity": 1000}}

@@ -17,7 +17,7 @@ RECIPES = {
     "paper": GFNRecipe(
         states=1_000_000,
         batch_size=4,
-        env_settings=SEH,
+        env_settings={**SEH, "convention": "paper2021"},
         common={**NET, "learning_rate": 5e-4, "epsilon": 0.05},
         hyperparameters={
             "fm": FM,
@@ -26,6 +26,7 @@ RECIPES = {
             "uniform": {"batch_size": 64},
             "soft-pg": {**NET, "batch_size": 64},
         },
-        note="Bengio et al. 2021: sEH proxy A, R = (max(0.1, p)/8)^10, Adam 5e-4, 4 trajectories, ε = 0.05, λ_T = 10; our net",
+        note="Bengio et al. 2021: its blocks and proxy A, R = (max(0.1, p)/8)^10, Adam 5e-4, 4 trajectories, ε = 0.05, "
+        "λ_T = 10; our net",
     ),
 }
