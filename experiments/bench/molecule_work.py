@@ -67,7 +67,7 @@ def environment(device: str = "cpu") -> tuple[Any, str]:
     settings = MoleculeSettings("seh", beta=10.0, r_min=0.1 / 8)
     if SEH.exists():
         settings = replace(settings, fragments=str(SEH / "blocks_PDB_105.json"), seh_weights=str(SEH / "proxy_best_params.npz"))
-        return molecules(settings, device), "blocks of 2021, sEH proxy A"
+        return molecules(settings, device), "blocks of 2021 (merged), sEH proxy A"
     with tempfile.TemporaryDirectory() as folder:
         path = str(random_weights(Path(folder) / "random.npz"))
         return molecules(replace(settings, seh_weights=path), device), "our own fragments, sEH proxy A with *random weights*"

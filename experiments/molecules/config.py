@@ -40,7 +40,7 @@ class MoleculeSettings:
     fragments: str = ""
     """vocabulary: a file made by `gflownet fragments`, or the blocks file of Bengio et al. 2021; default: our 115 fragments"""
     convention: Literal["merged", "paper2021"] = "merged"
-    """reading of the blocks file of 2021: merged (a fragment for each SMILES, all points open) or paper2021 (rows as published)"""
+    """how to read the blocks file of 2021: merged (a fragment for each SMILES, all points open) or paper2021 (as published)"""
     max_blocks: int = 8
     """maximum number of fragments in a molecule"""
     min_blocks: int = 2
