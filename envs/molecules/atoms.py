@@ -99,7 +99,7 @@ def assemble(
 
     Args:
         tables: of the vocabulary.
-        obs: [B, K, 4]; node 0 is the root, the order of the others is arbitrary.
+        obs: [B, K, 4]; parents come before their children.
         stem_mask: mark the atoms of open attachment points; in a molecule without any, one atom by the rule of `FirstAtom`.
         open_sites: [B, K, S] bool, the attachment points to mark; in a molecule without any, atom 0 of node 0, the block that
             came first, as in the code of 2021. None: those with capacity left.
@@ -139,7 +139,7 @@ def assemble(
         closed = ~stem.flatten(1).any(1)
         if open_sites is not None:
             stem[:, 0, 0] |= closed
-        elif obs.device.type != "cpu":
+        elif padded:
             at, number = tables.first(obs)
             stem |= ((at * A + number)[:, None] == torch.arange(K * A, device=obs.device)).view(B, K, A) & closed[:, None, None]
         elif bool(closed.any()):
