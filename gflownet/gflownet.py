@@ -14,13 +14,14 @@ own trajectories (Gritsaev et al. 2024, 2410.15474). Differs from the paper: one
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from envs.core import Trajectories
 from envs.random import Rng
+from envs.ranges import Count, Finite, Fraction, Natural, Positive, Range, Weight, Widths, check_fields
 from envs.rollout import Act
 from gflownet.flows.flows import BACKWARD, Flows
 from gflownet.model import Model
@@ -30,7 +31,7 @@ from gflownet.optimiser import Adam
 from gflownet.problem import INIT, ITERATION, DagProblem, Metrics, Outcome, skipped_batch
 from gflownet.sampling.exploration import Exploration
 from gflownet.sampling.local_search import LocalSearch, local_search
-from gflownet.sampling.replay import REPLAY, Replay
+from gflownet.sampling.replay import Replay
 from gflownet.sampling.sampler import sampler
 from gflownet.sampling.tape import Tape
 from gflownet.static.table import Static, TableSampler
@@ -55,61 +56,46 @@ class GFlowNet:
 
     objective: Objective
     """objective to minimise"""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """learning rate of Adam"""
-    log_z_rate: float = 0.1
+    log_z_rate: Positive = 0.1
     """learning rate of log Z, where the objective has that parameter"""
-    final_rate: float = 1.0
+    final_rate: Weight = 1.0
     """factor to which both learning rates decay by the end of training, geometrically"""
-    log_z_start: float | Literal["auto"] = "auto"
+    log_z_start: Finite | Literal["auto"] = "auto"
     """initial log Z, where the objective has it; auto: the mean of log R + Σ log P_B - Σ log P_F of the first batch"""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Widths = (256, 256)
     """widths of the network's hidden layers"""
     tabular: bool = False
     """a table of states instead of a network"""
     backward: Literal["uniform", "learned", "maxent", "tlm"] = "uniform"
     """backward policy: uniform, learned, maxent or tlm"""
-    epsilon: float = 0.0
+    epsilon: Fraction = 0.0
     """probability of a uniform action while exploring"""
-    epsilon_until: float = 1.0
+    epsilon_until: Weight = 1.0
     """fraction of training over which epsilon is annealed to 0; 1: constant"""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """logits are divided by it while exploring"""
     replay: Literal["none", "fifo", "prioritised"] = "none"
     """replay buffer: none, fifo or prioritised by reward; half of each training batch is drawn from it"""
-    capacity: int = 10_000
+    capacity: Count = 10_000
     """trajectories in the replay buffer"""
-    search_rounds: int = 0
+    search_rounds: Natural = 0
     """rounds of local search in each iteration; every object constructed counts as visited"""
-    search_depth: float = 0.5
+    search_depth: Weight = 0.5
     """fraction of a trajectory that local search destroys and reconstructs"""
     search_accept: Literal["better", "metropolis"] = "better"
     """acceptance rule of local search: better, or metropolis"""
-    heads: int = 1
+    heads: Annotated[int, Range(1, 1_024)] = 1
     """number of forward policies that share one network (Thompson sampling)"""
-    target_rate: float = 0.05
+    target_rate: Weight = 0.05
     """τ, the rate of the target network's moving average, where there is one"""
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("learning_rate", 0.0, float("inf")),
-            ("log_z_rate", 0.0, float("inf")),
-            ("final_rate", 0.0, 1.0),
-            ("epsilon_until", 0.0, 1.0),
-            ("target_rate", 0.0, 1.0),
-        ):
-            if not low < getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number above {low:g} and at most {high:g}")
-        for name, options in (("backward", BACKWARD), ("replay", REPLAY)):
-            if getattr(self, name) not in options:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected {', '.join(options)}")
+        check_fields(self)
         able = self.objective.backwards if isinstance(self.objective, RestrictsBackward) else BACKWARD
         if self.backward not in able:
             raise ValueError(f"backward is {self.backward}, expected one that this objective supports: {', '.join(able)}")
-        if self.heads < 1 or self.capacity < 1 or min((1, *self.hidden)) < 1:
-            raise ValueError("heads, capacity and the widths of hidden layers are expected to be at least 1")
-        Exploration(self.epsilon, self.temperature)
-        _ = self._search
 
     @property
     def _search(self) -> LocalSearch:

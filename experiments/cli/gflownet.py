@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
+from envs.ranges import Count
 from experiments.cli.completion import completion_verb
 from experiments.cli.errors import UserError
 from experiments.cli.molecules import fragments, sample
@@ -35,6 +36,7 @@ from experiments.cli.verbs import (
     QUIET,
     RESUME,
     Verb,
+    call,
     columns,
     curves_verb,
     parse,
@@ -43,6 +45,7 @@ from experiments.cli.verbs import (
     resume_verb,
     run_verb,
     tuned,
+    unchecked,
     value_of,
     without_flags,
 )
@@ -144,9 +147,9 @@ def _asked(program: str, about: str, choice: Choice, own: list[Any], arguments: 
     entry = find_method(choice.method)
     refuse_clashes(choice.method, entry, choice.env)
     parts: dict[str, tuple[Any, dict[str, Any]]] = {"env": (find_env(choice.env).settings, choice.env_settings)}
-    parts["method"] = (GFlowNetSettings if entry.objective else entry.make, choice.hyperparameters)
+    parts["method"] = (unchecked(GFlowNetSettings if entry.objective else entry.make), choice.hyperparameters)
     if entry.objective:
-        parts["loss"] = (entry.make, choice.objective)
+        parts["loss"] = (unchecked(entry.make), choice.objective)
     command = dataclasses.make_dataclass(
         "Command",
         [
@@ -176,7 +179,7 @@ def resume(run: Path, checkpoint: Path | None, quiet: bool) -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    def command(run: Positional[Path], samples: int = 10_000, checkpoint: Path | None = None) -> None:
+    def command(run: Positional[Path], samples: Count = 10_000, checkpoint: Path | None = None) -> None:
         """Print as CSV how far each seed's samples, and its policy's exact distribution, are from the target distribution.
 
         Args:
@@ -188,7 +191,7 @@ def evaluate(arguments: list[str]) -> None:
 
         print_csv(evaluate(run, samples, checkpoint))
 
-    tyro.cli(command, prog="gflownet eval", args=arguments)
+    call(command, "gflownet eval", arguments)
 
 
 def distribution(arguments: list[str]) -> None:
@@ -204,7 +207,7 @@ def distribution(arguments: list[str]) -> None:
 
         print(f"figure: {distribution(run, out, checkpoint)}")
 
-    tyro.cli(command, prog="gflownet distribution", args=arguments)
+    call(command, "gflownet distribution", arguments)
 
 
 def check_env(arguments: list[str]) -> None:

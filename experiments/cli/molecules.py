@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from envs.ranges import Batch, Count, Seed, Steps
 from experiments.cli.errors import MissingPackage, UserError
-from experiments.cli.ranges import at_least
+from experiments.cli.verbs import call
 
 if TYPE_CHECKING:
     from envs.molecules.fragments import Fragment
@@ -28,15 +29,15 @@ def sample(arguments: list[str]) -> None:
 
     def command(
         run: Positional[Path],
-        n: int = 1000,
+        n: Count = 1000,
         out: Path = STDOUT,
         format: str | None = None,
         unique: bool = False,
-        seed: int = 0,
+        seed: Seed = 0,
         checkpoint: Path | None = None,
-        batch: int = 512,
+        batch: Batch = 512,
         log_p: bool = True,
-        max_attempts: int | None = None,
+        max_attempts: Steps | None = None,
         device: str = "auto",
         quiet: bool = False,
     ) -> None:
@@ -75,7 +76,7 @@ def sample(arguments: list[str]) -> None:
         if short:
             raise UserError(f"{short}" + ("" if out == STDOUT else f"; those found are in {out}"), short.exit_code)
 
-    tyro.cli(command, prog="gflownet sample", args=arguments)
+    call(command, "gflownet sample", arguments)
 
 
 def _write(source: Trained, wanted: Wanted, written: Format, write: Write, asked: list[int], quiet: bool) -> Shortfall | None:
@@ -113,9 +114,9 @@ def fragments(arguments: list[str]) -> None:
         convention: Literal["merged", "paper2021"] = "merged",
         out: Path | None = None,
         image: Path | None = None,
-        min_count: int = 2,
-        max_atoms: int = 20,
-        limit: int = 200,
+        min_count: Count = 2,
+        max_atoms: Count = 20,
+        limit: Count = 200,
     ) -> None:
         """Make a vocabulary of building blocks from molecules, or show one.
 
@@ -136,7 +137,7 @@ def fragments(arguments: list[str]) -> None:
         """
         _vocabulary(source, fragments, convention, out, image, (min_count, max_atoms, limit))
 
-    tyro.cli(command, prog="gflownet fragments", args=arguments)
+    call(command, "gflownet fragments", arguments)
 
 
 def _vocabulary(
@@ -156,8 +157,6 @@ def _vocabulary(
     for path, suffix in ((out, ".json"), (image, ".png")):
         if path and path.suffix.lower() != suffix:
             raise UserError(f"expected a name that ends in {suffix}, got {str(path)!r}")
-    min_count, max_atoms, limit = bounds
-    at_least(1, min_count=min_count, max_atoms=max_atoms, limit=limit)
     try:
         from envs.molecules.fragments import as_json, blocks_of, default_fragments
     except ImportError as error:

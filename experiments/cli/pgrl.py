@@ -16,11 +16,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
+from envs.ranges import Batch, Count, Positive, Range, Rows, Seeds
 from experiments.cli.completion import completion_verb
 from experiments.cli.errors import UserError
 from experiments.cli.threads import quiet
@@ -29,6 +29,7 @@ from experiments.cli.verbs import (
     QUIET,
     RESUME,
     Verb,
+    call,
     columns,
     curves_verb,
     parse,
@@ -38,6 +39,7 @@ from experiments.cli.verbs import (
     resume_verb,
     run_verb,
     tuned,
+    unchecked,
     value_of,
     without_flags,
 )
@@ -72,7 +74,7 @@ def run(arguments: list[str]) -> Path:
         algo, value_of(rest, "--env") or PGSettings.env, value_of(rest, "--preset") or PGSettings.preset
     )
     entry = find_agent(algo)
-    agent_type: Any = entry.make
+    agent_type: Any = unchecked(entry.make)
     if unset := [f.name for f in dataclasses.fields(agent_type) if required(f) and f.name not in hyperparameters]:
         typed = [n for n in unset if value_of(rest, f"--{n.replace('_', '-')}") is None]
         if typed and not {"-h", "--help"} & set(rest):
@@ -115,7 +117,7 @@ def resume(run: Path, checkpoint: Path | None, quiet: bool) -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    def command(run: Positional[Path], episodes: int = 100, checkpoint: Path | None = None) -> None:
+    def command(run: Positional[Path], episodes: Count = 100, checkpoint: Path | None = None) -> None:
         """Sample episodes of the trained policies and print each seed's return as CSV.
 
         Args:
@@ -127,12 +129,16 @@ def evaluate(arguments: list[str]) -> None:
 
         print_csv(evaluate(run, episodes, checkpoint))
 
-    tyro.cli(command, prog="pgrl eval", args=arguments)
+    call(command, "pgrl eval", arguments)
 
 
 def check(arguments: list[str]) -> None:
     def command(
-        agent: Positional[str], seeds: int = 16_384, iterations: int = 16, batch_size: int = 1, step_size: float = 0.2
+        agent: Positional[str],
+        seeds: Annotated[Seeds, Range(2, 1_000_000)] = 16_384,
+        iterations: Annotated[int, Range(3, 1_000_000)] = 16,
+        batch_size: Batch = 1,
+        step_size: Positive = 0.2,
     ) -> None:
         """Compare an agent's direction with exact gradients on small finite MDPs.
 
@@ -150,11 +156,11 @@ def check(arguments: list[str]) -> None:
         if not check_agent(agent, seeds, iterations, batch_size, step_size):
             raise SystemExit(1)
 
-    tyro.cli(command, prog="pgrl check", args=arguments)
+    call(command, "pgrl check", arguments)
 
 
 def check_env(arguments: list[str]) -> None:
-    def command(env: Positional[str], episodes: int = 4, steps: int = 64, horizon: int | None = None) -> None:
+    def command(env: Positional[str], episodes: Batch = 4, steps: Rows = 64, horizon: Count | None = None) -> None:
         """Check that an environment follows the interface of its kind; exit code 1 when a check fails.
 
         Args:
@@ -172,7 +178,7 @@ def check_env(arguments: list[str]) -> None:
         except ContractError as error:
             raise UserError(f"{env}: {error}", exit_code=1) from error
 
-    tyro.cli(command, prog="pgrl check-env", args=arguments)
+    call(command, "pgrl check-env", arguments)
 
 
 def listing() -> None:

@@ -1,33 +1,28 @@
-"""Ranges that flags share, each refused with one sentence that names the flag."""
+"""Numbers of the command line held to the ranges declared beside them (`envs.ranges`), each refused with one sentence."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from envs.ranges import check_values
 from experiments.cli.errors import UserError
 
 
-def at_least(least: int, **values: int) -> None:
-    """Refuse numbers that are too small.
+def check_flags(kind: Any, values: Mapping[str, Any] | None = None) -> None:
+    """Refuse values that do not fit the annotations of a dataclass or a function.
 
     Args:
-        least: the smallest number allowed.
-        values: flags, with underscores, and what they are set to.
+        kind: a dataclass, an instance of one (whose fields are then the values), or a function.
+        values: by the name of the field or parameter.
 
     Raises:
-        UserError: a value is smaller.
+        UserError: a value does not fit; the message names the flag.
     """
-    for name, value in values.items():
-        if value < least:
-            raise UserError(f"--{name.replace('_', '-')} is {value}, expected at least {least}")
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that does not fit.
-
-    Args:
-        seed: the value of --seed.
-
-    Raises:
-        UserError: it is negative, or 2^62 and above.
-    """
-    if not 0 <= seed < 2**62:
-        raise UserError(f"--seed is {seed}, expected a number from 0 to 2^62")
+    if values is None:
+        kind, values = type(kind), {f.name: getattr(kind, f.name) for f in dataclasses.fields(kind)}
+    try:
+        check_values(kind, values, lambda name: f"--{name.replace('_', '-')}")
+    except ValueError as error:
+        raise UserError(str(error)) from error

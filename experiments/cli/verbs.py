@@ -7,16 +7,21 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from experiments.cli.errors import UserError, guarded
+from experiments.cli.ranges import check_flags
 
 Verb = Callable[[list[str]], None]
 Record = dict[str, int | float]
+NUMBERS = ConstructorRegistry()  # how flags are read
 RESERVED = {"out", "quiet", "resume"}  # flags of every `train`
 OUT = Annotated[
     Path | None,
@@ -61,7 +66,7 @@ def without_flags(program: str, about: str, work: Callable[[], None]) -> Verb:
         def command() -> None:
             work()
 
-        tyro.cli(command, prog=program, description=about, args=arguments)
+        call(command, program, arguments, about)
 
     return verb
 
@@ -80,7 +85,7 @@ def resume_verb(program: str, resume: Callable[[Path, Path | None, bool], Any]) 
             """
             resume(run, checkpoint, quiet)
 
-        tyro.cli(command, prog=f"{program} resume", args=arguments)
+        call(command, f"{program} resume", arguments)
 
     return verb
 
@@ -104,7 +109,7 @@ def curves_verb(program: str, x_axis: str) -> Verb:
             print(table(list(runs), metric))
             print(f"figure: {made}   numbers: {made.with_suffix('.csv')}")
 
-        tyro.cli(command, prog=f"{program} curves", args=arguments)
+        call(command, f"{program} curves", arguments)
 
     return verb
 
@@ -167,7 +172,45 @@ def value_of(arguments: list[str], flag: str) -> str | None:
 
 
 def parse(kind: Any, program: str, description: str, arguments: list[str]) -> Any:
+    """A dataclass of settings, see `unchecked`, from flags. UserError for a number out of range."""
+    parsed = tyro.cli(kind, prog=program, description=description, args=arguments, registry=NUMBERS)
+    for part in vars(parsed).values():
+        if dataclasses.is_dataclass(part):
+            check_flags(part)
+    return parsed
+
+
+def unchecked(kind: Any) -> Any:
+    """A dataclass that takes any values: those of flags are checked together, once all are known."""
+    return type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "__module__": kind.__module__, "__post_init__": _anything})
+
+
+def _anything(self: Any) -> None:
+    pass
+
+
+def call(command: Callable[..., None], program: str, arguments: list[str], description: str | None = None) -> None:
+    """Call a function whose parameters are flags. UserError for a number out of range."""
+
+    @wraps(command)
+    def bound(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return signature(command).bind(*args, **kwargs).arguments
+
+    given = tyro.cli(bound, prog=program, description=description, args=arguments, registry=NUMBERS)
+    check_flags(command, given)
+    command(**given)
+
+
+def _number(text: str) -> int | float:
     try:
-        return tyro.cli(kind, prog=program, description=description, args=arguments)
-    except ValueError as error:  # a dataclass refused its values
-        raise UserError(str(error)) from error
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+@NUMBERS.primitive_rule
+def _integer(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Where an integer is expected any number is read, NaN too: that it does not fit is said once, with the range."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(1, "INT", lambda words: _number(words[0]), lambda x: isinstance(x, int), lambda x: [str(x)])

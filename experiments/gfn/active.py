@@ -23,7 +23,7 @@ from envs.dag.hypergrid import HyperGrid
 from envs.dag.search import TooManyStates
 from experiments.cli.errors import MissingPackage, UserError
 from experiments.cli.progress import progress
-from experiments.cli.ranges import at_least, check_seed
+from experiments.cli.ranges import check_flags
 from experiments.cli.signals import deferred_signals
 from experiments.cli.threads import fit
 from experiments.gfn.build import make_dag_env, refuse_bad_reward
@@ -125,17 +125,11 @@ def made(config: dict[str, Any]) -> ActiveRun:
 
 def check(settings: Settings) -> None:
     """UserError for a setting outside its range."""
-    at_least(1, seeds=settings.seeds, rounds=settings.rounds, queries=settings.queries, states=settings.states)
-    at_least(1, batch_size=settings.batch_size)
-    at_least(2, top_k=settings.top_k)
-    check_seed(settings.seed)
+    check_flags(settings)
     if settings.initial < settings.top_k:
         raise UserError(f"--initial is {settings.initial}, expected at least --top-k, {settings.top_k}")
     if settings.proxy not in ("gp", "oracle"):
         raise UserError(f"--proxy is {settings.proxy!r}, expected gp or oracle")
-    kappa, beta, floor = settings.kappa, settings.beta, settings.floor
-    if not 0 <= kappa < float("inf") or not 0 < beta < float("inf") or not 0 < floor < float("inf"):
-        raise UserError(f"--kappa is {kappa}, --beta {beta}, --floor {floor}: expected kappa >= 0, beta > 0, floor > 0")
 
 
 def pool_of(choice: Choice) -> Pool:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from envs.dag.enumeration import Enumeration
 from envs.molecules.block_trees import BlockTrees
+from envs.ranges import Count
 from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.cli.progress import progress
-from experiments.cli.ranges import at_least
+from experiments.cli.ranges import check_flags
 from experiments.cli.threads import fit
 from experiments.cli.verbs import Record
 from experiments.gfn.build import truth
@@ -129,9 +130,9 @@ def opened(folder: Path, checkpoint: Path | None = None) -> tuple[Run, GFNRun]:
     return run, begun._replace(training=begun.training.restored(tensors, meta))
 
 
-def evaluate(folder: Path, samples: int, checkpoint: Path | None = None) -> list[Record]:
+def evaluate(folder: Path, samples: Count, checkpoint: Path | None = None) -> list[Record]:
     """For each seed: metrics of its policy and of fresh samples."""
-    at_least(1, samples=samples)
+    check_flags(evaluate, {"samples": samples})
     _, begun = opened(folder, checkpoint)
     with faults_as_sentences(f"iteration {begun.training.iteration}"):
         columns = _known(begun, samples)

@@ -12,9 +12,10 @@ import torch
 from tyro.conf import Fixed, Suppress
 
 from envs.core import EnvironmentFault
+from envs.ranges import Count, Rows, Seed, Seeds, Steps
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
-from experiments.cli.ranges import at_least, check_seed
+from experiments.cli.ranges import check_flags
 from experiments.cli.verbs import RESERVED, close_to, refuse_shared
 from experiments.gfn.build import make_dag_env
 from experiments.gfn.environments import find_env
@@ -31,21 +32,21 @@ from gflownet.static.capture import Step, captured
 class GFNSettings:
     """Settings shared by all methods. Defaults are those of the environment's recipe."""
 
-    seeds: int = 1
+    seeds: Seeds = 1
     """number of seeds, which train in parallel"""
-    seed: int = 0
+    seed: Seed = 0
     """first seed; the others are seed + 1, seed + 2, ..."""
-    states: int = 1_000_000
+    states: Steps = 1_000_000
     """reward evaluations in training, i.e. finished objects visited, of each seed"""
-    batch_size: int = 16
+    batch_size: Count = 16
     """objects that a seed constructs in an iteration"""
     preset: str = "recipe"
     """default settings: recipe (tuned here) or paper (those of the environment's paper)"""
     metrics: Literal["auto", "exact", "sampled"] = "auto"
     """distance to the target distribution: auto (where states can be enumerated), exact (or an error), sampled (never)"""
-    window: int = 200_000
+    window: Count = 200_000
     """how many of the last objects of each seed are compared with the target distribution"""
-    top_k: int = 10_000
+    top_k: Count = 10_000
     """size of the top-K buffer: the best distinct molecules of each seed, which evaluations report on"""
     dtype: Literal["float32", "float64"] = "float32"
     """precision of parameters and gradients"""
@@ -55,13 +56,13 @@ class GFNSettings:
     numbers than in float32); auto: tf32 on CUDA, float32 on the CPU"""
     compile: bool = False
     """capture the whole iteration as a CUDA graph (GPU only, without replay and local search)"""
-    max_faults: int = 10
+    max_faults: Count = 10
     """stop after this many consecutive updates that were skipped because the loss was not finite"""
-    evaluations: int = 40
+    evaluations: Rows = 40
     """number of evaluations, half of them evenly spaced and half evenly on a logarithmic axis"""
-    log_rows: int = 200
+    log_rows: Rows = 200
     """number of rows of metrics, spaced like the evaluations"""
-    checkpoints: int = 20
+    checkpoints: Rows = 20
     """number of checkpoints, of which the last three are kept"""
 
 
@@ -160,10 +161,7 @@ def make_method(choice: Choice) -> Method:
 
 def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str) -> DagProblem:
     """UserError for a setting outside its range."""
-    at_least(1, seeds=train.seeds, states=train.states, batch_size=train.batch_size, window=train.window, top_k=train.top_k)
-    at_least(1, max_faults=train.max_faults, evaluations=train.evaluations, log_rows=train.log_rows)
-    at_least(1, checkpoints=train.checkpoints)
-    check_seed(train.seed)
+    check_flags(train)
     try:
         env_settings = find_env(choice.env).settings(**choice.env_settings)
     except TypeError as error:

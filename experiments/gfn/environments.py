@@ -8,8 +8,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from envs.ranges import Natural, NonNegative, Positive, Range, Seed
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object, short_name
 from experiments.cli.verbs import close_to
@@ -36,15 +37,15 @@ MEMBERS = (
 
 @dataclass(frozen=True)
 class HyperGridSettings:
-    ndim: int = 4
+    ndim: Annotated[int, Range(1, 64)] = 4
     """number of coordinates"""
-    height: int = 8
+    height: Annotated[int, Range(2, 1_000_000)] = 8
     """number of values of each coordinate"""
-    r0: float = 0.1
+    r0: Positive = 0.1
     """R0, the reward of every cell; the smaller, the harder the exploration"""
-    r1: float = 0.5
+    r1: NonNegative = 0.5
     """R1, added on the plateaus around the corners"""
-    r2: float = 2.0
+    r2: NonNegative = 2.0
     """R2, added in the modes"""
     reward: str = "corners"
     """corners, cosine, or file.py:function that maps cells [M, ndim] to rewards R > 0 [M]"""
@@ -54,31 +55,31 @@ class HyperGridSettings:
 
 @dataclass(frozen=True)
 class BitsSettings:
-    length: int = 120
+    length: Annotated[int, Range(1, 10_000)] = 120
     """number of bits"""
-    word: int = 1
+    word: Annotated[int, Range(1, 16)] = 1
     """number of bits that an action writes"""
-    n_modes: int = 60
+    n_modes: Annotated[int, Range(1, 100_000)] = 60
     """number of hidden modes"""
     order: Literal["append", "any"] = "append"
     """order of construction: append (from left to right) or any (at any empty position)"""
-    beta: float = 3.0
+    beta: NonNegative = 3.0
     """inverse temperature: the reward falls from 1 to exp(-beta) over a Hamming distance of `length` bits"""
-    radius: int = 0
+    radius: Natural = 0
     """a mode counts as found when an object is within this Hamming distance"""
-    modes_seed: int = 0
+    modes_seed: Seed = 0
     """seed of the modes and the test set"""
 
 
 @dataclass(frozen=True)
 class SetsSettings:
-    items: int = 30
+    items: Annotated[int, Range(1, 4_096)] = 30
     """number of items to choose from"""
-    size: int = 20
+    size: Annotated[int, Range(1, 4_096)] = 20
     """number of items in a finished set"""
-    scale: float = 1.0
+    scale: NonNegative = 1.0
     """energies of items are uniform on [-scale, scale]"""
-    energies_seed: int = 0
+    energies_seed: Seed = 0
     """seed of the energies"""
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Suppress
 
+from envs.ranges import Finite, Positive, Range, Workers
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
+from experiments.cli.ranges import check_flags
 
 if TYPE_CHECKING:
     from envs.core import DagEnv
@@ -31,27 +32,27 @@ class MoleculeSettings:
     reward: str = "qed"
     """formula of terms: qed, sa, logp[1,3], mw[200,500], tpsa[20,120], rotors[0,8], similar[SMILES], seh, file.py:function of a
     list of SMILES; with products a*b, powers a^2, means a+b or mean(a,b), weights 2*a+b"""
-    beta: float = 8.0
+    beta: Positive = 8.0
     """inverse temperature: log R = beta · log(reward)"""
-    r_min: float = 0.01
+    r_min: Positive = 0.01
     """rewards are clipped to at least this, which is above 0"""
-    r_max: float = 1e9
+    r_max: Positive = 1e9
     """rewards are clipped to at most this"""
     fragments: str = ""
     """vocabulary: a file made by `gflownet fragments`, or the blocks file of Bengio et al. 2021; default: our 115 fragments"""
     convention: Literal["merged", "paper2021"] = "merged"
     """how to read the blocks file of 2021: merged (a fragment for each SMILES, all points open) or paper2021 (as published)"""
-    max_blocks: int = 8
+    max_blocks: Annotated[int, Range(2, 12)] = 8
     """maximum number of fragments in a molecule"""
-    min_blocks: int = 2
+    min_blocks: Annotated[int, Range(1, 12)] = 2
     """minimum number of fragments in a molecule"""
     seh_weights: str = ""
     """weights of the sEH proxy, best_params.pkl.gz or .npz; needed where the reward has the term seh (p/8)"""
     seh_variant: Literal["A", "B", "C"] = "A"
     """variant of the sEH proxy: A (Bengio et al. 2021), B (the trajectory balance papers), C (Recursion's gflownet code)"""
-    mode_threshold: float = 0.8
+    mode_threshold: Finite = 0.8
     """modes, #Circles and scaffolds are counted above this reward (before beta); the papers: 0.875 (p > 7)"""
-    reward_workers: int = 0
+    reward_workers: Workers = 0
     """worker processes for RDKit terms"""
     vocabulary: Suppress[str] = ""
     """the fragments themselves, as JSON, in a run's config"""
@@ -72,9 +73,7 @@ def resolved(settings: MoleculeSettings) -> MoleculeSettings:
     if not settings.vocabulary:
         text = json.dumps(json.loads(as_json(_fragments(settings))), separators=(",", ":"))
         settings = replace(settings, vocabulary=text, digest=_digest(text))
-    for name in ("beta", "r_min", "r_max", "mode_threshold"):
-        if not math.isfinite(getattr(settings, name)):
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(settings, name)}, expected a finite number")
+    check_flags(settings)
     weights = str(Path(settings.seh_weights).resolve()) if settings.seh_weights else ""
     files = settings.files or json.dumps({name: absolute(name) for name in FILE.findall(settings.reward)})
     return replace(

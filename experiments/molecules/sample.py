@@ -26,9 +26,10 @@ from torch import Tensor
 
 from envs.pytree import numbers_of, rebuilt, tensors_of
 from envs.random import Rng
+from envs.ranges import Batch, Count, Seed, Steps
 from envs.rollout import rollout
 from experiments.cli.errors import UserError
-from experiments.cli.ranges import at_least, check_seed
+from experiments.cli.ranges import check_flags
 from experiments.gfn.commands import made
 from experiments.gfn.faults import faults_as_sentences
 from experiments.gfn.metrics import has_policy, policies
@@ -62,17 +63,16 @@ class Wanted:
     Raises UserError for numbers out of range.
     """
 
-    n: int
+    n: Count
     unique: bool = False
-    seed: int = 0
-    batch: int = 512
+    seed: Seed = 0
+    batch: Batch = 512
     scores: bool = True
     log_p: bool = True
-    max_attempts: int | None = None
+    max_attempts: Steps | None = None
 
     def __post_init__(self) -> None:
-        at_least(1, n=self.n, batch=self.batch, max_attempts=self.limit)
-        check_seed(self.seed)
+        check_flags(self)
 
     @property
     def limit(self) -> int:

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from envs.ranges import Count
 from envs.workers import Workers
 from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.cli.progress import progress
-from experiments.cli.ranges import at_least
+from experiments.cli.ranges import check_flags
 from experiments.cli.verbs import Record
 from experiments.pg.config import as_config, defaults, find_agent, from_config, make_agent, make_problem, tabular, worker_count
 from experiments.pg.train import DESCRIPTIONS, PGTraining
@@ -94,9 +95,9 @@ def _settings(config: dict[str, Any], problem: Problem) -> str:
     )
 
 
-def evaluate(folder: Path, episodes: int, checkpoint: Path | None = None) -> list[Record]:
+def evaluate(folder: Path, episodes: Count, checkpoint: Path | None = None) -> list[Record]:
     """For each seed: seed, episodes, mean and standard deviation of the return, discounted return, length."""
-    at_least(1, episodes=episodes)
+    check_flags(evaluate, {"episodes": episodes})
     run = Run.open(folder)
     tensors, meta = checkpoints.load(run.named(checkpoint)) if checkpoint else checkpoints.load_latest(run.checkpoints)
     with _made(run.config) as (problem, agent):

@@ -7,14 +7,15 @@ import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from envs.core import Env
+from envs.ranges import Count, Range, Rows, Seed, Seeds, Steps, Weight, Widths, Workers
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
-from experiments.cli.ranges import at_least, check_seed
+from experiments.cli.ranges import check_flags
 from experiments.cli.verbs import RESERVED, refuse_shared
 from experiments.pg.build import make_env
 from experiments.pg.environments import OWN
@@ -35,21 +36,21 @@ class PGSettings:
 
     env: str = "gridworld"
     """environment: gridworld, garnet, lqr, a Gymnasium id, or file.py:make"""
-    seeds: int = 10
+    seeds: Seeds = 10
     """number of seeds, which train in parallel"""
-    seed: int = 0
+    seed: Seed = 0
     """first seed; the others are seed + 1, seed + 2, ..."""
-    env_steps: int = 100_000
+    env_steps: Steps = 100_000
     """environment steps of each seed; the steps of every sampled episode count"""
     preset: str = "recipe"
     """preset of hyperparameters: recipe, theorem (the exponents of the theorem, η_0 = 1) or constant (no decay, η = 0.3)"""
-    discount: float = 0.99
+    discount: Weight = 0.99
     """discount factor; rewards are discounted from time 0"""
-    horizon: int | None = None
+    horizon: Count | None = None
     """steps after which an episode is cut; default: the environment's own"""
-    batch_size: int = 1
+    batch_size: Count = 1
     """episodes of a seed at each parameter point that is sampled"""
-    hidden: tuple[int, ...] = ()
+    hidden: Widths = ()
     """widths of the policy's hidden layers; none: softmax over a table (finite MDPs) or a linear policy"""
     activation: str = "tanh"
     """activation of the hidden layers: tanh or softplus"""
@@ -57,7 +58,7 @@ class PGSettings:
     """baseline of the gradient estimate: none, leave-one-out, time or value; all unbiased"""
     causal: bool = False
     """causal (DiCE) form of the Hessian estimate: same mean, less variance"""
-    log_std: float = 0.0
+    log_std: Annotated[float, Range(-50, 50)] = 0.0
     """initial log standard deviation of Gaussian policies"""
     learn_std: bool = True
     """learn the standard deviation"""
@@ -66,15 +67,15 @@ class PGSettings:
     dtype: str = "float32"
     """precision of parameters and gradients: float32 or float64"""
     device: Device = "auto"
-    workers: int | None = None
+    workers: Workers | None = None
     """worker processes that sample episodes; default: one for each further CPU with MuJoCo, none elsewhere"""
-    evaluations: int = 20
+    evaluations: Rows = 20
     """number of evaluations, on episodes that do not count as training"""
-    eval_episodes: int = 5
+    eval_episodes: Count = 5
     """episodes of each seed in an evaluation (none where J is known exactly)"""
-    log_rows: int = 200
+    log_rows: Rows = 200
     """number of rows of metrics"""
-    checkpoints: int = 20
+    checkpoints: Rows = 20
     """number of checkpoints, of which the last three are kept"""
 
 
@@ -122,13 +123,7 @@ def make_agent(algo: str, hyperparameters: dict[str, Any]) -> Agent:
 
 def make_problem(train: PGSettings, device: str) -> Problem:
     """UserError for a setting outside its range."""
-    at_least(1, seeds=train.seeds, env_steps=train.env_steps, batch_size=train.batch_size, evaluations=train.evaluations)
-    at_least(1, log_rows=train.log_rows, checkpoints=train.checkpoints, eval_episodes=train.eval_episodes)
-    check_seed(train.seed)
-    if min((1, *train.hidden)) < 1:
-        raise UserError(f"--hidden is {train.hidden}, expected widths of at least 1")
-    if not 0 < train.discount <= 1:
-        raise UserError(f"--discount is {train.discount}, expected a number in (0, 1]")
+    check_flags(train)
     if train.dtype not in ("float32", "float64"):
         raise UserError(f"--dtype is {train.dtype!r}, expected float32 or float64")
     if train.baseline == "leave-one-out" and train.batch_size < 2:
@@ -231,8 +226,6 @@ def from_config(config: dict[str, Any]) -> tuple[str, PGSettings, dict[str, Any]
 def worker_count(train: PGSettings, env: Env) -> int:
     """How many workers a run gets."""
     if train.workers is not None:
-        if train.workers < 0:
-            raise UserError(f"--workers is {train.workers}, expected 0 or more")
         if train.workers and env.backend != "numpy":
             raise UserError(f"--workers is for environments outside torch; {train.env} is a tensor program: leave it out")
         return train.workers

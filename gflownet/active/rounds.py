@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from torch import Tensor
 from envs.dag.enumeration import Enumeration
 from envs.dag.hypergrid import HyperGrid
 from envs.random import Rng
+from envs.ranges import Count, NonNegative, Positive, Range, Rows, Seed, Seeds, Steps
 from gflownet.evaluation import exact_distribution
 from gflownet.metrics import empirical, l1_sum
 from gflownet.problem import DagProblem, Method, Metrics, objects_per_iteration
@@ -55,29 +56,29 @@ class Oracle:
 class Settings:
     """Settings of active learning, beside those of the environment and the generator."""
 
-    seeds: int = 3
+    seeds: Seeds = 3
     """how many seeds, run one after the other"""
-    seed: int = 0
+    seed: Seed = 0
     """the first seed; for one seed all methods begin with the same cells"""
-    rounds: int = 10
+    rounds: Rows = 10
     """number of rounds: fit the proxy, train a generator on it, query new rewards"""
-    initial: int = 512
+    initial: Count = 512
     """number of random cells whose reward is known at the start"""
-    queries: int = 16
+    queries: Count = 16
     """number of new cells whose reward is queried in a round"""
-    states: int = 16_000
+    states: Steps = 16_000
     """finished objects that the generator visits in a round; the proxy gives their reward"""
-    batch_size: int = 16
+    batch_size: Count = 16
     """objects that the generator constructs in an iteration"""
     proxy: Literal["gp", "oracle"] = "gp"
     """gp: a Gaussian process (needs scikit-learn); oracle: the true reward, for comparison"""
-    kappa: float = 0.0
+    kappa: NonNegative = 0.0
     """weight of the proxy's standard deviation in the acquisition function (UCB)"""
-    beta: float = 1.0
+    beta: Positive = 1.0
     """inverse temperature: the generator's reward is the acquisition function to this power"""
-    floor: float = 1e-3
+    floor: Positive = 1e-3
     """the acquisition function is clipped to at least this"""
-    top_k: int = 10
+    top_k: Annotated[int, Range(2, 1_000_000_000)] = 10
     """k of the top-k mean reward and the top-k distances"""
 
     def rng(self, seed: int, stream: int, i: int = 0) -> Rng:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from envs.core import Trajectories
+from envs.ranges import Count, Fraction, NonNegative, Positive, Widths, check_fields
 from gflownet.baselines.learner import Learner, model_for
 from gflownet.model import Model, log_softmax
 from gflownet.problem import ITERATION, DagProblem, Outcome
@@ -89,31 +90,27 @@ class Steps(NamedTuple):
 class PPO:
     """Proximal policy optimisation of R(x) (Schulman et al. 2017, 1707.06347)."""
 
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     """learning rate of Adam"""
-    updates: int = 32
+    updates: Count = 32
     """U, updates of Adam in an iteration"""
-    minibatch: int = 16
+    minibatch: Count = 16
     """m, environment steps in an update"""
-    clip: float = 0.2
+    clip: Positive = 0.2
     """c, clipping range of the probability ratio"""
-    entropy: float = 0.5
+    entropy: NonNegative = 0.5
     """h, coefficient of the entropy bonus"""
-    value_weight: float = 0.5
+    value_weight: NonNegative = 0.5
     """w, coefficient of the value loss"""
-    trace: float = 0.0
+    trace: Fraction = 0.0
     """λ of generalised advantage estimation: 0 is one-step (as the code of 2021), 1 is return minus value"""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Widths = (256, 256)
     """widths of the network's hidden layers"""
     tabular: bool = False
     """a table of states instead of a network"""
 
     def __post_init__(self) -> None:
-        if self.updates < 1 or self.minibatch < 1 or not self.clip > 0 or not 0 <= self.trace <= 1:
-            raise ValueError(
-                f"updates is {self.updates}, minibatch {self.minibatch}, clip {self.clip}, trace {self.trace}: "
-                "expected updates and minibatch >= 1, clip > 0 and 0 <= trace <= 1"
-            )
+        check_fields(self)
 
     def model(self, problem: DagProblem) -> Model:
         return model_for(problem.env, self.hidden, self.tabular, state_value=True)

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from envs.ranges import Positive, Widths, check_fields
 from gflownet.baselines.learner import Learner, model_for
 from gflownet.flows.flows import Flows
 from gflownet.model import Model
@@ -49,16 +50,17 @@ class SoftState(NamedTuple):
 class SoftPolicyGradient:
     """Entropy-regularised policy gradient (Tiapkin et al. 2023, 2310.12934)."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """learning rate of Adam"""
     backward: Literal["uniform", "maxent"] = "uniform"
     """backward policy: uniform over edges, or maxent (proportional to the number of paths)"""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Widths = (256, 256)
     """widths of the network's hidden layers"""
     tabular: bool = False
     """a table of states instead of a network"""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.backward not in ("uniform", "maxent"):
             raise ValueError(
                 f"backward is {self.backward!r}, expected uniform or maxent: a learned P_B needs a loss of its own"

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from envs.ranges import NonNegative, check_fields
 from gflownet.flows.edges import edges_of
 from gflownet.flows.flows import Flows
 from gflownet.objectives.residuals import LOSSES, Residual
@@ -34,9 +35,9 @@ def flow_matching(log_inflow: Tensor, log_outflow: Tensor, smoothing: float) -> 
 class FlowMatching:
     """Flow matching: inflow equals outflow (Bengio et al. 2021)."""
 
-    smoothing: float = 0.0
+    smoothing: NonNegative = 0.0
     """ε of eq. 12, added to inflow and outflow: flows far below it have no influence"""
-    terminal_weight: float = 1.0
+    terminal_weight: NonNegative = 1.0
     """λ_T, the weight of finished objects"""
     residual: Residual = "squared"
     """loss applied to the residual: squared, huber or shifted-cosh"""
@@ -45,10 +46,7 @@ class FlowMatching:
     backwards: ClassVar[tuple[str, ...]] = ("uniform",)  # the formula has no P_B
 
     def __post_init__(self) -> None:
-        if not 0 <= self.smoothing < math.inf or not 0 <= self.terminal_weight < math.inf:
-            raise ValueError(
-                f"smoothing is {self.smoothing}, terminal_weight {self.terminal_weight}: expected numbers of at least 0"
-            )
+        check_fields(self)
 
     def loss(self, flows: Flows) -> Tensor:
         edges = edges_of(flows)

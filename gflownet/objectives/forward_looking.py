@@ -11,10 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from envs.ranges import Weight, check_fields
 from gflownet.flows.flows import Flows
 from gflownet.objectives.detailed_balance import detailed_balance
 from gflownet.objectives.residuals import LOSSES, Residual
-from gflownet.objectives.subtrajectory_balance import check_decay, subtrajectory_balance
+from gflownet.objectives.subtrajectory_balance import subtrajectory_balance
 
 
 def forward_looking(flows: Flows) -> Tensor:
@@ -44,7 +45,7 @@ class ForwardLookingDB:
 class ForwardLookingSubTB:
     """Forward-looking sub-trajectory balance (Pan et al. 2023, 2302.01687)."""
 
-    decay: float = 0.9
+    decay: Weight = 0.9
     """λ: a sub-trajectory of length l has weight λ^l"""
     residual: Residual = "squared"
     """loss applied to the residual: squared, huber or shifted-cosh"""
@@ -52,7 +53,7 @@ class ForwardLookingSubTB:
     uses: ClassVar[frozenset[str]] = frozenset({"state_flow"})
 
     def __post_init__(self) -> None:
-        check_decay(self.decay)
+        check_fields(self)
 
     def loss(self, flows: Flows) -> Tensor:
         log_flow = forward_looking(flows)

@@ -11,10 +11,11 @@ the network are Q/λ, so that the policy is their softmax.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
+from envs.ranges import Range, check_fields
 from gflownet.flows.flows import Flows
 from gflownet.objectives.residuals import LOSSES, Residual
 
@@ -28,9 +29,9 @@ def soft_bellman(q: Tensor, log_pb: Tensor, bonus: Tensor, value_next: Tensor) -
 class SoftDQN:
     """Soft Q-learning with rewards log P_B (Tiapkin et al. 2023, 2310.12934)."""
 
-    munchausen: float = 0.0
+    munchausen: Annotated[float, Range(0, 1, below=True)] = 0.0
     """α, the weight of the log-policy bonus; 0.15 is usual, 0 is plain soft DQN"""
-    clip: float = -2500.0
+    clip: Annotated[float, Range(high=0)] = -2500.0
     """l0, the lowest bonus before weighing"""
     residual: Residual = "huber"
     """loss applied to the residual: squared, huber or shifted-cosh"""
@@ -43,8 +44,7 @@ class SoftDQN:
     )  # P_B is part of the reward and not trained by this loss
 
     def __post_init__(self) -> None:
-        if not 0 <= self.munchausen < 1 or not self.clip <= 0:
-            raise ValueError(f"munchausen is {self.munchausen}, clip {self.clip}: expected 0 <= munchausen < 1 and clip <= 0")
+        check_fields(self)
 
     def loss(self, flows: Flows) -> Tensor:
         temperature, slow = 1 / (1 - self.munchausen), flows.target

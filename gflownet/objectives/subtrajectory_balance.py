@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from envs.ranges import Weight, check_fields
 from gflownet.flows.flows import Flows
 from gflownet.objectives.residuals import LOSSES, Residual
 
@@ -55,16 +56,6 @@ def subtrajectory_balance(
     return torch.stack(sums).sum(0) / total
 
 
-def check_decay(decay: float) -> None:
-    """Check λ.
-
-    Raises:
-        ValueError: λ is not in (0, 1].
-    """
-    if not 0 < decay <= 1:
-        raise ValueError(f"decay is {decay}, expected a number in (0, 1] (0.9 is usual)")
-
-
 def _pairs(length: int, decay: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[length, length] λ^|i - j|, 0 where i = j."""
     times = torch.arange(length, device=device)
@@ -82,7 +73,7 @@ def _lag(v: Tensor, weight: Tensor, lag: int, decay: float, residual: str) -> Te
 class SubTrajectoryBalance:
     """Sub-trajectory balance, SubTB(λ) (Madan et al. 2023, 2209.12782)."""
 
-    decay: float = 0.9
+    decay: Weight = 0.9
     """λ: a sub-trajectory of length l has weight λ^l; near 0 this is DB, at 1 all have the same weight"""
     residual: Residual = "squared"
     """loss applied to the residual: squared, huber or shifted-cosh"""
@@ -90,7 +81,7 @@ class SubTrajectoryBalance:
     uses: ClassVar[frozenset[str]] = frozenset({"state_flow"})
 
     def __post_init__(self) -> None:
-        check_decay(self.decay)
+        check_fields(self)
 
     def loss(self, flows: Flows) -> Tensor:
         return flows.mean(

@@ -15,29 +15,29 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from envs.ranges import NonNegative, Positive, Weight, check_fields
 from pgrl.agent import Ascent, Metrics, World, normalised
-from pgrl.schedules import check_eta, check_step, polynomial
+from pgrl.schedules import polynomial
 
 
 @dataclass(frozen=True)
 class NMPG:
     """Normalised policy gradient with momentum."""
 
-    step_size: float
+    step_size: Positive
     """γ_0: the length of the step at t = 0, in parameter space"""
-    step_power: float = 1.0
+    step_power: NonNegative = 1.0
     """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
-    eta: float = 1.0
+    eta: Weight = 1.0
     """η_0: the weight of the new gradient, in (0, 1]; at t = 0 it is always 1"""
-    eta_power: float = 2 / 3
+    eta_power: NonNegative = 2 / 3
     """exponent of η_t = η_0 (2/(t+2))^p; 0 is a constant weight"""
 
     unbiased: ClassVar[bool] = False
     order: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
-        check_step(self.step_size, self.step_power)
-        check_eta(self.eta, self.eta_power)
+        check_fields(self)
 
     def init(self, theta: Tensor) -> Ascent:
         return Ascent(theta, torch.zeros_like(theta), 0)

@@ -13,24 +13,25 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from envs.ranges import NonNegative, Positive, check_fields
 from pgrl.agent import Ascent, Metrics, World, normalised
-from pgrl.schedules import check_step, polynomial
+from pgrl.schedules import polynomial
 
 
 @dataclass(frozen=True)
 class NPG:
     """Normalised policy gradient; with a batch of one it need not converge."""
 
-    step_size: float
+    step_size: Positive
     """γ_0: the length of the step at t = 0, in parameter space"""
-    step_power: float = 2 / 3
+    step_power: NonNegative = 2 / 3
     """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
 
     unbiased: ClassVar[bool] = True
     order: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
-        check_step(self.step_size, self.step_power)
+        check_fields(self)
 
     def init(self, theta: Tensor) -> Ascent:
         return Ascent(theta, torch.zeros_like(theta), 0)

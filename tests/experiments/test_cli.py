@@ -366,7 +366,7 @@ def test_bad_input_gets_one_clear_sentence(tmp_path: Path, capsys: pytest.Captur
     assert "HalfCheetah-v5" in says("train", "n-harpg", "--env", "HalfCheetah-v4")
     assert "CartPole" in says("train", "n-harpg", "--env", "CartPol-v1")
     assert "(0, 1]" in says("train", "n-harpg", "--eta", 1.5)
-    assert "step_size is -1" in says("train", "n-harpg", "--step-size", -1)
+    assert "--step-size is -1" in says("train", "n-harpg", "--step-size", -1)
     assert "--seeds is 0" in says("train", "n-harpg", "--seeds", 0)
     assert "--discount is 2" in says("train", "n-harpg", "--discount", 2)
     assert "batch-size" in says("train", "n-harpg", "--baseline", "leave-one-out")

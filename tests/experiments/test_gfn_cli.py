@@ -254,7 +254,7 @@ def test_bad_input_gets_one_clear_sentence(tmp_path: Path, capsys: pytest.Captur
     assert "train" in says(capsys, "trian")
     assert "ndim is 0" in wrong("--objective", "fm", "--ndim", 0)
     assert "height is 1" in wrong("--objective", "fm", "--height", 1)
-    assert "R0" in wrong("--objective", "fm", "--r0", 0)
+    assert "--r0 is 0" in wrong("--objective", "fm", "--r0", 0)
     assert "--seeds is 0" in wrong("--objective", "fm", "--seeds", 0)
     assert "epsilon is 2" in wrong("--objective", "fm", "--epsilon", 2)
     assert "no CUDA" in wrong("--objective", "fm", "--device", "cuda")

@@ -336,8 +336,8 @@ def test_steps_fall_to_their_final_rate(t: int) -> None:
         ({"heads": 0}, "at least 1"),
         ({"hidden": (16, 0)}, "at least 1"),
         ({"epsilon": 2.0}, "epsilon is 2"),
-        ({"search_accept": "always"}, "accept 'always'"),
-        ({"search_depth": 0.0}, "depth 0"),
+        ({"search_accept": "always"}, "search_accept is 'always'"),
+        ({"search_depth": 0.0}, "search_depth is 0"),
     ],
 )
 def test_wrong_knobs(wrong: dict[str, Any], message: str) -> None:

@@ -108,9 +108,9 @@ def test_what_an_objective_cannot_do_it_says() -> None:
         (lambda: SubTrajectoryBalance(0.0), "decay is 0"),
         (lambda: ForwardLookingSubTB(math.inf), "decay is inf"),
         (lambda: FlowMatching(smoothing=-1.0), "smoothing is -1"),
-        (lambda: FlowMatching(terminal_weight=math.nan), "terminal_weight nan"),
+        (lambda: FlowMatching(terminal_weight=math.nan), "terminal_weight is nan"),
         (lambda: SoftDQN(munchausen=1.0), "munchausen is 1"),
-        (lambda: SoftDQN(clip=1.0), "clip 1"),
+        (lambda: SoftDQN(clip=1.0), "clip is 1"),
     ):
         with pytest.raises(ValueError, match=message):
             wrong()
