@@ -92,14 +92,9 @@ def test_the_preset_trains_resumes_and_samples(files: tuple[Path, Path], tmp_pat
         assert all(block.split()[-1] in NAMES for row in csv.DictReader(file) for block in row["blocks"].split(" | "))
 
 
-@pytest.mark.parametrize("objective", ["fm", "mcmc", "ppo"])
+@pytest.mark.parametrize("objective", ["fm", "mcmc"])
 def test_other_methods_of_the_preset(files: tuple[Path, Path], tmp_path: Path, objective: str) -> None:
-    batch = ["--batch-size", 4] if objective == "ppo" else []
-    main(
-        preset(
-            files, tmp_path / "run", "--objective", objective, "--states", 16, "--max-blocks", 8, *batch, "--metrics", "sampled"
-        )
-    )
+    main(preset(files, tmp_path / "run", "--objective", objective, "--states", 16, "--metrics", "sampled"))
     problem = opened(tmp_path / "run")[1].problem
     assert not problem.env.blocks.joins.all()  # type: ignore[attr-defined]
 
