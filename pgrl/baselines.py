@@ -121,10 +121,11 @@ class Linear:
     def predict(self, fitted: Fitted, tau: Trajectories, seeds: int) -> Tensor | None:
         gram, moment = fitted["gram"], fitted["moment"]
         scale = gram.diagonal(dim1=1, dim2=2).mean(1)
-        if not bool((scale > 0).all()):
+        if not bool((scale > 0).any()):
             return None  # before the first fit
         eye = torch.eye(self.features, dtype=gram.dtype, device=gram.device)
-        w = torch.linalg.solve(gram + (self.ridge * scale)[:, None, None] * eye, moment)
+        ridge = torch.where(scale > 0, self.ridge * scale, 1.0)  # a seed that has seen no step yet: w = 0
+        w = torch.linalg.solve(gram + ridge[:, None, None] * eye, moment)
         n = tau.mask.shape[1] // seeds
         value = (self._features(tau) * w.repeat_interleave(n, 0)).sum(-1)
         return discounts(tau, self.discount, torch.float64) * value

@@ -124,13 +124,17 @@ class ExactMDP:
         P, r, n = self.mdp.transition, self._reward, self.mdp.n_states
         action = r.argmax(1)
         states = torch.arange(n, device=P.device)
+        best = action, torch.full_like(r[:, 0], -torch.inf)
         while True:
             M = self.discount * P[states, action]
             V = torch.linalg.solve(torch.eye(n, dtype=P.dtype, device=P.device) - M, r[states, action])
+            if not bool(V.sum() > best[1].sum()):  # actions that tie up to rounding would be exchanged for ever
+                return best
+            best = action, V
             Q = r + self.discount * P @ V
             better = Q.max(1).values > Q[states, action] + 1e-12
             if not bool(better.any()):
-                return action, V
+                return best
             action = torch.where(better, Q.argmax(1), action)
 
     @property
@@ -247,7 +251,7 @@ class ExactLQR:
     def fisher(self, theta: Tensor) -> Tensor:
         """F(θ) = (1 - discount) X ⊗ diag(σ^-2) for θ = K row-major, [mn, mn], with X = Σ_t discount^t E ss'."""
         K, noise = self._K(_single(theta))
-        return torch.kron(torch.linalg.inv(noise), (1 - self.discount) * self._second_moments(K, noise))
+        return torch.kron(torch.diag(1 / noise.diagonal()), (1 - self.discount) * self._second_moments(K, noise))
 
     def _second_moments(self, K: Tensor, noise: Tensor) -> Tensor:
         env, n, c = self.lqr, self.lqr.n, self.discount

@@ -133,13 +133,10 @@ def defaults(method: str, env: str, preset: str = "recipe") -> tuple[GFNSettings
     tuned = {**(recipe.common if entry.objective else {}), **recipe.hyperparameters.get(method, {})}
     shared = {name: value for name, value in tuned.items() if name in _names(GFNSettings)}
     train = dataclasses.replace(GFNSettings(states=recipe.states, batch_size=recipe.batch_size, preset=preset), **shared)
-    objective = dict(entry.preset) if entry.objective else {}
-    hyperparameters = {} if entry.objective else dict(entry.preset)
-    if entry.objective:
-        objective |= {name: value for name, value in tuned.items() if name in _names(entry.make)}
-    hyperparameters |= {
-        name: value for name, value in tuned.items() if name in _names(GFlowNetSettings if entry.objective else entry.make)
-    }
+    tuned |= entry.preset  # what a name fixes is what sets it apart
+    own = {name: value for name, value in tuned.items() if name in _names(entry.make)}
+    common = {name: value for name, value in tuned.items() if name in _names(GFlowNetSettings)}
+    objective, hyperparameters = (own, common) if entry.objective else ({}, own)
     unknown = set(recipe.env_settings) - _names(env_entry.settings)
     assert not unknown, unknown
     return train, Choice(method, objective, hyperparameters, env, dict(recipe.env_settings)), recipe

@@ -110,7 +110,7 @@ def defaults(algo: str, env: str, preset: str = "recipe") -> tuple[PGSettings, d
     presets = {"recipe": tuned, "theorem": step, "constant": {**step, "step_power": 0.0, "eta": 0.3, "eta_power": 0.0}}
     if preset not in presets:
         raise UserError(f"--preset is {preset!r}, expected {', '.join(presets)}")
-    chosen = {**entry.preset, **presets[preset]}
+    chosen = {**presets[preset], **entry.preset}  # what a name fixes is what sets it apart
     return settings, {name: value for name, value in chosen.items() if name in hyperparameters}, recipe
 
 

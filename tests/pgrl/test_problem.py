@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from envs.mdp.exact import gradient
-from envs.mdp.tabular import gridworld
+from envs.mdp.tabular import FiniteMDP, gridworld
 from experiments.pg.train import PGTraining, step
 from pgrl.agents.n_harpg import NHARPG
 from pgrl.agents.n_pg import NPG
@@ -12,6 +12,7 @@ from pgrl.baselines import baseline_for
 from pgrl.gradients import Estimator
 from pgrl.policy import policy_for
 from pgrl.problem import Problem
+from pgrl.registry import register
 from tests.worlds import (
     DISCOUNT,
     F64,
@@ -104,3 +105,29 @@ def test_a_seed_stops_at_its_own_budget() -> None:
     for _ in range(finished[0][1] + 1):
         alone, _, _ = step(lone, agent, alone, 150)
     assert torch.allclose(alone.state.theta[0], finished[0][0], atol=1e-9)
+
+
+@pytest.mark.parametrize("baseline", ["none", "leave-one-out", "time", "value"])
+@pytest.mark.parametrize("algo", register())
+def test_a_seed_alone_is_the_seed_in_company_where_episodes_begin_in_a_terminal_state(algo: str, baseline: str) -> None:
+    """Then some seeds see no step for several iterations, and others do."""
+    mdp = tiny_mdp()
+    reward = (mdp.transition * mdp.reward).sum(-1)
+    transition = torch.eye(3, dtype=F64)[:, None].repeat(1, 2, 1)
+    transition[:2, :, :2] = mdp.transition
+    start, terminal = torch.tensor([0.1, 0.1, 0.8], dtype=F64), torch.tensor([False, False, True])
+    env = FiniteMDP(transition, torch.cat([reward, reward[:1]]), start, horizon=HORIZON, terminal=terminal)
+    fitted = baseline_for(baseline, discount=DISCOUNT, horizon=HORIZON, observation_size=1, n_states=3)
+    entry = register()[algo]
+    agent = entry.make(**{"step_size": 0.3, **entry.preset})
+
+    def trained(seeds: tuple[int, ...]) -> torch.Tensor:
+        world = Problem(env, policy_for(env, dtype=F64), DISCOUNT, seeds, HORIZON, 2, True, fitted)
+        training = PGTraining.begin(agent, world)
+        for _ in range(5):
+            training, _, _ = step(world, agent, training, 1_000)
+        return training.state.theta
+
+    together = trained(tuple(range(6)))
+    for seed in (0, 3, 5):
+        assert torch.allclose(trained((seed,))[0], together[seed], atol=1e-12)

@@ -17,7 +17,7 @@ GENERAL = PGRecipe(
         "n-pg-igt": {"step_size": 0.1, "step_power": 0.5, "eta": 0.3, "eta_power": 0.0},
         "harpg": {"step_size": 0.01, "step_power": 0.0, "eta": 0.3, "eta_power": 0.0},
         "n-harpg": {"step_size": 0.1, "step_power": 0.5, "eta": 0.3, "eta_power": 0.0},
-        "sharp": {"step_size": 0.1, "step_power": 0.5, "eta": 0.3, "eta_power": 0.0},
+        "sharp": {"step_size": 0.2},
     },
     note="general settings: tune step_size first",
 )

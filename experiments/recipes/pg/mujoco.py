@@ -21,7 +21,7 @@ COMMON: dict[str, Any] = {
         "n-pg-igt": {**CONSTANT, "eta": 0.1, "eta_power": 0.0},
         "harpg": {"step_size": 3e-5, "step_power": 0.0, "eta": 0.2, "eta_power": 0.0},
         "n-harpg": {**CONSTANT, "eta": 0.2, "eta_power": 0.0},
-        "sharp": {**CONSTANT, "eta": 0.2, "eta_power": 0.0},
+        "sharp": {"step_size": 0.2},
     },
     "note": "64×64 tanh as in Fatkhullin et al. 2023, one trajectory an iteration; tuned by a few short trials on HalfCheetah",
 }
