@@ -68,14 +68,18 @@ def resolved(settings: MoleculeSettings) -> MoleculeSettings:
     """With the vocabulary written out and files as absolute paths. UserError for files that cannot be read."""
     _need_rdkit()
     from envs.molecules.fragments import as_json
-    from gflownet.rewards.expression import FILE
+    from gflownet.rewards.expression import Expression
 
     if not settings.vocabulary:
         text = json.dumps(json.loads(as_json(_fragments(settings))), separators=(",", ":"))
         settings = replace(settings, vocabulary=text, digest=_digest(text))
     check_flags(settings)
     weights = str(Path(settings.seh_weights).resolve()) if settings.seh_weights else ""
-    files = settings.files or json.dumps({name: absolute(name) for name in FILE.findall(settings.reward)})
+    try:
+        functions = Expression.parse(settings.reward, ("seh",)).functions
+    except ValueError as error:
+        raise UserError(f"molecules: {error}") from error
+    files = settings.files or json.dumps({name: absolute(name) for name in functions})
     return replace(
         settings,
         fragments=str(Path(settings.fragments).resolve()) if settings.fragments else "",

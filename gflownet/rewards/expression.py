@@ -24,6 +24,7 @@ from gflownet.rewards.chemistry import SYNOPSIS, Floats, Term, term
 FILE = re.compile(r"[^\s*+^()\[\],]+\.py:[A-Za-z_]\w*")
 NAME = re.compile(r"[A-Za-z_]\w*")
 NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
+LONGEST = 20_000  # characters; similar[SMILES] of a large molecule has 200
 DEEPEST = 50  # the deepest nesting of brackets
 T = TypeVar("T")
 
@@ -99,6 +100,10 @@ class _Parser:
     """A recursive descent parser, one method for each rule. A rule that may have a weight returns (weight, tree)."""
 
     def __init__(self, text: str, outside: Collection[str]) -> None:
+        if len(text) > LONGEST:
+            raise ValueError(
+                f"the reward has {len(text):,} characters, expected at most {LONGEST:,}: write it as file.py:function"
+            )
         self.text, self.known, self.at, self.depth = text, outside, 0, 0
         self.terms: dict[str, Term] = {}
         self.outside: list[str] = []
@@ -162,8 +167,8 @@ class _Parser:
         if self.text[start : start + 1] != "[":
             return None
         depth = 0
-        for i, character in enumerate(self.text[start:], start):
-            depth += {"[": 1, "]": -1}.get(character, 0)
+        for i in range(start, len(self.text)):
+            depth += {"[": 1, "]": -1}.get(self.text[i], 0)
             if depth == 0:
                 self.at = i + 1
                 return self.text[start + 1 : i].strip()

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -152,6 +153,16 @@ def test_what_is_no_reward_is_refused_with_the_place(text: str, message: str) ->
 
 
 # -- parts and tempering
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 100_000, "a" * 20_000, "qed*" * 5_000, "(" * 20_000, "similar[" * 2_500, "a.py:" * 4_000, "a[" * 10_000]
+)
+def test_a_long_text_is_refused_at_once(text: str) -> None:
+    begun = time.process_time()
+    with pytest.raises(ValueError, match=r"at most 20,000|, character"):
+        Expression.parse(text)
+    assert time.process_time() - begun < 0.5
 
 
 def test_parts_are_the_reward_its_terms_and_what_is_under_them() -> None:
