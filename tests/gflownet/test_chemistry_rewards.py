@@ -15,6 +15,8 @@ pytest.importorskip("rdkit")
 from rdkit import Chem
 from rdkit.Chem import QED, Crippen, Descriptors, Lipinski, MolSurf
 
+from experiments.cli.errors import UserError
+from experiments.molecules.config import MoleculeSettings, resolved
 from gflownet.rewards import chemistry
 from gflownet.rewards.cached import Quantities, from_smiles
 from gflownet.rewards.chemistry import Similarity, Term, Window, ease, term
@@ -162,6 +164,8 @@ def test_a_long_text_is_refused_at_once(text: str) -> None:
     begun = time.process_time()
     with pytest.raises(ValueError, match=r"at most 20,000|, character"):
         Expression.parse(text)
+    with pytest.raises(UserError, match="molecules: "):
+        resolved(MoleculeSettings(reward=text))
     assert time.process_time() - begun < 0.5
 
 
