@@ -51,8 +51,12 @@ class World(Protocol):
 class Agent(Protocol):
     """An algorithm: a frozen dataclass of hyperparameters. `pgrl check` tests the two claims that it makes.
 
-    unbiased  E d_t = ∇J_H(θ_t) at every iteration, over all randomness
-    order     without noise, d_t - ∇J_H(θ_t) is proportional to the step size to this power; None: the error is 0
+    unbiased  E[d_t - ∇J_H(θ_t)] = 0 at every iteration, over all randomness
+    order     of an agent that is not: the mean of d_t - ∇J_H(θ_t) is proportional to the step size to this power. None: it is 0
+              without noise, with exact gradients and Hessians. 0: no claim
+
+    Whatever it claims, d_0 is held to be unbiased, and an agent that is not unbiased to take the mean of its estimates:
+    E[d_t | history] is the d_t of exact gradients.
     """
 
     unbiased: ClassVar[bool]

@@ -27,7 +27,8 @@ from experiments.run import checkpoint as checkpoints
 from experiments.run.provenance import examine
 from experiments.run.run import Run, run_name
 from pgrl.agent import Agent
-from pgrl.check import LIMIT, bias, check_problems, decay, order, verdict
+from pgrl.check import LIMIT, CheckProblem, Claim, bias, check_problems, decay, exact_bias, verdict
+from pgrl.enumeration import AgentFault
 from pgrl.problem import Problem
 
 
@@ -119,32 +120,40 @@ def evaluate(folder: Path, episodes: Count, checkpoint: Path | None = None) -> l
     ]
 
 
-def check_agent(algo: str, seeds: int, iterations: int, batch_size: int, step_size: float) -> bool:
-    """Print the table and the verdicts; True when every claim holds."""
-    if seeds < 2 or iterations < 3 or batch_size < 1:
-        raise UserError(
-            f"got --seeds {seeds} --iterations {iterations} --batch-size {batch_size}, expected at least 2, 3 and 1"
-        )
+def check_agent(algo: str, seeds: int, iterations: int, batch_size: int, step_size: float, seed: int) -> bool:
+    """Print the biases and the verdicts; True when every claim holds."""
     entry: Any = find_agent(algo)
     hyperparameters = dict(entry.preset)
     if "step_size" in {f.name for f in dataclasses.fields(entry.make)} and "step_size" not in hyperparameters:
         hyperparameters["step_size"] = step_size
     agent = make_agent(algo, hyperparameters)
+    try:
+        claims = _check(algo, agent, iterations, check_problems(seeds, batch_size, seed))
+    except AgentFault as fault:
+        raise UserError(f"{algo} {fault}", exit_code=5) from fault
+    for claim in claims:
+        print(f"{ {True: 'ok  ', False: 'FAIL', None: '--  '}[claim.holds] } {algo} {claim.sentence}")
+    return all(claim.holds is not False for claim in claims)
+
+
+def _check(algo: str, agent: Agent, iterations: int, problems: list[CheckProblem]) -> list[Claim]:
+    replicas, batch_size = len(problems[0].problem.seeds), problems[0].problem.batch_size
+    print(f"{algo}: bias of the direction, E[d_t - ∇J_H(θ_t)], as a fraction of the gradient")
+    print("over all outcomes in tiny MDPs, from t = 0:")
+    for exact in exact_bias(agent):
+        more = f"   no more: {exact.stopped}" if exact.stopped else ""
+        print(f"  {exact.name:8s} {'  '.join(f'{b:.1e}' for b in exact.biases)}{more}")
+    print(f"by sampling, {replicas} replicas, batches of {batch_size}:")
+    print(f"  {'env':8s} {'t':>4s} {'‖mean‖/‖∇J‖':>12s} {'visible from':>13s} {'max |z|':>8s} {'rms':>8s}")
     marks = sorted({0, *(round((iterations - 1) ** (k / 4)) for k in range(5))})
-    found, orders = {}, {}
-    print(f"{algo}: error of the direction d_t - ∇J_H(θ_t) over {seeds} replicas")
-    print(f"{'env':8s} {'t':>4s} {'‖mean‖/‖∇J‖':>12s} {'visible from':>13s} {'max |z|':>8s} {'rms':>8s}")
-    for case in check_problems(seeds, batch_size):
+    found = {}
+    for case in problems:
         found[case.name] = bias(agent, case, marks)
         for f in found[case.name]:
             flag = " *" if f.z >= LIMIT else ""
-            print(f"{case.name:8s} {f.t:4d} {f.fraction:12.2%} {f.visible:13.2%} {f.z:8.1f} {f.rms:8.3f}{flag}")
-        orders[case.name] = order(agent, case)
-        print(f"{case.name:8s} rms ~ t^{decay(found[case.name]):.2f}")
-    claims = verdict(agent, found, orders)
-    for holds, sentence in claims:
-        print(f"{'ok  ' if holds else 'FAIL'} {algo} {sentence}")
-    return all(holds for holds, _ in claims)
+            print(f"  {case.name:8s} {f.t:4d} {f.fraction:12.2%} {f.visible:13.2%} {f.z:8.1f} {f.rms:8.3f}{flag}")
+        print(f"  {case.name:8s} rms ~ t^{decay(found[case.name]):.2f}")
+    return verdict(agent, found)
 
 
 def doctor() -> None:

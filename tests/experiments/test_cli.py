@@ -349,6 +349,20 @@ def test_check_holds_agents_to_their_claims(tmp_path: Path, capsys: pytest.Captu
     assert "FAIL" in capsys.readouterr().out
 
 
+def test_check_reports_an_error_of_an_agent_and_takes_a_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    agent = tmp_path / "misspelt.py"
+    agent.write_text(OUTSIDE_AGENT.format(unbiased="False", gradient="world.gradeint(theta, tau)"))
+    pgrl("check", f"{agent}:agent", code=5)
+    assert re.search(r"raised AttributeError in step 0 \(misspelt.py, line \d+\): .*gradeint", capsys.readouterr().err)
+    tables = []
+    for seed in (0, 0, 1):
+        pgrl("check", "n-pg", "--seeds", 64, "--iterations", 3, "--batch-size", 4, "--seed", seed)
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1] != tables[2]
+    pgrl("check", "n-pg", "--seed", -1, code=2)
+    assert "--seed is -1, expected" in capsys.readouterr().err
+
+
 def sentence(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
     capsys.readouterr()
     pgrl(*arguments, code=code)
