@@ -26,6 +26,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     "hypergrid": {"needs": ("matplotlib",), "scale": 1e-4},
     "objectives": {"needs": ("matplotlib",), "scale": 1e-4},
     "molecules": {"needs": ("rdkit",)},
+    "log_z": {"needs": ("rdkit",)},
     "seh": {
         "needs": ("rdkit",),
         "files": {"blocks": DATA / "blocks_PDB_105.json", "weights": DATA / "proxy_best_params.pkl.gz"},

@@ -1,5 +1,6 @@
 """Warnings of a training run: what they look at, and that a good run gives none."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from experiments.cli.gflownet import main
 from experiments.gfn.warn import Warnings, equal_rewards
+from experiments.run.log import read_metrics
 
 
 def said(residuals: list[list[float]], rewards: list[list[float]], total: int = 100) -> list[str]:
@@ -63,7 +65,23 @@ def test_equal_rewards() -> None:
 @pytest.mark.parametrize(("start", "warned"), [("0", True), ("auto", False)])
 def test_log_z_at_beta_32(start: str, warned: bool, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """A peaked reward: with log Z = 0 at the start nothing is learned, and the run says so."""
-    flags = ["--reward", "similar[CC(=O)Oc1ccccc1C(=O)O]*qed", "--beta", "32", "--states", "384", "--evaluations", "12"]
+    flags = ["--reward", "similar[CC(=O)Oc1ccccc1C(=O)O]*qed", "--beta", "32", "--states", "640", "--evaluations", "10"]
     out = ["--max-blocks", "3", "--hidden", "16", "16", "--quiet", "--out", str(tmp_path / "run")]
     main(["train", "molecules", "--objective", "tb", "--log-z-start", start, *flags, *out])
     assert ("log Z has not arrived" in capsys.readouterr().err) == warned
+
+
+SEH = Path(__file__).resolve().parents[3] / "shared/data/seh"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SEH.exists(), reason="needs ../shared/data/seh")
+def test_log_z_arrives_within_2_000_molecules(tmp_path: Path) -> None:
+    """With the recipe's rates on sEH at β = 10, where log Z is above 30 and starts near 10."""
+    task = ["--reward", "seh", "--beta", "10", "--r-min", "0.0125", "--fragments", str(SEH / "blocks_PDB_105.json")]
+    few = ["--states", "4096", "--evaluations", "6", "--seh-weights", str(SEH / "proxy_best_params.npz"), "--quiet"]
+    main(["train", "molecules", "--objective", "tb", *task, *few, "--out", str(tmp_path / "run")])
+    log_z = {row["states"]: row["eval/log_z"][0] for row in read_metrics(tmp_path / "run") if "eval/log_z" in row}
+    then = log_z[min(states for states in log_z if states >= 2000)]
+    assert abs(then - log_z[4096]) < 2
+    assert log_z[4096] > 28
