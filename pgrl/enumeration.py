@@ -19,7 +19,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -188,10 +188,17 @@ class Outcomes:
         return self._estimator.hessian_vector(theta, tau, u)
 
     def uniform(self) -> Tensor:
-        x, w = (torch.from_numpy(v) / 2 for v in np.polynomial.legendre.leggauss(self.nodes))
-        q = self._draw(self.nodes, "uniform")
-        self.weight = self.weight * w[q]
-        return (0.5 + x[q])[:, None]
+        at = self._draw(self.nodes, "uniform")
+        q, weight = _gauss(self.nodes)
+        self.weight = self.weight * weight[at]
+        return q[at][:, None]
+
+
+@cache
+def _gauss(nodes: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss-Legendre quadrature on (0, 1)."""
+    x, w = (torch.from_numpy(v) / 2 for v in np.polynomial.legendre.leggauss(nodes))
+    return 0.5 + x, w
 
 
 class FewerNodes(Outcomes):
@@ -305,7 +312,7 @@ def called(agent: Agent, work: Callable[[], Any], what: str) -> Any:
         return work()
     except (AgentFault, NotEnumerable, ReadsTrajectories):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         source = inspect.getsourcefile(type(agent))
         frame = next((f for f in reversed(frames) if f.filename == source), frames[-1])

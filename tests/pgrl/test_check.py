@@ -144,6 +144,11 @@ class Elsewhere(NPG):
         return super().step(state, world)
 
 
+class Leaves(NPG):
+    def step(self, state, world):
+        raise SystemExit(0)
+
+
 class Says(NPG):
     unbiased: ClassVar[str] = "yes"
 
@@ -160,6 +165,7 @@ class Says(NPG):
         (NoState(0.2), r"init returned dict as its state, expected a NamedTuple with theta and d"),
         (Flat(0.2), r"step returned a tensor \(4,\) as d, expected a tensor \(1, 4\)"),
         (Elsewhere(0.2), r"asked for episodes at a tensor \(4,\), expected θ \[1, 4\]"),
+        (Leaves(0.2), r"raised SystemExit in step 0 \(test_check.py, line \d+\): 0"),
         (Says(0.2), r"has unbiased = 'yes', expected True or False"),
         (WRONG["q of its own random numbers"], r"two directions in iteration 1 .*: use world.uniform\(\)"),
     ],
