@@ -56,7 +56,7 @@ class ReadsTrajectories(Exception):
 
 @dataclass(frozen=True)
 class TinyMDP:
-    """A deterministic MDP whose trajectories can be listed; the first state and the actions are random.
+    """An MDP whose trajectories can be listed: the actions and the first state are random, the transitions are not.
 
     name        of the problem
     start       probability of each first state
@@ -89,7 +89,7 @@ class TinyMDP:
     def _listed(self) -> tuple[Trajectories, Tensor, Tensor]:
         """All trajectories, the probability of each one's first state [M], and each one's return [M]."""
         end = len(self.move)
-        episodes: list[tuple[list[tuple[int, int]], int]] = [([], s) for s in range(end)]
+        episodes: list[tuple[list[tuple[int, int]], int]] = [([], s) for s in range(end) if self.start[s]]
         for _ in range(self.horizon):
             episodes = [
                 ([*steps, (s, a)], self.move[s][a] if s < end else end)
@@ -127,7 +127,7 @@ def tiny_mdps() -> list[TinyMDP]:
     """Two states, with early ends; three arms, with batches of two and large rewards; three arms, with most iterations."""
     arms = ((1, 1, 1),)
     return [
-        TinyMDP("chain", (0.7, 0.3), ((1, 0), (0, 2)), ((1.0, -0.5), (0.3, 2.0)), horizon=2, discount=0.8),
+        TinyMDP("chain", (1.0, 0.0), ((1, 0), (0, 2)), ((1.0, -0.5), (0.3, 2.0)), horizon=3, discount=0.8),
         TinyMDP("pairs", (1.0,), arms, ((120.0, -40.0, 30.0),), horizon=1, discount=0.8, batch_size=2),
         TinyMDP("arms", (1.0,), arms, ((1.2, -0.4, 0.3),), horizon=1, discount=0.8),
     ]

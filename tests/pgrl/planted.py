@@ -181,6 +181,11 @@ def own_reward(now: Now, tau: Trajectories) -> Tensor:
     return psi(now, tau) - later
 
 
+def two_rewards(now: Now, tau: Trajectories) -> Tensor:
+    later = torch.cat([psi(now, tau)[2:], torch.zeros_like(tau.reward[:2])])[: len(tau.mask)]
+    return (psi(now, tau) - later) * tau.mask
+
+
 def discounted_from_t(now: Now, tau: Trajectories) -> Tensor:
     return psi(now, tau) / now.world.discount ** torch.arange(len(tau.mask))[:, None]
 
@@ -210,7 +215,7 @@ def whitened(now: Now, tau: Trajectories) -> Tensor:
 def over_steps(now: Now, tau: Trajectories) -> Tensor:
     n = tau.mask.shape[1] // len(now.theta)
     steps = tau.mask.sum(0).reshape(-1, n).double().mean(1)
-    return psi(now, tau) * (2 / steps).repeat_interleave(n)
+    return psi(now, tau) * (3 / steps).repeat_interleave(n)
 
 
 def clipped(d: Tensor, most: float) -> Tensor:
@@ -409,6 +414,7 @@ WRONG: dict[str, Planted] = {
     "scores not discounted": unbiased(of_weights(discounted_from_t), anew=True),
     "rewards before the action": unbiased(of_weights(past_rewards), anew=True),
     "the action's own reward alone": unbiased(of_weights(own_reward), anew=True),
+    "this and the next reward alone": unbiased(of_weights(two_rewards), anew=True),
     "mean over steps": unbiased(of_weights(over_steps), anew=True),
     "baseline of the batch": unbiased(of_weights(in_batch_mean), anew=True),
     "returns divided by 1 + their spread": unbiased(of_weights(whitened), anew=True),
