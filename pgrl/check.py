@@ -80,7 +80,7 @@ def verdict(agent: Agent, found: dict[str, list[Finding]] | None = None) -> list
     """
     unbiased, order = bool(_declared(agent, "unbiased", False)), _declared(agent, "order", 0)
     exact = exact_bias(agent)
-    claims = [_exact_claim("start", "has no bias at t = 0, as every agent", exact, slice(1))]
+    claims = [_exact_claim("start", "must start without bias (d_0)", exact, slice(1))]
     if unbiased:
         claims.append(_exact_claim("bias", "claims no bias at t > 0", exact, slice(1, None)))
     else:
@@ -221,7 +221,7 @@ def _noise_free(agent: Agent) -> Claim:
 
 def _estimates(agent: Agent) -> Claim:
     """Compare E[d_t | history] with the d_t of exact gradients, from the same histories."""
-    what, sizes, why = "takes the mean of its estimates", [], ""
+    what, sizes, why = "must take the mean of its estimates", [], ""
     for mdp in tiny_mdps():
         moved = moving(agent, mdp, MOVE)
         try:
@@ -351,8 +351,8 @@ def _finding(t: int, error: Tensor, truth: Tensor) -> Finding:
 
 def _sampled(found: dict[str, list[Finding]], unbiased: bool) -> Claim:
     z = max(f.z for findings in found.values() for f in findings if unbiased or f.t == 0)
-    when = "at every iteration" if unbiased else "at t = 0"
-    return Claim("sampling", z < LIMIT, z, f"is unbiased {when}, by sampling: {z:.1f} standard errors, {_than(z, LIMIT)}")
+    what = "claims no bias" if unbiased else "must start without bias (d_0)"
+    return Claim("sampling", z < LIMIT, z, f"{what}, by sampling: {z:.1f} standard errors, {_than(z, LIMIT)}")
 
 
 def decay(findings: Sequence[Finding]) -> float:
