@@ -235,6 +235,8 @@ def _text(name: str, value: Any) -> str:
     """A value as the command line writes it. UserError for an object that a run folder could not make again."""
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, int) and abs(value) >= 10**1000:
+        raise UserError(f"{name} has more than 1,000 digits, expected a smaller number")
     if isinstance(value, str | int | float | Path | None):
         return str(value)
     found = _in_file(value) if inspect.isfunction(value) else None

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from envs.ranges import Batch, Count, Positive, Range, Rows, Seed, Seeds
+from envs.ranges import Batch, Count, Range, Rows, Seed, Seeds
 from experiments.cli.completion import completion_verb
 from experiments.cli.errors import UserError
 from experiments.cli.threads import quiet
@@ -138,7 +138,7 @@ def check(arguments: list[str]) -> None:
         seeds: Annotated[Seeds, Range(2, 1_000_000)] = 4096,
         iterations: Annotated[int, Range(3, 1_000_000)] = 16,
         batch_size: Batch = 4,
-        step_size: Positive = 0.2,
+        step_size: Annotated[float, Range(0, 100, above=True)] = 0.2,
         seed: Seed = 0,
     ) -> None:
         """Compare an agent's direction with exact gradients: over all outcomes in tiny MDPs, then by sampling in small ones.
