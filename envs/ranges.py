@@ -70,6 +70,7 @@ class Range:
 
 Seed = Annotated[int, Range(0, LARGEST - 1, text="a number from 0 to 2^62")]
 Seeds = Annotated[int, Range(1, 1_000_000)]
+Calls = Annotated[int, Range(0, 10**15)]
 Steps = Annotated[int, Range(1, 10**15)]  # counted in float64 too
 Count = Annotated[int, Range(1, 1_000_000_000)]
 Batch = Annotated[int, Range(1, 10_000_000)]

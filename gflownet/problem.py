@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from envs.core import DagEnv, EnvironmentFault, State, Trajectories
 from envs.random import Rng
 from envs.rollout import Act, rollout
+from gflownet.rewards.calls import RewardCalls
 
 INIT, ITERATION, EVALUATION = 0, 1, 2  # random streams of a seed
 Metrics = dict[str, Tensor | float]
@@ -27,6 +28,7 @@ class DagProblem:
     iterations  of the whole run, for schedules
     device      of parameters and random keys
     dtype       of parameters
+    calls       counts what is asked of the reward
     """
 
     env: DagEnv
@@ -35,6 +37,7 @@ class DagProblem:
     iterations: int = 1
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    calls: RewardCalls = field(default_factory=RewardCalls, compare=False)
 
     def rng(self, stream: int, t: int | Tensor = 0) -> Rng:
         """Random keys of a stream and an iteration, one for each of the S seeds."""

@@ -191,12 +191,13 @@ class Enumeration:
         return ExactFlow(log_flow, log_edge, log_pf)
 
 
-def enumerate_dag(env: DagEnv, limit: int = 2_000_000) -> Enumeration:
+def enumerate_dag(env: DagEnv, limit: int = 2_000_000, log_reward: Callable[[Tensor], Tensor] | None = None) -> Enumeration:
     """Enumerate all states that can be reached from the source.
 
     Args:
         env: the environment.
         limit: the most states; an object and the state before its stop action are two.
+        log_reward: of objects [K, *obs], [K], in place of the environment's.
 
     Returns:
         All states, edges and rewards.
@@ -211,13 +212,14 @@ def enumerate_dag(env: DagEnv, limit: int = 2_000_000) -> Enumeration:
             f"the environment has {env.n_states} observations, more than the limit of {limit} states: "
             "use the sampled metrics, or raise `limit`"
         )
+    log_reward = log_reward or env.log_reward
     if not offers(env, Keyed):
-        return enumeration_of(search(env, limit, hash_key), env.log_reward, hash_key)
+        return enumeration_of(search(env, limit, hash_key), log_reward, hash_key)
 
     def number(obs: Tensor, terminated: Tensor) -> Tensor:
         return 2 * env.index(obs) + terminated
 
-    return enumeration_of(search(env, limit, number), env.log_reward, number)
+    return enumeration_of(search(env, limit, number), log_reward, number)
 
 
 def enumeration_of(graph: Graph, log_reward: Callable[[Tensor], Tensor], key_of: KeyOf) -> Enumeration:

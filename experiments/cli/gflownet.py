@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from envs.ranges import Count
+from envs.ranges import Calls, Count
 from experiments.cli.completion import completion_verb
 from experiments.cli.errors import UserError
 from experiments.cli.molecules import fragments, sample
@@ -179,17 +180,21 @@ def resume(run: Path, checkpoint: Path | None, quiet: bool) -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    def command(run: Positional[Path], samples: Count = 10_000, checkpoint: Path | None = None) -> None:
+    def command(
+        run: Positional[Path], samples: Count = 10_000, checkpoint: Path | None = None, evaluation_calls: Calls | None = None
+    ) -> None:
         """Print as CSV how far each seed's samples, and its policy's exact distribution, are from the target distribution.
 
         Args:
             run: the run folder
             samples: fresh objects of each seed; l1_floor is the expected distance of so many independent samples of the target
             checkpoint: checkpoint folder; default: the latest
+            evaluation_calls: most calls of the reward for these samples; default: without limit, but none where a function of
+                yours scores molecules: the column log_reward is then left out, and correlations are of molecules scored before
         """
         from experiments.gfn.commands import evaluate
 
-        print_csv(evaluate(run, samples, checkpoint))
+        print_csv(evaluate(run, samples, checkpoint, evaluation_calls, lambda line: print(line, file=sys.stderr)))
 
     call(command, "gflownet eval", arguments)
 

@@ -62,6 +62,7 @@ def sample(arguments: list[str]) -> None:
             device: auto (where it was trained, or the CPU), cpu or cuda
             quiet: hide the progress bar
         """
+        from experiments.gfn.rewards import summary
         from experiments.molecules.files import format_of
         from experiments.molecules.sample import Wanted, trained
         from experiments.run.out_file import output
@@ -72,7 +73,10 @@ def sample(arguments: list[str]) -> None:
         # standard output has nothing to clear away: there a signal ends the process as it ends any other
         with nullcontext(list[int]()) if out == STDOUT else deferred_signals() as asked, output(out) as write:
             silent = quiet or (out == STDOUT and sys.stdout.isatty())
-            short = _write(trained(run, checkpoint, device), wanted, written, write, asked, silent)
+            source = trained(run, checkpoint, device)
+            short = _write(source, wanted, written, write, asked, silent)
+        if not quiet and not short and source.problem.calls.calls:
+            print(summary(source.problem.calls), file=sys.stderr)
         if short:
             raise UserError(f"{short}" + ("" if out == STDOUT else f"; those found are in {out}"), short.exit_code)
 

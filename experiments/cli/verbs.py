@@ -101,7 +101,8 @@ def curves_verb(program: str, x_axis: str) -> Verb:
                 runs: run folders; runs of one method are pooled
                 out: figure, .png or .svg
                 metric: a logged tag; default: eval/gap, eval/return, eval/l1 or eval/correlation, the first that is there
-                x: horizontal axis: env_steps (pgrl), states (gflownet: objects visited), iteration or wall (seconds)
+                x: horizontal axis: env_steps (pgrl), states (gflownet: objects visited), oracle/calls (gflownet: reward calls),
+                    iteration or wall (seconds)
             """
             from experiments.plots.curves import curves, table
 

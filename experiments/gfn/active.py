@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from experiments.cli.errors import MissingPackage, UserError
 from experiments.cli.progress import progress
 from experiments.cli.ranges import check_flags
 from experiments.cli.signals import deferred_signals
+from experiments.cli.stdout import stdout_to_stderr
 from experiments.cli.threads import fit
+from experiments.gfn import rewards
 from experiments.gfn.build import make_dag_env, refuse_bad_reward
 from experiments.gfn.config import Choice, GFNSettings, as_config, defaults, from_config, make_method
 from experiments.gfn.environments import find_env
@@ -35,9 +38,11 @@ from experiments.run.run import Run, run_name
 from gflownet.active.gaussian_process import GaussianProcess
 from gflownet.active.rounds import Measures, Oracle, Pool, Proxy, Round, Settings, begin, measures, one_round
 from gflownet.problem import Method
+from gflownet.rewards.calls import RewardCalls
 
 LIMIT = 100_000  # states of a grid, whose cells the proxy all evaluates in every round
 DESCRIPTIONS = {
+    **rewards.DESCRIPTIONS,
     "known": "Number of cells whose true reward is known.",
     "eval/top_return": "Mean reward of the k best cells known, minus that of the cells known at the start.",
     "eval/top_gain": "The same, minus that of the round before: the top-k return of Bengio et al. 2021.",
@@ -64,6 +69,7 @@ class ActiveRun:
     proxy: Proxy
     method: Method
     known: Tensor
+    calls: RewardCalls
 
     @property
     def round(self) -> int:
@@ -77,7 +83,7 @@ class ActiveRun:
             raise UserError("the checkpoint does not fit these settings: was a file changed since?", exit_code=3)
         if not torch.equal(known[:, : settings.initial], self.known):
             raise UserError("the checkpoint began with other cells: was a file changed since?", exit_code=3)
-        return ActiveRun(settings, self.pool, self.proxy, self.method, known)
+        return replace(self, known=known)
 
 
 def settings_for(method: str, env: str, preset: str) -> tuple[Settings, Choice, str]:
@@ -111,7 +117,7 @@ def made(config: dict[str, Any]) -> ActiveRun:
     check(settings)
     if settings.proxy == "gp" and importlib.util.find_spec("sklearn") is None:
         raise MissingPackage("scikit-learn", "active", "a Gaussian process (--proxy gp)")
-    pool = pool_of(choice)
+    pool, calls = pool_of(choice)
     wanted, there = settings.initial + settings.rounds * settings.queries, len(pool.cells)
     if wanted > there:
         raise UserError(
@@ -120,7 +126,7 @@ def made(config: dict[str, Any]) -> ActiveRun:
         )
     proxy: Proxy = GaussianProcess() if settings.proxy == "gp" else Oracle(pool.reward)
     known = torch.stack([begin(pool, settings, settings.seed + s) for s in range(settings.seeds)])
-    return ActiveRun(settings, pool, proxy, make_method(choice), known)
+    return ActiveRun(settings, pool, proxy, make_method(choice), known, calls)
 
 
 def check(settings: Settings) -> None:
@@ -132,11 +138,15 @@ def check(settings: Settings) -> None:
         raise UserError(f"--proxy is {settings.proxy!r}, expected gp or oracle")
 
 
-def pool_of(choice: Choice) -> Pool:
+def pool_of(choice: Choice) -> tuple[Pool, RewardCalls]:
+    """The grid with the rewards of all cells, which the metrics need, and the count of what was asked."""
+    calls = RewardCalls()
+    if ".py" in str(choice.env_settings.get("reward", "")):
+        calls.of_user, calls.around = True, stdout_to_stderr
     env = make_dag_env(choice.env, find_env(choice.env).settings(**choice.env_settings), "cpu")
     assert isinstance(env, HyperGrid)
     try:
-        dag = enumerate_dag(env, LIMIT)
+        dag = enumerate_dag(env, LIMIT, partial(calls, env.log_reward))
     except TooManyStates as error:
         raise UserError(
             f"the grid has {env.n_states:,} cells, the proxy evaluates all of them in every round and at most {LIMIT:,}: "
@@ -145,7 +155,7 @@ def pool_of(choice: Choice) -> Pool:
     except ValueError as error:
         raise UserError(str(error)) from error
     refuse_bad_reward(env, dag.obs[dag.objects], dag.log_reward)
-    return Pool(env, dag)
+    return Pool(env, dag), calls
 
 
 def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
@@ -168,6 +178,8 @@ def _to_the_end(run: Run, begun: ActiveRun, quiet: bool) -> Path:
     fit(settings.batch_size)
     with progress(settings.states * settings.rounds, "objects a seed", quiet) as tick:
         play(run, begun, tick, quiet)
+    if not quiet:
+        print(rewards.summary(begun.calls), file=sys.stderr)
     print(table(run.folder))
     if importlib.util.find_spec("matplotlib") is not None:
         from experiments.plots.active import figure
@@ -224,6 +236,7 @@ def _row(begun: ActiveRun, known: Tensor, i: int, done: list[Round]) -> dict[str
         "eval/top_distance": [x.distance for x in now],
         "eval/modes": [x.modes for x in now],
     }
+    row |= rewards.row(begun.calls)
     if done:
         row["eval/proxy_error"] = [x.error for x in done]
         row["eval/generator_l1"] = [x.l1 for x in done]

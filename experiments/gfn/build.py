@@ -17,6 +17,7 @@ from envs.random import Rng
 from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.gfn.environments import find_env
+from experiments.molecules.config import tree_reward
 
 LIMIT = 2_000_000  # states that are enumerated for exact metrics
 TREES = 10_000  # the same for molecules, whose rewards take longer; ten times as many with --metrics exact
@@ -47,17 +48,31 @@ def check_dag_env(name: str, settings: Any) -> list[str]:
         raise UserError(f"{short_name(name)}: {error}", exit_code=code) from error
 
 
-def truth(name: str, env: DagEnv, metrics: str) -> Enumeration | None:
+def truth(name: str, env: DagEnv, metrics: str, known: Tensor | None = None) -> Enumeration | None:
     """All states with the target distribution, where `metrics` ("auto", "exact" or "sampled") allows it.
+
+    known: log R of all objects [K], where a checkpoint has them. Molecules that code of the user's scores are enumerated only
+    where `metrics` is "exact", because each of them is a call.
 
     Raises UserError where `metrics` is "exact" and the space is too large, and for what is no DAG or has no reward.
     """
-    if metrics == "sampled":
+    reward = tree_reward(env)
+    if metrics == "sampled" or (metrics == "auto" and reward is not None and reward.reward.expression.functions):
         return None
+
+    def log_reward(obs: Tensor) -> Tensor:
+        if known is None:
+            return env.log_reward(obs)
+        if len(known) != len(obs):
+            raise UserError(
+                f"the checkpoint has {len(known):,} rewards for {len(obs):,} objects: was a file changed?", exit_code=3
+            )
+        return known.to(obs.device)
+
     try:
         if isinstance(env, BlockTrees):  # first: a step too far takes long
             count_states(env, TREES if metrics == "auto" else 10 * TREES)
-        found = enumerate_dag(env, LIMIT)
+        found = enumerate_dag(env, LIMIT, log_reward)
     except TooManyStates as error:
         if metrics == "exact":
             raise UserError(f"--metrics exact: {_size(env, error)}; use --metrics sampled") from error

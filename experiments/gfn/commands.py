@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from envs.dag.enumeration import Enumeration
 from envs.molecules.block_trees import BlockTrees
-from envs.ranges import Count
+from envs.ranges import Calls, Count
 from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.cli.progress import progress
 from experiments.cli.ranges import check_flags
 from experiments.cli.threads import fit
 from experiments.cli.verbs import Record
+from experiments.gfn import rewards
 from experiments.gfn.build import truth
 from experiments.gfn.config import GFNSettings, as_config, defaults, from_config, make_method, make_problem
 from experiments.gfn.faults import faults_as_sentences
@@ -37,6 +38,7 @@ from gflownet.problem import DagProblem, Method
 if TYPE_CHECKING:
     from experiments.molecules.metrics import Molecules
 
+Saved = tuple[dict[str, Tensor], dict[str, Any]]  # a checkpoint
 ROOM = 1 << 25  # numbers of a policy over the objects that are sampled at once
 
 
@@ -53,18 +55,24 @@ class GFNRun(NamedTuple):
     @property
     def descriptions(self) -> dict[str, str]:
         """tag -> one sentence."""
-        return DESCRIPTIONS if self.molecules is None else {**DESCRIPTIONS, **self.molecules.descriptions}
+        known = {**DESCRIPTIONS, **rewards.DESCRIPTIONS}
+        return known if self.molecules is None else {**known, **self.molecules.descriptions}
 
 
-def made(config: dict[str, Any]) -> GFNRun:
-    """Everything as it is before the first iteration. UserError where something does not fit."""
+def made(config: dict[str, Any], saved: Saved | None = None) -> GFNRun:
+    """Everything as it is before the first iteration. UserError where something does not fit.
+
+    saved: a checkpoint, so that no reward is asked for again that it holds.
+    """
     choice, settings = from_config(config)
     if str(config["device"]).startswith("cuda") and not torch.cuda.is_available():
         raise UserError("the run was made on a GPU, and this machine has none: go on where there is one")
     use_matmul(config["device"], settings.matmul)
     method = make_method(choice)
     problem = make_problem(choice, settings, method, config["device"])
-    exact = truth(choice.env, problem.env, settings.metrics)
+    held = saved[0] if saved else {}
+    rewards.restore_cache(problem, held)
+    exact = truth(choice.env, problem.env, settings.metrics, rewards.known(held))
     molecules = _molecules(problem, choice.env_settings, settings.top_k)
     training = GFNTraining.begin(method, problem, exact, settings.window, settings.top_k if molecules else 0)
     return GFNRun(settings, method, problem, exact, training, molecules)
@@ -92,9 +100,17 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
 
 
 def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
-    begun = made(Run.open(folder).config)
+    saved = _saved(Run.open(folder), checkpoint)
+    begun = made(Run.open(folder).config, saved)
     with Run.open(folder, begun.descriptions) as run:
-        _to_the_end(run, begun._replace(training=run.resume(begun.training.restored, checkpoint)), quiet)
+        training = run.resume(begun.training.restored, checkpoint)
+        rewards.restore(begun.problem, *saved)
+        _to_the_end(run, begun._replace(training=training), quiet)
+
+
+def _saved(run: Run, checkpoint: Path | None) -> Saved:
+    """Tensors and numbers of the newest checkpoint, or of another."""
+    return checkpoints.load(run.named(checkpoint)) if checkpoint else checkpoints.load_latest(run.checkpoints)
 
 
 def finished(folder: Path) -> bool:
@@ -112,6 +128,7 @@ def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:
     with progress(settings.states, "objects a seed", quiet) as tick:
         run_loop(run, problem, method, exact, settings, training, tick, molecules)
     if not quiet:
+        print(rewards.summary(problem.calls), file=sys.stderr)
         print(f"done: {run.folder}   curves: tensorboard --logdir {run.folder}", file=sys.stderr)
 
 
@@ -125,17 +142,27 @@ def _summary(config: dict[str, Any], begun: GFNRun) -> str:
 def opened(folder: Path, checkpoint: Path | None = None) -> tuple[Run, GFNRun]:
     """A run as its newest checkpoint has it, or another."""
     run = Run.open(folder)
-    begun = made(run.config)
-    tensors, meta = checkpoints.load(run.named(checkpoint)) if checkpoint else checkpoints.load_latest(run.checkpoints)
-    return run, begun._replace(training=begun.training.restored(tensors, meta))
+    saved = _saved(run, checkpoint)
+    begun = made(run.config, saved)
+    return run, begun._replace(training=begun.training.restored(*saved))
 
 
-def evaluate(folder: Path, samples: Count, checkpoint: Path | None = None) -> list[Record]:
-    """For each seed: metrics of its policy and of fresh samples."""
-    check_flags(evaluate, {"samples": samples})
+def evaluate(
+    folder: Path,
+    samples: Count,
+    checkpoint: Path | None = None,
+    evaluation_calls: Calls | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Record]:
+    """For each seed: metrics of its policy and of fresh samples.
+
+    evaluation_calls: as in training, for these samples; tell: is told what was asked of the reward.
+    """
+    check_flags(evaluate, {"samples": samples, "evaluation_calls": evaluation_calls})
     _, begun = opened(folder, checkpoint)
     with faults_as_sentences(f"iteration {begun.training.iteration}"):
-        columns = _known(begun, samples)
+        columns = _known(begun, samples, rewards.budget(begun.problem, evaluation_calls))
+    tell(rewards.summary(begun.problem.calls))
     table = {name: x.tolist() if isinstance(x, Tensor) else x for name, x in columns.items()}
     return [
         {"seed": seed, **{name: x[i] if isinstance(x, list) else x for name, x in table.items()}}
@@ -143,37 +170,54 @@ def evaluate(folder: Path, samples: Count, checkpoint: Path | None = None) -> li
     ]
 
 
-def _known(begun: GFNRun, samples: int) -> dict[str, Any]:
-    """The columns of `evaluate`."""
+def _known(begun: GFNRun, samples: int, calls: int | None) -> dict[str, Any]:
+    """The columns of `evaluate`. calls: the most that may be asked of the reward; None: no limit."""
     _, method, problem, exact, training, molecules = begun
     state = training.state
-    objects, log_reward = samples_of(method, state, problem, training.iteration, samples)
-    columns: dict[str, Any] = {"states": training.states, "samples": log_reward.shape[1]}
-    columns["log_reward"] = log_reward.mean(1)
+    each = None if calls is None else calls // len(problem.seeds)
+    if each is not None and each < samples and not has_policy(method, state, problem):
+        raise UserError(
+            f"without a policy each of {samples:,} --samples of each seed is a call of your reward: allow them with "
+            f"--evaluation-calls {samples * len(problem.seeds)}, or lower --samples"
+        )
+    each = each if exact is None else 0
+    objects, log_reward = samples_of(method, state, problem, training.iteration, samples, each)
+    columns: dict[str, Any] = {"states": training.states, "samples": objects.shape[1]}
     if exact is not None:
-        ids = exact.object_of(objects.flatten(0, 1)).view(log_reward.shape)
+        ids = exact.object_of(objects.flatten(0, 1)).view(objects.shape[:2])
+        log_reward = exact.log_reward[ids]
+    if log_reward.shape[1]:
+        columns["log_reward"] = log_reward.mean(1)
+    if exact is not None:
         counts = torch.zeros(len(ids), len(exact.objects), dtype=torch.int64, device=ids.device)
         visited = empirical(counts.scatter_add_(1, ids, torch.ones_like(ids)))
         distances = against(exact, visited, "")
-        floor = noise_floor(exact.target, log_reward.shape[1])
+        floor = noise_floor(exact.target, objects.shape[1])
         columns |= {"l1": distances["l1"], "l1_floor": floor, **distances}
     if training.found_at.shape[1]:
         columns["modes"] = (training.found_at >= 0).sum(1)
     with torch.no_grad():
-        known = of_the_policy(method, state, problem, exact, -1)  # a stream that training never used
+        scored = None if calls is None or molecules is None or training.top_k is None else molecules.scored(training.top_k)
+        known = of_the_policy(method, state, problem, exact, -1, scored)  # a stream that training never used
     if molecules is not None and training.top_k is not None:
         known |= molecules.of_top_k(training.top_k) | molecules.of_fresh(objects, log_reward)
     return columns | {tag.partition("/")[2]: value for tag, value in known.items() if not tag.startswith("hist/")}
 
 
-def samples_of(method: Method, state: Any, problem: DagProblem, t: int, samples: int) -> tuple[Tensor, Tensor]:
-    """`samples` objects of each seed [S, n, *obs] with log-rewards: of the policies, or of chains that go on."""
+def samples_of(
+    method: Method, state: Any, problem: DagProblem, t: int, samples: int, scored: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`samples` objects of each seed [S, n, *obs] with log-rewards: of the policies, or of chains that go on.
+
+    scored: how many of each seed, the first ones, have log-rewards [S, scored]; None: all. Chains need all.
+    """
     parts: list[tuple[Tensor, Tensor]] = []
     if has_policy(method, state, problem):
         actions = int(problem.env.action_space.n)
         most = max(1, ROOM // (actions * len(problem.seeds)))
         for part, done in enumerate(range(0, samples, most)):
-            parts.append(fresh(method, state, problem, min(most, samples - done), -1 - part))
+            left = None if scored is None else max(0, scored - done)
+            parts.append(fresh(method, state, problem, min(most, samples - done), -1 - part, left))
         return torch.cat([x for x, _ in parts], 1), torch.cat([r for _, r in parts], 1)
     while sum(log_reward.shape[1] for _, log_reward in parts) < samples:
         state, outcome = method.step(state, problem, t + len(parts))

@@ -12,13 +12,14 @@ import torch
 from tyro.conf import Fixed, Suppress
 
 from envs.core import EnvironmentFault
-from envs.ranges import Count, Rows, Seed, Seeds, Steps
+from envs.ranges import Calls, Count, Rows, Seed, Seeds, Steps
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
 from experiments.cli.ranges import check_flags
 from experiments.cli.verbs import RESERVED, close_to, refuse_shared
 from experiments.gfn.build import make_dag_env
 from experiments.gfn.environments import find_env
+from experiments.gfn.rewards import counted
 from experiments.recipes.gfn.recipe import GFNRecipe
 from experiments.recipes.gfn.registry import recipe_for
 from experiments.run.device import Device, Matmul, choose, matmul_on, use_matmul
@@ -62,6 +63,9 @@ class GFNSettings:
     """number of evaluations, half of them evenly spaced and half evenly on a logarithmic axis"""
     log_rows: Rows = 200
     """number of rows of metrics, spaced like the evaluations"""
+    evaluation_calls: Calls | None = None
+    """calls of the reward that evaluations may make in the whole run, spread evenly; None: without limit, but none where a
+    function of yours scores molecules, and evaluations use those scored in training"""
     checkpoints: Rows = 20
     """number of checkpoints, of which the last three are kept"""
 
@@ -164,13 +168,16 @@ def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str
     except TypeError as error:
         raise UserError(f"{choice.env}: {error}") from error
     built = objects_per_iteration(method, train.batch_size)
+    of_user = ".py" in choice.env or ".py" in str(choice.env_settings.get("reward", ""))
+    env, calls = counted(make_dag_env(choice.env, env_settings, device), of_user)
     return DagProblem(
-        make_dag_env(choice.env, env_settings, device),
+        env,
         tuple(range(train.seed, train.seed + train.seeds)),
         train.batch_size,
         -(-train.states // built),
         device,
         getattr(torch, train.dtype),
+        calls,
     )
 
 
@@ -185,6 +192,9 @@ def _only_cpu(env: str) -> bool:
 
 def _iteration_seconds(choice: Choice, train: GFNSettings, device: str) -> float:
     use_matmul(device, "auto" if device == "cpu" else train.matmul)
+    if ".py" in str(choice.env_settings.get("reward", "")):  # a trial calls no reward of the user's
+        plain = {"molecules": "qed", "hypergrid": "corners"}[choice.env]
+        choice = dataclasses.replace(choice, env_settings={**choice.env_settings, "reward": plain})
     method = make_method(choice)
     problem = make_problem(choice, train, method, device)
     state = method.init(problem)

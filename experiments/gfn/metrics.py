@@ -57,6 +57,7 @@ DESCRIPTIONS = {
     "time/states_per_second": "Objects of all seeds together per second of training, evaluation included.",
 }
 Row = dict[str, Any]
+Scored = tuple[Tensor, Tensor]  # objects [M, *obs] and their log-rewards [M]
 
 
 def evaluation(
@@ -66,13 +67,14 @@ def evaluation(
     truth: Enumeration | None,
     window: SlidingWindow | None,
     t: int,
+    scored: Scored | None = None,
 ) -> Row:
-    """tag -> number or [S]."""
+    """tag -> number or [S]. scored: objects that stand for the test objects, so that no reward is called."""
     row: Row = {}
     if window is not None and truth is not None and window.held:
         row |= against(truth, window.distribution, "eval/")
         row["eval/l1_floor"] = measure.noise_floor(truth.target, window.held)
-    row |= of_the_policy(method, state, problem, truth, t)
+    row |= of_the_policy(method, state, problem, truth, t, scored)
     return row
 
 
@@ -97,7 +99,9 @@ def against(truth: Enumeration, distribution: Tensor, prefix: str) -> Row:
     }
 
 
-def of_the_policy(method: Method, state: Any, problem: DagProblem, truth: Enumeration | None, t: int) -> Row:
+def of_the_policy(
+    method: Method, state: Any, problem: DagProblem, truth: Enumeration | None, t: int, scored: Scored | None = None
+) -> Row:
     """The current policy: its exact distribution against the target, or a correlation, and log Z."""
     row: Row = {}
     if (log_z := method.log_z(state)) is not None:
@@ -108,13 +112,15 @@ def of_the_policy(method: Method, state: Any, problem: DagProblem, truth: Enumer
         return row
     if truth is not None:
         return row | against(truth, exact_distribution(method, state, problem, truth), "eval/exact_")
-    objects = test_objects(method, state, problem, t)
+    objects = test_objects(method, state, problem, t) if scored is None else scored[0]
+    if not len(objects):
+        return row
     if offers(problem.env, FewAncestors) and problem.env.few_ancestors:
         log_pf = exact_log_p(method, state, problem, objects)
     else:
         rng = problem.rng(EVALUATION, t).fold(BACK).rows(0, 1).spawn(len(objects))
         log_pf = log_p(method, state, problem, objects, PATHS, rng)
-    log_reward = problem.env.log_reward(objects)
+    log_reward = problem.env.log_reward(objects) if scored is None else scored[1]
     row["eval/correlation"] = measure.pearson(log_pf, log_reward.expand_as(log_pf))
     row["eval/rank_correlation"] = measure.spearman(log_pf, log_reward.expand_as(log_pf))
     return row
@@ -155,13 +161,19 @@ def held_back(env: BlockTrees, n: int = TESTS) -> Tensor:
 
 
 @torch.no_grad()
-def fresh(method: Method, state: Any, problem: DagProblem, n: int, t: int) -> tuple[Tensor, Tensor]:
-    """n objects of each seed by the policy as it is, without exploration: [S, n, *obs] and their log-rewards [S, n]."""
+def fresh(method: Method, state: Any, problem: DagProblem, n: int, t: int, scored: int | None = None) -> tuple[Tensor, Tensor]:
+    """n objects of each seed by the policy as it is, without exploration: [S, n, *obs], and their log-rewards [S, n].
+
+    scored: how many of each seed, the first ones, the reward is called for; None: all.
+    """
     rng = problem.rng(EVALUATION, t)
     u = rng.fold(HEADS).spawn(n).uniform()
     tau = problem.play(policies(method, state, problem, u, n), rng.fold(FRESH), n)
     assert tau.last is not None
-    return problem.by_seed(tau.last), problem.by_seed(problem.env.log_reward(tau.last))
+    objects = problem.by_seed(tau.last)
+    some = objects[:, :scored].flatten(0, 1)
+    log_reward = problem.env.log_reward(some) if len(some) else torch.zeros(0, dtype=torch.float64, device=some.device)
+    return objects, log_reward.view(len(objects), -1 if len(some) else 0)
 
 
 def policies(method: Method, state: Any, problem: DagProblem, u: Tensor, n: int) -> Act:

@@ -22,10 +22,11 @@ from envs.dag.protocols import WithModes, offers
 from envs.pytree import numbers_of, rebuilt, tensors_of
 from experiments.cli.errors import UserError
 from experiments.cli.signals import deferred_signals
+from experiments.gfn import rewards
 from experiments.gfn.build import refuse_bad_reward
 from experiments.gfn.config import GFNSettings, step_of
 from experiments.gfn.faults import REWARD_FAULT, failing, faults_as_sentences, keep_fault, skipped
-from experiments.gfn.metrics import DESCRIPTIONS, evaluation, modes
+from experiments.gfn.metrics import DESCRIPTIONS, TESTS, Scored, evaluation, modes
 from experiments.gfn.warn import Warnings, equal_rewards
 from experiments.run.log import read_metrics
 from experiments.run.run import Run
@@ -86,7 +87,7 @@ class GFNTraining:
 
     def restored(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> GFNTraining:
         """This one as the checkpoint has it. Raises UserError when it belongs to another method or problem."""
-        wanted = {name: (x.shape, x.dtype) for name, x in self.tensors().items()}
+        wanted, tensors = {name: (x.shape, x.dtype) for name, x in self.tensors().items()}, rewards.without(tensors)
         numbers = {name: x for name, x in meta.items() if name in self.numbers()}
         if wanted != {name: (x.shape, x.dtype) for name, x in tensors.items()} or set(numbers) != set(self.numbers()):
             raise UserError("the checkpoint does not fit this method and problem: was a file changed since?", exit_code=3)
@@ -126,6 +127,15 @@ class GFNTraining:
         return replace(self, window=window, found_at=found_at, top_k=top_k, pending=())
 
 
+def _scored(molecules: Molecules | None, top_k: TopK | None, outcome: Outcome | None) -> Scored:
+    """Objects whose reward is known: of the top-K buffer, or those of the last iteration."""
+    if molecules is not None and top_k is not None:
+        return molecules.scored(top_k)
+    if outcome is None:
+        return torch.zeros(0), torch.zeros(0)
+    return outcome.objects.flatten(0, 1)[:TESTS], outcome.log_reward.flatten()[:TESTS]
+
+
 def _empty(problem: DagProblem, size: int) -> TopK:
     rng = problem.rng(EVALUATION).rows(0, 1).drawn(1, problem.env.backend == "numpy")
     return TopK.begin(len(problem.seeds), size, to_tensor(problem.env.reset(1, rng).obs))
@@ -163,10 +173,14 @@ def train(
         for count in (settings.log_rows, settings.evaluations, settings.checkpoints)
     )
     on_cpu = problem.device == "cpu"
+    calls = rewards.budget(problem, settings.evaluation_calls)
+    if calls is not None:  # of each seed in each evaluation, the first and the last included
+        calls = calls // (settings.evaluations + 2) // len(problem.seeds)
     warnings = Warnings(settings.states, [] if run.empty else read_metrics(run.metrics))
 
     def save() -> None:
-        run.checkpoint(training.iteration, training.tensors(), training.numbers())
+        tensors, count = rewards.tensors(problem, truth), {rewards.META: problem.calls.numbers()}
+        run.checkpoint(training.iteration, {**training.tensors(), **tensors}, {**training.numbers(), **count})
 
     def log(outcome: Outcome | None, evaluate: bool) -> None:
         row: dict[str, Any] = {"iteration": training.iteration, "states": training.states}
@@ -176,10 +190,12 @@ def train(
         row |= modes(training.found_at)
         if evaluate:
             with faults_as_sentences(f"iteration {training.iteration}"):
-                row |= evaluation(method, training.state, problem, truth, training.window, training.iteration)
+                known = None if calls is None else _scored(molecules, training.top_k, outcome)
+                row |= evaluation(method, training.state, problem, truth, training.window, training.iteration, known)
                 if molecules is not None and training.top_k is not None:
-                    row |= molecules.row(training.top_k, method, training.state, problem, training.iteration)
+                    row |= molecules.row(training.top_k, method, training.state, problem, training.iteration, calls)
                     run.picture(training.states, molecules.picture(training.top_k))
+        row |= rewards.row(problem.calls)
         row = {tag: x.tolist() if isinstance(x, Tensor) else x for tag, x in row.items()}
         run.log(training.states, row)
         say(warnings.of(row))

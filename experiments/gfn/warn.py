@@ -34,7 +34,9 @@ class Warnings:
 
     def of(self, row: Mapping[str, Any]) -> list[str]:
         """The sentences that a row of metrics gives rise to, each at most once in a run."""
-        reward, residual = row.get("mol/log_reward"), row.get("train/residual")
+        # where evaluations call no reward, the molecules of the last iteration stand for those of the policy
+        known = row.get("rollout/log_reward") if "mol/valid" in row else None
+        reward, residual = row.get("mol/log_reward", known), row.get("train/residual")
         late = row.get("states", 0) >= self._total / 2
         if reward is not None:
             self._untrained = self._untrained or reward

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from experiments.gfn.metrics import TESTS, fresh, has_policy
 from experiments.molecules.pictures import draw
+from gflownet.flows.states import distinct
 from gflownet.molecules.fingerprints import BYTES, Bits, ModeCounter, circles, fingerprints, internal_diversity
 from gflownet.molecules.metrics import TOP, Drawn, Places, top_mean, unique
 from gflownet.molecules.top_k import TopK
@@ -86,17 +87,29 @@ class Molecules:
         self._seen: LRUCache[Described] = LRUCache(size)
         self._scaffolds: LRUCache[str] = LRUCache(size)
 
-    def row(self, top_k: TopK, method: Method, state: Any, problem: DagProblem, t: int) -> Row:
-        """Both: tag -> [S], NaN where there are too few, and a histogram. Methods without a policy have no fresh ones."""
+    def row(self, top_k: TopK, method: Method, state: Any, problem: DagProblem, t: int, scored: int | None = None) -> Row:
+        """Both: tag -> [S], NaN where there are too few, and a histogram. Methods without a policy have no fresh ones.
+
+        scored: how many fresh ones of each seed the reward may be called for; None: all.
+        """
         row = self.of_top_k(top_k)
         if has_policy(method, state, problem):
-            row |= self.of_fresh(*fresh(method, state, problem, FRESH, t))
+            row |= self.of_fresh(*fresh(method, state, problem, FRESH, t, scored))
         return row
 
     def picture(self, top_k: TopK) -> bytes | None:
         """PNG of the best molecules of all seeds with their rewards; None where there are none yet."""
         best = self.best(top_k)
         return draw([smiles for smiles, _ in best], [f"{reward:.4g}" for _, reward in best]) if best else None
+
+    def scored(self, top_k: TopK, n: int = TESTS) -> tuple[Tensor, Tensor]:
+        """At most n of the different trees in the buffers of all seeds, evenly spaced by reward: [m, K, 4], log R [m]."""
+        there = top_k.there
+        obs, log_reward = top_k.obs[there].long(), top_k.log_reward[there]
+        first = distinct(top_k.key[there], None, 1, None).first
+        order = first[log_reward[first].argsort(descending=True, stable=True)]
+        at = order[torch.linspace(0, max(0, len(order) - 1), min(n, len(order)), device=order.device).long()]
+        return obs[at], log_reward[at]
 
     # -- of the top_k
 
@@ -146,17 +159,19 @@ class Molecules:
     # -- of fresh ones
 
     def of_fresh(self, objects: Tensor, log_reward: Tensor) -> Row:
-        """tag -> [S], and the histogram; of objects [S, N, K, 4] with log_reward [S, N]."""
+        """tag -> [S], and the histogram; of objects [S, N, K, 4], of which the first have log_reward [S, n], n <= N."""
         reward = self._reward.untempered(log_reward)
         found = []
-        for some, values in zip(objects, reward.cpu().numpy(), strict=True):
+        for some in objects:
             seen = self._look(some, self._env.index(some))
             valid = [one for one in seen if one.smiles]
-            drawn, bits = _unique(seen, values)
+            drawn, bits = _unique(seen, np.zeros(len(seen)))
             unique = len(drawn.smiles) / len(valid) if valid else np.nan
             found.append((len(valid) / len(seen), unique, internal_diversity(bits)))
         columns = torch.tensor(found, dtype=torch.float64).T
         row: Row = dict(zip(("mol/valid", "mol/unique", "mol/fresh_diversity"), columns, strict=True))
+        if not log_reward.shape[1]:
+            return row
         return {**row, "mol/reward": reward.mean(1), "mol/log_reward": log_reward.mean(1), "hist/reward": histogram(reward)}
 
     def _look(self, obs: Tensor, key: Tensor) -> list[Described]:

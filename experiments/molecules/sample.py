@@ -221,15 +221,16 @@ def trained(run: Path, checkpoint: Path | None = None, device: str = "auto") -> 
         require_device(device)
     # the target distribution is not needed here, and enumeration could take long
     matmul = config.get("matmul", "auto") if device == on else "auto"
-    begun = made({**config, "metrics": "sampled", "device": device, "matmul": matmul})
+    named = opened.named(checkpoint) if checkpoint else checkpoints.latest(opened.checkpoints)
+    saved = checkpoints.load(named)
+    begun = made({**config, "metrics": "sampled", "device": device, "matmul": matmul}, saved)
     method, problem = begun.method, begun.problem
     reward = tree_reward(problem.env)
     if reward is None:
         raise UserError(
             f"{run} was trained on {config.get('title', config['env'])}, and only molecules can be sampled to a file"
         )
-    named = opened.named(checkpoint) if checkpoint else checkpoints.latest(opened.checkpoints)
-    state = _restored(begun.training.state, *checkpoints.load(named))
+    state = _restored(begun.training.state, *saved)
     if not has_policy(method, state, problem):
         raise UserError(
             f"{run} was trained by {config['method']}, which has no policy to sample from: give a run of an objective"

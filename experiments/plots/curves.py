@@ -30,7 +30,7 @@ from experiments.run.run import Run, read_metrics
 Array = NDArray[np.float64]
 
 FIGURES = (".png", ".svg")
-X_KEYS = {"env_steps": "step", "iteration": "iteration", "wall": "wall", "states": "step"}
+X_KEYS = {"env_steps": "step", "iteration": "iteration", "wall": "wall", "states": "step", "oracle/calls": "oracle/calls"}
 DEFAULT_METRICS = ("eval/gap", "eval/return", "rollout/return", "eval/l1", "eval/correlation", "rollout/log_reward")
 LOGARITHMIC = ("eval/gap", *(f"eval/{kind}{name}" for kind in ("", "exact_") for name in ("l1", "l1_mean", "tv", "jsd", "kl")))
 FLOORS = {"eval/l1": "eval/l1_floor"}  # metric -> the tag of the least that sampling allows
@@ -65,7 +65,8 @@ def curves(runs: Sequence[Path], out: Path, metric: str | None = None, x: str = 
     """Draw the figure `out` (.png or .svg) and the CSV beside it (algo, x, iqm, low, high, seeds); returns `out`.
 
     metric: a per-seed tag; by default the first of DEFAULT_METRICS that every run logs.
-    x: "env_steps", "states", "iteration" or "wall". log: logarithmic axes; by default for LOGARITHMIC metrics only.
+    x: "env_steps", "states", "oracle/calls", "iteration" or "wall".
+    log: logarithmic axes; by default for LOGARITHMIC metrics only.
     Values between log rows are interpolated, never extrapolated: a method ends where its shortest seed does.
     Raises CurvesError, or MissingPackage without matplotlib.
     """
@@ -159,6 +160,7 @@ def _series(run: Run, rows: list[dict[str, Any]], metric: str, x: str) -> Series
         if metric in row and at is not None:
             value = row[metric] if isinstance(row[metric], list) else [row[metric]]
             own = row.get("env_steps") if x == "env_steps" else None
+            at = at / len(value) if x == "oracle/calls" else at  # seeds share a cache: each has its part of the calls
             steps = own if isinstance(own, list) and len(own) == len(value) else [at] * len(value)
             floor = row.get(FLOORS.get(metric, ""))
             values = [np.nan if v is None else float(v) for v in value]

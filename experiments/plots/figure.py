@@ -16,6 +16,7 @@ Array = NDArray[np.float64]
 X_LABELS = {
     "env_steps": "environment steps per seed",
     "states": "objects visited per seed",
+    "oracle/calls": "reward calls per seed",
     "iteration": "iterations",
     "wall": "training time [s]",
 }

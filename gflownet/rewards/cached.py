@@ -26,6 +26,7 @@ import numpy as np
 from rdkit import Chem, rdBase
 
 from envs.child_process import follow_parent
+from gflownet.rewards.calls import RewardCalls
 from gflownet.rewards.chemistry import Floats, Measure
 from gflownet.rewards.lru import LRUCache
 
@@ -46,18 +47,25 @@ class Quantities:
         functions: functions of a list of SMILES, by name.
         size: molecules in the cache.
         workers: processes; 0: this process only.
+        calls: counts the molecules that are not in the cache.
 
     Raises:
         ValueError: `size` is below 1 or `workers` below 0.
     """
 
     def __init__(
-        self, measures: Mapping[str, Measure], functions: Mapping[str, Function], size: int = 100_000, workers: int = 0
+        self,
+        measures: Mapping[str, Measure],
+        functions: Mapping[str, Function],
+        size: int = 100_000,
+        workers: int = 0,
+        calls: RewardCalls | None = None,
     ) -> None:
         if size < 1 or workers < 0:
             raise ValueError(f"got room for {size} molecules and {workers} workers, expected at least 1 and at least 0")
         self.names = (*measures, *functions)
         self._measures, self._functions, self._workers = dict(measures), dict(functions), workers
+        self.calls = calls or RewardCalls()
         self._kept: LRUCache[tuple[float, ...]] = LRUCache(size)
         self._pool: ProcessPoolExecutor | None = None
 
@@ -81,9 +89,26 @@ class Quantities:
                 return one number for each molecule.
             RuntimeError: workers die repeatedly.
         """
-        rows = self._kept(keys, lambda places: self._compute(molecules(places)))
+        before = self.calls.calls
+        rows = self._kept(keys, lambda places: self.calls(lambda some: self._compute(molecules(some)), places))
+        self.calls.cache_hits += len(keys) - (self.calls.calls - before)
         table = np.array(rows, dtype=np.float64).reshape(len(keys), len(self.names))
         return {name: np.ascontiguousarray(table[:, j]) for j, name in enumerate(self.names)}
+
+    def kept(self) -> tuple[list[Hashable], Floats]:
+        """The keys in the cache, the least recently used first, and their quantities [M, names]."""
+        entries = self._kept.entries()
+        return list(entries), np.array(list(entries.values()), dtype=np.float64).reshape(len(entries), len(self.names))
+
+    def keep(self, keys: Sequence[Hashable], values: Floats) -> None:
+        """Put what `kept` gave into the cache, in place of what is there.
+
+        Raises:
+            ValueError: a shape is wrong, or a value is not finite.
+        """
+        if values.shape != (len(keys), len(self.names)) or not np.isfinite(values).all():
+            raise ValueError(f"got values of shape {list(values.shape)}, expected finite ones, {[len(keys), len(self.names)]}")
+        self._kept.replace(dict(zip(keys, map(tuple, values.tolist()), strict=True)))
 
     def _compute(self, mols: Sequence[Chem.Mol]) -> list[tuple[float, ...]]:
         measured = self._measured(mols)

@@ -24,6 +24,7 @@ from rdkit import Chem
 from torch import Tensor
 
 from gflownet.rewards.cached import Function, Molecules, Quantities, require_finite
+from gflownet.rewards.calls import RewardCalls
 from gflownet.rewards.chemistry import Floats
 from gflownet.rewards.expression import Expression
 
@@ -78,6 +79,7 @@ class MoleculeReward:
         functions: Mapping[str, Function] | None = None,
         size: int = 100_000,
         workers: int = 0,
+        calls: RewardCalls | None = None,
     ) -> MoleculeReward:
         """Make a reward.
 
@@ -88,6 +90,7 @@ class MoleculeReward:
             functions: the functions named in the text, by "file.py:function".
             size: molecules in the cache.
             workers: processes that compute quantities; 0: this process.
+            calls: counts the molecules that are not in the cache.
 
         Raises:
             ValueError: the text is invalid, or names a function that is not in `functions`.
@@ -98,7 +101,7 @@ class MoleculeReward:
             raise ValueError(f"the reward uses {unknown[0]}, which was not loaded; loaded: {', '.join(handed) or 'none'}")
         measures = {term.quantity: term.measure for term in expression.terms}
         wanted = {name: handed[name] for name in expression.functions}
-        return MoleculeReward(expression, tempering, Quantities(measures, wanted, size, workers))
+        return MoleculeReward(expression, tempering, Quantities(measures, wanted, size, workers, calls))
 
     @property
     def needs_molecules(self) -> bool:

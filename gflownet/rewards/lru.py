@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -34,6 +34,18 @@ class LRUCache(Generic[T]):
         for key, value in zip(keys, found, strict=True):
             self._values[key] = value
             self._values.move_to_end(key)
+        self._shrink()
+        return found
+
+    def entries(self) -> Mapping[Hashable, T]:
+        """All that is there, the least recently used first."""
+        return self._values
+
+    def replace(self, entries: Mapping[Hashable, T]) -> None:
+        """Forget all, and take `entries`, the least recently used first."""
+        self._values = OrderedDict(entries)
+        self._shrink()
+
+    def _shrink(self) -> None:
         while len(self._values) > self.size:
             self._values.popitem(last=False)
-        return found

@@ -17,6 +17,7 @@ from torch import Tensor
 from envs.core import RewardFault
 from envs.molecules.bridge import Builder
 from envs.molecules.fragments import Fragment
+from gflownet.rewards.calls import RewardCalls
 from gflownet.rewards.combine import MoleculeReward
 from gflownet.rewards.expression import Leaf
 
@@ -51,7 +52,7 @@ class TreeReward:
         """
         root = self.reward.expression.root
         if isinstance(root, Leaf) and root.label in self.scores:  # stays on the device, and nothing is read back
-            return self.tempered(self.scores[root.label](obs))
+            return self.tempered(self.calls(self.scores[root.label], obs))
         return torch.from_numpy(np.array(self.reward.tempering(self._numbers(obs)["reward"]))).to(obs.device)
 
     def parts(self, obs: Tensor) -> dict[str, Tensor]:
@@ -74,8 +75,32 @@ class TreeReward:
         """Canonical isomeric SMILES of trees obs [M, K, 4]."""
         return [Chem.MolToSmiles(mol) for mol in self.molecules(obs)]
 
+    @property
+    def calls(self) -> RewardCalls:
+        """Counts the trees that are scored."""
+        return self.reward.quantities.calls
+
+    def scored(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the cache: keys [M], the least recently used first, and quantities [M, Q]."""
+        keys, values = self.reward.quantities.kept()
+        return {"key": torch.tensor(keys, dtype=torch.int64), "value": torch.from_numpy(values)}
+
+    def restore(self, scored: Mapping[str, Tensor]) -> None:
+        """Put what `scored` gave into the cache.
+
+        Raises:
+            ValueError: it does not fit this reward.
+        """
+        key, value = scored["key"], scored["value"]
+        if key.dtype != torch.int64 or key.dim() != 1 or value.dtype != torch.float64:
+            raise ValueError(f"got keys {key.dtype} {list(key.shape)} and values {value.dtype}, expected int64 and float64")
+        self.reward.quantities.keep(key.tolist(), value.numpy())
+
     def _numbers(self, obs: Tensor) -> dict[str, Any]:
-        given = {name: score(obs).double().cpu().numpy() for name, score in self.scores.items()}
+        given: dict[str, Any] = {}
+        for name, score in self.scores.items():  # counted here where no quantity is cached
+            n = 0 if given or self.reward.needs_molecules else None
+            given[name] = self.calls(score, obs, n).double().cpu().numpy()
         try:
             return self.reward.parts(self._index(obs).tolist(), lambda places: self.molecules(obs[places]), given)
         except ValueError as error:

@@ -60,6 +60,14 @@ class CapturedIteration:
                     buffer.copy_(given)
         self.t.fill_(t)
 
+    def count(self, n: int) -> None:
+        """Count n rewards, which a graph computes without Python: those in a table of all states were known."""
+        calls = self._problem.calls
+        if self._static.table is None:
+            calls.calls += n
+        else:
+            calls.cache_hits += n
+
     def __call__(self) -> Outcome:
         state, outcome = self._method.iteration(self.state, self._problem, self.t, self._static)
         self.state.log_z.copy_(state.log_z)
@@ -84,10 +92,12 @@ def captured(method: Method, problem: DagProblem, state: Any, t: int = 0) -> Ste
         ValueError: the method is no GFlowNet, has replay or local search, is flow matching without a table of states, or the
             environment or objective reads values back (the reward of finished objects may do so if there is a table).
     """
+    before = problem.calls.numbers()
     iteration = CapturedIteration(method, problem, state)
     with torch.cuda.device(problem.device):  # streams, graph and replay are those of the current device
         method.step(_copy(state), problem, t)
         graph, outcome = _capture(iteration, state, t)
+    problem.calls.restore(before)  # of the warm-up no run keeps anything
     now = -1  # the number in iteration.t, where that is known
 
     def step(state: Any, problem: DagProblem, t: int) -> tuple[Any, Outcome]:
@@ -97,6 +107,7 @@ def captured(method: Method, problem: DagProblem, state: Any, t: int = 0) -> Ste
         with torch.cuda.device(problem.device):
             graph.replay()
         now = t + 1
+        iteration.count(outcome.log_reward.numel())
         metrics = {tag: x.clone() if isinstance(x, Tensor) else x for tag, x in outcome.metrics.items()}
         return iteration.state, Outcome(outcome.objects.clone(), outcome.log_reward.clone(), metrics)
 

@@ -1,0 +1,110 @@
+"""The reward of a run: its calls counted, what checkpoints hold of it, and how many calls an evaluation may make.
+
+A reward of the user's is expensive. So evaluations of molecules that it scores use molecules scored before, but for
+--evaluation-calls; checkpoints hold what it said, and no resumed run asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs.core import DagEnv
+from envs.dag.enumeration import Enumeration
+from envs.molecules.block_trees import BlockTrees
+from experiments.cli.errors import UserError
+from experiments.cli.stdout import stdout_to_stderr
+from experiments.molecules.config import tree_reward
+from gflownet.problem import DagProblem
+from gflownet.rewards.calls import CountedRewards, RewardCalls
+
+SCORED, TRUTH = "scored/", "truth/"  # prefixes of tensors
+META = "reward"
+DESCRIPTIONS = {
+    "oracle/calls": "Objects handed to the reward so far, by all seeds together, evaluations included.",
+    "oracle/cache_hits": "Objects so far whose reward was known, so that the reward was not called.",
+    "time/oracle_seconds": "Seconds in the reward so far.",
+}
+
+
+def counted(env: DagEnv, of_user: bool) -> tuple[DagEnv, RewardCalls]:
+    """The environment with counted rewards, and the count.
+
+    of_user: the environment or its reward is code of the user's. A reward of molecules knows that itself.
+    """
+    reward = tree_reward(env)
+    calls = RewardCalls() if reward is None else reward.calls
+    if of_user or (reward is not None and reward.reward.expression.functions):
+        calls.of_user, calls.around = True, stdout_to_stderr
+    if reward is not None:
+        return env, calls
+    if isinstance(env, BlockTrees):
+        return env.with_reward(partial(calls, env.reward)), calls
+    around: Any = CountedRewards(env, calls)
+    return around, calls
+
+
+def row(calls: RewardCalls) -> dict[str, int | float]:
+    """The metrics."""
+    return {"oracle/calls": calls.calls, "oracle/cache_hits": calls.cache_hits, "time/oracle_seconds": round(calls.seconds, 3)}
+
+
+def summary(calls: RewardCalls) -> str:
+    """One line for people."""
+    return f"reward: {calls.calls:,} calls, {calls.cache_hits:,} cache hits, {calls.seconds:.1f} s"
+
+
+def budget(problem: DagProblem, calls: int | None) -> int | None:
+    """Calls that evaluations may make in the whole run, None without limit. calls: --evaluation-calls."""
+    if calls is None and problem.calls.of_user and tree_reward(problem.env) is not None:
+        return 0
+    return calls
+
+
+# -- checkpoints
+
+
+def tensors(problem: DagProblem, truth: Enumeration | None) -> dict[str, Tensor]:
+    """What a checkpoint holds: the cache of a reward of molecules, and log R of all objects where the user's code said it."""
+    reward = tree_reward(problem.env)
+    held = {} if reward is None else {SCORED + name: x for name, x in reward.scored().items()}
+    if truth is not None and problem.calls.of_user:
+        held[TRUTH + "log_reward"] = truth.log_reward
+    return held
+
+
+def without(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that have nothing to do with the reward."""
+    return {name: x for name, x in held.items() if not name.startswith((SCORED, TRUTH))}
+
+
+def restore_cache(problem: DagProblem, held: Mapping[str, Tensor]) -> None:
+    """Put the cache of a checkpoint back. UserError (exit code 3) where it does not fit."""
+    reward, scored = tree_reward(problem.env), {name: held.get(SCORED + name) for name in ("key", "value")}
+    if reward is None or scored["key"] is None or scored["value"] is None:
+        return
+    try:
+        reward.restore({name: x for name, x in scored.items() if x is not None})
+    except ValueError as error:
+        raise UserError(f"the checkpoint does not fit this reward: {error}; was a file changed since?", exit_code=3) from error
+
+
+def restore(problem: DagProblem, held: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Go on where a checkpoint stopped, whatever was asked since. UserError (exit code 3) where it does not fit."""
+    restore_cache(problem, held)
+    visited = meta["states"] * len(problem.seeds)  # of a version that did not count, as it was documented there
+    numbers = meta.get(META, {"calls": visited, "cache_hits": 0, "seconds": 0.0})
+    try:
+        problem.calls.restore(numbers)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"the checkpoint holds no count of reward calls: {error}; was a file changed?", exit_code=3) from error
+
+
+def known(held: Mapping[str, Tensor]) -> Tensor | None:
+    """log R of all objects, where a checkpoint holds it."""
+    found = held.get(TRUTH + "log_reward")
+    return found if found is not None and found.dtype == torch.float64 and found.dim() == 1 else None
