@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.func import grad, hessian, jacrev, jvp
 
 from envs.mdp.lqr import LQR
+from envs.mdp.sparse import SparseValues
 from envs.mdp.tabular import FiniteMDP
 
 
@@ -47,11 +48,21 @@ class Exact(Protocol):
 
 def gradient(exact: Exact, theta: Tensor, horizon: int | None = None) -> Tensor:
     """∇J(θ), or ∇J_H(θ) with a horizon H; same shape as theta, float64."""
+    if sparse := _sparse_values(exact):
+        return sparse.gradient(theta, horizon) if theta.dim() == 2 else sparse.gradient(theta[None], horizon)[0]
     return grad(lambda th: exact.J(th, horizon).sum())(theta.double())
+
+
+def _sparse_values(exact: Exact) -> SparseValues | None:
+    return exact.sparse if isinstance(exact, ExactMDP) else None
 
 
 def hessian_vector(exact: Exact, theta: Tensor, u: Tensor, horizon: int | None = None) -> Tensor:
     """∇²J(θ) u, or ∇²J_H(θ) u with a horizon H, without forming the Hessian; same shape as theta, float64."""
+    if sparse := _sparse_values(exact):
+        one = theta.dim() == 1
+        product = sparse.hessian_vector(theta[None], u[None], horizon) if one else sparse.hessian_vector(theta, u, horizon)
+        return product[0] if one else product
     slope = grad(lambda th: exact.J(th, horizon).sum())
     return jvp(slope, (theta.double(),), (u.double(),))[1]
 
@@ -90,6 +101,8 @@ def _single(theta: Tensor) -> Tensor:
 class ExactMDP:
     """Exact values of a policy on a finite MDP.
 
+    On a sparse one `J` is not differentiable: use `gradient` and `hessian_vector`.
+
     mdp       the environment
     log_pi    theta [S, D] -> [S, states, actions], log π_θ(a | s), differentiable
     discount  in [0, 1)
@@ -98,6 +111,11 @@ class ExactMDP:
     mdp: FiniteMDP
     log_pi: Callable[[Tensor], Tensor]
     discount: float
+
+    @cached_property
+    def sparse(self) -> SparseValues | None:
+        """The same values without dense tables, where the MDP has none."""
+        return SparseValues(self.mdp, self.log_pi, self.discount) if self.mdp.is_sparse else None
 
     def _model(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """π [.., s, a], M = discount·P_π [.., s, s], r_π [.., s]."""
@@ -112,6 +130,8 @@ class ExactMDP:
 
     def J(self, theta: Tensor, horizon: int | None = None) -> Tensor:
         """E Σ_{t<horizon} discount^t r_t, [S] (a scalar for theta [D]); horizon None: the infinite sum."""
+        if self.sparse:
+            return self.sparse.J(theta, horizon) if theta.dim() == 2 else self.sparse.J(theta[None], horizon)[0]
         _, M, r = self._model(theta)
         if horizon is None:
             eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
@@ -121,6 +141,8 @@ class ExactMDP:
     @cached_property
     def _optimal(self) -> tuple[Tensor, Tensor]:
         """Policy iteration: the optimal actions [s] and values [s]."""
+        if self.sparse:
+            return self.sparse.optimal
         P, r, n = self.mdp.transition, self._reward, self.mdp.n_states
         action = r.argmax(1)
         states = torch.arange(n, device=P.device)

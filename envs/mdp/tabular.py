@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -62,25 +62,120 @@ class FiniteMDP:
                 raise ValueError(f"each row of {name} must be a distribution: non-negative, with sum 1")
         if horizon < 1:
             raise ValueError(f"horizon is {horizon}, expected at least 1")
-        self.n_states, self.n_actions, self.horizon, self.dtype = n, a, horizon, dtype
-        self.terminates = bool(terminal.any())
         here = torch.eye(n, dtype=torch.float64)[:, None, :].expand(n, a, n)
-        self.transition = torch.where(terminal[:, None, None], here, transition).to(device)
-        self.reward = torch.where(terminal[:, None, None], 0.0, reward).to(device)
-        self.start, self.terminal = start.to(device), terminal.to(device)
+        self._dense: tuple[Tensor, Tensor] | None = (
+            torch.where(terminal[:, None, None], here, transition).to(device),
+            torch.where(terminal[:, None, None], 0.0, reward).to(device),
+        )
+        k = int((self.transition > 0).sum(-1).max())
+        order = (self.transition > 0).to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :k]
+        tables = order, self.transition.gather(-1, order), self.reward.gather(-1, order)
+        self._complete(*tables, start.to(device), terminal.to(device), horizon, dtype)
+
+    @classmethod
+    def sparse(
+        cls,
+        successors: Tensor,
+        probability: Tensor,
+        rewards: Tensor,
+        start: Tensor,
+        *,
+        horizon: int,
+        terminal: Tensor | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> FiniteMDP:
+        """Make an MDP of many states with few successors each, for which no table of states × states is made.
+
+        Args:
+            successors: [S, A, K] int64, states s' that may follow (s, a); one may stand there twice.
+            probability: [S, A, K], P(s' | s, a) of these; rows sum to 1.
+            rewards: [S, A, K], r(s, a, s').
+            start: [S] distribution of the first state.
+            horizon: steps after which `rollout` truncates an episode.
+            terminal: [S] bool; None: no state is terminal.
+            dtype: of the rewards that `step` returns.
+            device: see `FiniteMDP`.
+
+        Raises:
+            ValueError: shapes disagree, a successor is no state, a row is not a distribution, or `horizon` is below 1.
+        """
+        n, start, probability, rewards = len(start), start.double(), probability.double(), rewards.double()
+        terminal = torch.zeros(n, dtype=torch.bool) if terminal is None else terminal
+        shape = tuple(successors.shape)
+        if len(shape) != 3 or shape[0] != n or tuple(probability.shape) != shape or tuple(rewards.shape) != shape:
+            raise ValueError(
+                f"successors have shape {shape}, probability {tuple(probability.shape)} and rewards {tuple(rewards.shape)}, "
+                f"expected the same [S, A, K] with S = {n}"
+            )
+        if not 0 <= int(successors.min()) <= int(successors.max()) < n:
+            raise ValueError(f"successors are expected to be states from 0 to {n - 1}")
+        for name, rows in (("probability", probability), ("start", start)):
+            if bool((rows < 0).any()) or not torch.allclose(rows.sum(-1), torch.ones(()).double(), atol=1e-9):
+                raise ValueError(f"each row of {name} must be a distribution: non-negative, with sum 1")
+        if horizon < 1:
+            raise ValueError(f"horizon is {horizon}, expected at least 1")
+        mdp, ends = cls.__new__(cls), terminal[:, None, None]
+        mdp._dense = None
+        first = torch.arange(shape[2]).eq(0).double()  # a terminal state is followed by itself
+        mdp._complete(
+            torch.where(ends, torch.arange(n)[:, None, None], successors).to(device),
+            torch.where(ends, first, probability).to(device),
+            torch.where(ends, 0.0, rewards).to(device),
+            start.to(device),
+            terminal.to(device),
+            horizon,
+            dtype,
+        )
+        return mdp
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether there are no tables of states × states: `transition` and `reward` raise ValueError."""
+        return self._dense is None
+
+    @property
+    def transition(self) -> Tensor:
+        """[S, A, S], P(s' | s, a)."""
+        return self._tables[0]
+
+    @property
+    def reward(self) -> Tensor:
+        """[S, A, S], r(s, a, s')."""
+        return self._tables[1]
+
+    @property
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        if self._dense is None:
+            raise ValueError(
+                f"the MDP has {self.n_states:,} states and no dense tables: use successors, probability and rewards"
+            )
+        return self._dense
+
+    def _complete(
+        self,
+        successors: Tensor,
+        probability: Tensor,
+        rewards: Tensor,
+        start: Tensor,
+        terminal: Tensor,
+        horizon: int,
+        dtype: Any,
+    ) -> None:
+        n, a, self._k = successors.shape
+        self.n_states, self.n_actions, self.horizon, self.dtype = n, a, horizon, dtype
+        self.successors, self.probability, self.rewards = successors, probability, rewards
+        self.start, self.terminal, self.terminates = start, terminal, bool(terminal.any())
         self.observation_space = gymnasium.spaces.Discrete(n)
         self.action_space = gymnasium.spaces.Discrete(a)
         # for sampling: the successors of each (s, a) with their cumulative probabilities, flat over (s, a, k). The last
         # column of the latter is 1 and left out: the index of the successor is the number of columns below a uniform number
-        self._k = int((self.transition > 0).sum(-1).max())
-        order = (self.transition > 0).to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., : self._k]
-        cdf = self.transition.gather(-1, order).cumsum(-1).flatten(0, 1)
-        reward = self.reward.gather(-1, order).flatten().to(dtype)
+        cdf, reward = probability.cumsum(-1).flatten(0, 1), rewards.flatten().to(dtype)
         on_cpu = self.start.device.type == "cpu"
         self.backend: Literal["torch", "numpy"] = "numpy" if on_cpu else "torch"
         give = torch.Tensor.numpy if on_cpu else torch.Tensor.contiguous
         self._cdf = [give(column.contiguous()) for column in cdf.T[:-1]]
-        self._next, self._reward, self._ends = give(order.flatten()), give(reward), give(self.terminal)
+        self._next, self._reward, self._ends = give(successors.flatten()), give(reward), give(self.terminal)
         self._start_cdf = [give(c.reshape(1)) for c in self.start.cumsum(0)[:-1]]
 
     def reset(self, n: int, rng: Rng) -> State:
@@ -102,6 +197,7 @@ class FiniteMDP:
         return State(obs, self._reward.take(index), terminated, state.truncated)
 
 
+DENSE = 512  # states, up to which there are tables of states × states
 DEFAULT_MAP = """
 .....
 .##..
@@ -162,6 +258,26 @@ def gridworld(
     if not starts:
         raise ValueError("the map has no cell to start from: add an S or a free cell (.)")
     n, directions = len(cells), list(DIRECTIONS.values())
+    start = torch.zeros(n, dtype=torch.float64)
+    start[[number[c] for c in starts]] = 1 / len(starts)
+    terminal = torch.tensor([sign in "GP" for sign in cells.values()])
+    if n > DENSE:
+        there = torch.tensor([[number.get((i + di, j + dj), k) for di, dj in directions] for (i, j), k in number.items()])
+        successors = torch.stack([there.roll(-turn, 1) for turn in (0, 1, -1)], -1)
+        added = torch.tensor(
+            [{"G": goal_reward, "P": pit_reward}.get(sign, 0.0) for sign in cells.values()], dtype=torch.float64
+        )
+        probability = torch.tensor([1 - slip, slip / 2, slip / 2], dtype=torch.float64).expand(successors.shape)
+        return FiniteMDP.sparse(
+            successors,
+            probability,
+            step_reward + added[successors],
+            start,
+            horizon=horizon,
+            terminal=terminal,
+            dtype=dtype,
+            device=device,
+        )
     transition, reward = torch.zeros(n, 4, n, dtype=torch.float64), torch.full((n, 4, n), step_reward, dtype=torch.float64)
     for (i, j), k in number.items():
         for a in range(4):
@@ -170,9 +286,6 @@ def gridworld(
                 transition[k, a, number.get((i + di, j + dj), k)] += p
     for cell, sign in cells.items():
         reward[:, :, number[cell]] += {"G": goal_reward, "P": pit_reward}.get(sign, 0.0)
-    start = torch.zeros(n, dtype=torch.float64)
-    start[[number[c] for c in starts]] = 1 / len(starts)
-    terminal = torch.tensor([sign in "GP" for sign in cells.values()])
     return FiniteMDP(transition, reward, start, horizon=horizon, terminal=terminal, dtype=dtype, device=device)
 
 
