@@ -284,7 +284,7 @@ def _entry(entry: Any, number: int) -> Fragment:
     where = f"fragment {name}" if isinstance(name, str) and name else f"fragment number {number}"
     if not isinstance(entry, dict) or not {"name", "smiles", "attach"} <= entry.keys():
         raise ValueError(f'{where}: expected an object with "name", "smiles" and "attach"; correct it')
-    if not isinstance(name, str) or not name or not isinstance(entry["smiles"], str):
+    if not _is_text(name) or not name or not _is_text(entry["smiles"]):
         raise ValueError(f'{where}: expected texts as "name" and "smiles"; correct it')
     attach = entry["attach"]
     if not isinstance(attach, list) or not all(isinstance(p, list) and len(p) == 2 and all(map(_whole, p)) for p in attach):
@@ -303,7 +303,7 @@ def _of_2021(convention: str, *tables: Any) -> tuple[Fragment, ...]:
         raise ValueError(f"the tables {', '.join(TABLES_2021)} have different rows; give a complete file of the 2021 format")
     _, smiles, atoms = tables
     for row, text in smiles.items():
-        if not isinstance(text, str) or not isinstance(atoms[row], list) or not all(map(_whole, atoms[row])):
+        if not _is_text(text) or not isinstance(atoms[row], list) or not all(map(_whole, atoms[row])):
             raise ValueError(f"row {row} of the 2021 tables: expected a SMILES and a list of atom numbers; correct it")
     rows = [(text, atoms[row]) for row, text in smiles.items()]
     return _as_published(rows) if convention == "paper2021" else _merged(rows)
@@ -333,6 +333,11 @@ def _as_published(rows: list[tuple[str, list[int]]]) -> tuple[Fragment, ...]:
         )
         for (text, atoms), first in begins.items()
     )
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text that can be written; half of a surrogate pair, which JSON can hold, is not."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _whole(number: Any) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from experiments.cli.text import plain
+
 
 class UserError(Exception):
     """A fault whose message is meant for the person at the terminal; `exit_code` is what the process should end with."""
@@ -17,7 +19,7 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, exit_code: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(plain(message, keep="\n"))  # it may quote a name from a file
         if exit_code is not None:
             self.exit_code = exit_code
 
@@ -33,7 +35,7 @@ def guarded(work: Callable[[], None], debug: bool = False, program: str = "pgrl"
     except (UserError, ImportError) as error:
         if debug:
             raise
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {plain(str(error), keep=chr(10))}", file=sys.stderr)
         raise SystemExit(error.exit_code if isinstance(error, UserError) else MissingPackage.exit_code) from None
     except BrokenPipeError:
         raise SystemExit(1) from None

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 
 from envs.ranges import Batch, Count, Seed, Steps
 from experiments.cli.errors import MissingPackage, UserError
+from experiments.cli.text import plain
 from experiments.cli.verbs import call
 
 if TYPE_CHECKING:
@@ -182,7 +183,9 @@ def _vocabulary(
         print(f"{len(found)} fragments drawn: {image}", file=sys.stderr)
     if not out and not image:
         orbits = blocks.row_block.bincount(minlength=len(found)).tolist()
-        rows = [(f.name, f.smiles, sum(count for _, count in f.attach), n) for f, n in zip(found, orbits, strict=True)]
+        rows = [
+            (plain(f.name), plain(f.smiles), sum(count for _, count in f.attach), n) for f, n in zip(found, orbits, strict=True)
+        ]
         with standard_output() as write:
             write(_table(("name", "smiles", "points", "orbits"), rows).encode())
         print(f"{len(found)} fragments", file=sys.stderr)
@@ -227,7 +230,7 @@ def _drawn(found: Sequence[Fragment]) -> bytes:
     from experiments.molecules.pictures import draw
 
     try:
-        return draw([f.smiles for f in found], [f.name for f in found], [[atom for atom, _ in f.attach] for f in found])
+        return draw([f.smiles for f in found], [plain(f.name) for f in found], [[atom for atom, _ in f.attach] for f in found])
     except ValueError as error:
         raise UserError(f"--image: {error}") from error
 

@@ -18,6 +18,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from experiments.cli.errors import UserError, guarded
 from experiments.cli.ranges import check_flags
+from experiments.cli.text import cell
 
 Verb = Callable[[list[str]], None]
 Record = dict[str, int | float]
@@ -123,7 +124,7 @@ def columns(rows: Mapping[str, str]) -> str:
 def print_csv(rows: Sequence[Record]) -> None:
     """Records as CSV on standard output, floats with six digits."""
     out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(rows[0])
+    out.writerow(map(cell, rows[0]))
     for row in rows:
         out.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in row.values()])
 

@@ -18,6 +18,7 @@ from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.cli.progress import progress
 from experiments.cli.ranges import check_flags
+from experiments.cli.text import plain
 from experiments.cli.threads import fit
 from experiments.cli.verbs import Record
 from experiments.gfn import rewards
@@ -93,7 +94,7 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
     name = run_name(short_name(config["env"]), short_name(config["method"]), config["seed"], config)
     with Run.create(out, name, config, argv, begun.descriptions) as run:
         if not quiet:
-            print(f"{config['method']} on {config['title']} -> {run.folder}", file=sys.stderr)
+            print(plain(f"{config['method']} on {config['title']} -> {run.folder}"), file=sys.stderr)
             print(_summary(config, begun), file=sys.stderr)
         _to_the_end(run, begun, quiet)
         return run.folder

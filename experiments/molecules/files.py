@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli.errors import UserError
+from experiments.cli.text import cell, json_line, sdf_name, sdf_value
 
 if TYPE_CHECKING:
     from rdkit import Chem
@@ -54,17 +54,12 @@ def format_of(path: Path, name: str | None) -> Format:
 
 def _line(cells: Sequence[Any]) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(cells)
+    csv.writer(out, lineterminator="\n").writerow([cell(x) for x in cells])
     return out.getvalue()
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.8g}" if isinstance(value, float) else str(value)
-
-
 def _json(row: Row) -> str:
-    plain = {name: float(_cell(x)) if isinstance(x, float) else x for name, x in row.items()}
-    return json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_line({name: float(cell(x)) if isinstance(x, float) else x for name, x in row.items()}) + "\n"
 
 
 def _sdf(number: int, row: Row, mol: Chem.Mol) -> str:
@@ -76,7 +71,7 @@ def _sdf(number: int, row: Row, mol: Chem.Mol) -> str:
     rdDepictor.Compute2DCoords(flat)
     flat.SetProp("_Name", str(number))
     for name, value in row.items():
-        flat.SetProp(name, " ".join(_cell(value).split()))  # a line feed would end the property
+        flat.SetProp(sdf_name(name), sdf_value(value))
     return Chem.SDWriter.GetText(flat)
 
 
@@ -86,7 +81,7 @@ def _nothing(row: Row) -> str:
 
 FORMATS = {
     "sdf": Format(_nothing, _sdf),
-    "csv": Format(lambda row: _line(list(row)), lambda number, row, mol: _line([_cell(x) for x in row.values()])),
+    "csv": Format(lambda row: _line(list(row)), lambda number, row, mol: _line(list(row.values()))),
     "smi": Format(_nothing, lambda number, row, mol: f"{row['smiles']}\n", columns=False),
     "jsonl": Format(_nothing, lambda number, row, mol: _json(row)),
 }

@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import Positional
 
 from experiments.cli.errors import UserError, guarded
+from experiments.cli.text import plain
 from experiments.gfn.commands import opened
 from experiments.run.log import read_metrics
 from experiments.run.out_file import whole_file
@@ -55,7 +56,11 @@ def table(runs: list[Path], at: tuple[int, ...], scale: float) -> str:
         chosen = [max((row for row in rows if row["states"] <= n), key=lambda row: row["states"], default=None) for n in at]
         last = rows[-1]
         for row in [row for row in chosen if row is not None and row is not last] + [last]:
-            cells = [folder.name, f"{row['states']:,}", *(_number(row, tag, scale, 2) for tag in TOPS)]
+            cells = [
+                plain(folder.name).replace("|", "\\|"),
+                f"{row['states']:,}",
+                *(_number(row, tag, scale, 2) for tag in TOPS),
+            ]
             cells += [_number(row, tag, 1, 0) for tag in COUNTS]
             cells += [f"{x:.3f}" for x in similarities(folder)] if row is last else ["", ""]
             lines.append("| " + " | ".join(cells) + " |")

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from experiments.cli.errors import MissingPackage, UserError
 from experiments.cli.load import short_name
+from experiments.cli.text import cell, plain
 from experiments.plots.figure import Curve, draw
 from experiments.plots.statistics import bootstrap_interval, iqm
 from experiments.run.folder import flat
@@ -58,7 +59,7 @@ class Series:
     @property
     def title(self) -> str:
         """The environment, for people: a file without its folders."""
-        return str(self.config.get("title") or short_name(self.env))
+        return plain(str(self.config.get("title") or short_name(self.env)))
 
 
 def curves(runs: Sequence[Path], out: Path, metric: str | None = None, x: str = "env_steps", log: bool | None = None) -> Path:
@@ -172,7 +173,7 @@ def _series(run: Run, rows: list[dict[str, Any]], metric: str, x: str) -> Series
     at, y = (np.array([points[p][k] for p in sorted(points)]).T for k in (0, 1))
     algo, env = run.config.get("algo", run.config.get("method", "?")), run.config.get("title", run.config.get("env", "?"))
     floor = np.array([points[p][2] for p in sorted(points)])
-    return Series(str(algo), str(env), run.config, at, y, None if np.isnan(floor).all() else floor)
+    return Series(plain(str(algo)), plain(str(env)), run.config, at, y, None if np.isnan(floor).all() else floor)
 
 
 def _grid(steps: Array, limit: int | None) -> Array:
@@ -211,4 +212,4 @@ def write_csv(path: Path, found: list[Curve], x: str) -> None:
         writer.writerow(["algo", x, "iqm", "low", "high", "seeds"])
         for c in found:
             for at, *numbers in zip(c.x, *c.interval(), strict=True):
-                writer.writerow([c.algo, int(at) if at == int(at) else at, *map(float, numbers), len(c.y)])
+                writer.writerow([cell(c.algo), int(at) if at == int(at) else at, *map(float, numbers), len(c.y)])

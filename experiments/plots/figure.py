@@ -31,6 +31,12 @@ Y_LABELS = {
     "eval/return": "evaluation return per episode",
     "rollout/return": "training return per episode",
 }
+BASE: dict[Any, Any] = {
+    "svg.hashsalt": "pgrl",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,  # a $ in a name is a $
+}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, less its yellow
 MARKERS = "osD^vPX"
 FLOOR = "as many exact samples (noise floor)"
@@ -79,8 +85,7 @@ def draw(found: list[Curve], out: Path, metric: str, x: str, env: str, log: bool
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    style: dict[Any, Any] = {"font.size": 11, "svg.hashsalt": "pgrl", "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({**BASE, "font.size": 11}):
         figure = Figure(figsize=(8, 5.2 + 0.14 * len(found)), dpi=160, layout="constrained")
         axes = figure.add_subplot()
         if log:

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from tyro.conf import Positional
 
 from experiments.cli.errors import guarded
+from experiments.cli.text import plain
 from experiments.plots.curves import CurvesError, gather, ready
-from experiments.plots.figure import COLOURS, FLOOR, Curve
+from experiments.plots.figure import BASE, COLOURS, FLOOR, Curve
 from experiments.run.run import Run
 
 Array = NDArray[np.float64]
 ROWS = (("eval/l1", "L1 distance  Σ|p^ − p|"), ("eval/modes", "modes found"))
-STYLE: dict[Any, Any] = {"font.size": 10, "svg.hashsalt": "pgrl", "axes.spines.top": False, "axes.spines.right": False}
+STYLE: dict[Any, Any] = {**BASE, "font.size": 10}
 
 
 def figure2(runs: Positional[tuple[Path, ...]], out: Path) -> Path:
@@ -37,7 +38,7 @@ def figure2(runs: Positional[tuple[Path, ...]], out: Path) -> Path:
     ready(out)
     environments: dict[str, list[Path]] = {}
     for run in runs:
-        environments.setdefault(str(Run.open(run).config.get("title", "?")), []).append(run)
+        environments.setdefault(plain(str(Run.open(run).config.get("title", "?"))), []).append(run)
     if not environments:
         raise CurvesError("no run given: name one or more run folders")
     found = {title: [gather(folders, metric, "states")[1] for metric, _ in ROWS] for title, folders in environments.items()}
@@ -108,7 +109,7 @@ def distribution(run: Path, out: Path, checkpoint: Path | None = None) -> Path:
     policy = has_policy(method, training.state, problem)
     learned = exact_distribution(method, training.state, problem, truth) if policy else training.window.distribution
     cells, distance = truth.obs[truth.objects].cpu().numpy(), float(l1_sum(learned[0], truth.target))
-    title = f"{opened_run.config['title']}, {opened_run.config['method']}, {training.states:,} objects visited"
+    title = plain(f"{opened_run.config['title']}, {opened_run.config['method']}, {training.states:,} objects visited")
     what = "learned: exact distribution of the policy" if policy else f"visited: the last {training.window.held:,} objects"
     _heat(
         cells,

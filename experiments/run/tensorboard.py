@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from experiments.cli.load import short_name
+from experiments.cli.text import plain
 from experiments.plots.statistics import bootstrap_interval, iqm
 from experiments.run.folder import flat
 
@@ -226,7 +227,7 @@ def _settings(config: Mapping[str, Any]) -> bytes:
 
 
 def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else short_name(str(value))
+    return plain(" ".join(map(str, value)) if isinstance(value, list) else short_name(str(value)))
 
 
 def _short(config: Mapping[str, Any]) -> str:
@@ -237,4 +238,4 @@ def _short(config: Mapping[str, Any]) -> str:
             return {key: cut(x) for key, x in value.items()}
         return f"{value[:LONGEST]}..." if isinstance(value, str) and len(value) > LONGEST else value
 
-    return "\n".join(f"    {line}" for line in json.dumps(cut(config), indent=1, ensure_ascii=False).splitlines())
+    return "\n".join(f"    {line}" for line in json.dumps(cut(config), indent=1, ensure_ascii=True).splitlines())

@@ -105,6 +105,8 @@ class _Parser:
                 f"the reward has {len(text):,} characters, expected at most {LONGEST:,}: write it as file.py:function"
             )
         self.text, self.known, self.at, self.depth = text, outside, 0, 0
+        if (odd := next((i for i, c in enumerate(text) if not (c.isprintable() or c.isspace())), None)) is not None:
+            raise self.error("expected printable characters", odd)
         self.terms: dict[str, Term] = {}
         self.outside: list[str] = []
         self.functions: list[str] = []
