@@ -62,6 +62,8 @@ class Bits:
     ) -> None:
         if word < 1 or word > 16 or length < word or length % word:
             raise ValueError(f"length is {length} and word is {word}, expected 1 <= word <= 16 and a multiple of it")
+        if n_modes * length > 100_000_000:
+            raise ValueError(f"{n_modes} modes of {length} bits are too many, expected at most 100,000,000 bits in all")
         if order not in ("append", "any"):
             raise ValueError(f"order is {order!r}, expected append or any")
         if not 0 <= beta < math.inf or radius < 0:

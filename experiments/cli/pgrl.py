@@ -173,9 +173,13 @@ def check_env(arguments: list[str]) -> None:
         """
         from envs.check import ContractError, check_env
         from experiments.pg.build import make_env
+        from experiments.pg.memory import sampled
+        from experiments.run.memory import require
 
+        made = make_env(env, horizon)
+        require({"episodes": sampled(made, episodes, steps)}, {"episodes": "lower --episodes or --steps"})
         try:
-            for passed in check_env(make_env(env, horizon), n=episodes, steps=steps):
+            for passed in check_env(made, n=episodes, steps=steps):
                 print(f"ok  {passed}")
         except ContractError as error:
             raise UserError(f"{env}: {error}", exit_code=1) from error

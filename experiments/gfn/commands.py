@@ -25,12 +25,14 @@ from experiments.gfn import rewards
 from experiments.gfn.build import truth
 from experiments.gfn.config import GFNSettings, as_config, defaults, from_config, make_method, make_problem
 from experiments.gfn.faults import faults_as_sentences
+from experiments.gfn.memory import sampled
 from experiments.gfn.metrics import against, fresh, has_policy, of_the_policy
 from experiments.gfn.train import DESCRIPTIONS, GFNTraining
 from experiments.gfn.train import train as run_loop
 from experiments.molecules.config import tree_reward
 from experiments.run import checkpoint as checkpoints
 from experiments.run.device import use_matmul
+from experiments.run.memory import require
 from experiments.run.provenance import examine
 from experiments.run.run import Run, run_name
 from gflownet.metrics import empirical, noise_floor
@@ -161,6 +163,7 @@ def evaluate(
     """
     check_flags(evaluate, {"samples": samples, "evaluation_calls": evaluation_calls})
     _, begun = opened(folder, checkpoint)
+    require({"samples": sampled(begun.problem, samples)}, {"samples": "lower --samples"})
     with faults_as_sentences(f"iteration {begun.training.iteration}"):
         columns = _known(begun, samples, rewards.budget(begun.problem, evaluation_calls))
     tell(rewards.summary(begun.problem.calls))

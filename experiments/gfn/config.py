@@ -19,10 +19,12 @@ from experiments.cli.ranges import check_flags
 from experiments.cli.verbs import RESERVED, close_to, refuse_shared
 from experiments.gfn.build import make_dag_env
 from experiments.gfn.environments import find_env
+from experiments.gfn.memory import HINTS, arrays
 from experiments.gfn.rewards import counted
 from experiments.recipes.gfn.recipe import GFNRecipe
 from experiments.recipes.gfn.registry import recipe_for
 from experiments.run.device import Device, Matmul, choose, matmul_on, use_matmul
+from experiments.run.memory import require
 from gflownet.gflownet import GFlowNet
 from gflownet.problem import DagProblem, Method, objects_per_iteration
 from gflownet.registry import MethodEntry, register
@@ -170,7 +172,7 @@ def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str
     built = objects_per_iteration(method, train.batch_size)
     of_user = ".py" in choice.env or ".py" in str(choice.env_settings.get("reward", ""))
     env, calls = counted(make_dag_env(choice.env, env_settings, device), of_user)
-    return DagProblem(
+    problem = DagProblem(
         env,
         tuple(range(train.seed, train.seed + train.seeds)),
         train.batch_size,
@@ -179,6 +181,12 @@ def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str
         getattr(torch, train.dtype),
         calls,
     )
+    try:
+        needed = arrays(train, method, problem)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    require(needed, HINTS, device)
+    return problem
 
 
 def choose_device(choice: Choice, train: GFNSettings) -> str:

@@ -21,9 +21,11 @@ from experiments.cli.progress import progress
 from experiments.cli.ranges import check_flags
 from experiments.cli.verbs import Record
 from experiments.pg.config import as_config, defaults, find_agent, from_config, make_agent, make_problem, tabular, worker_count
+from experiments.pg.memory import sampled
 from experiments.pg.train import DESCRIPTIONS, PGTraining
 from experiments.pg.train import train as run_loop
 from experiments.run import checkpoint as checkpoints
+from experiments.run.memory import require
 from experiments.run.provenance import examine
 from experiments.run.run import Run, run_name
 from pgrl.agent import Agent
@@ -102,6 +104,7 @@ def evaluate(folder: Path, episodes: Count, checkpoint: Path | None = None) -> l
     run = Run.open(folder)
     tensors, meta = checkpoints.load(run.named(checkpoint)) if checkpoint else checkpoints.load_latest(run.checkpoints)
     with _made(run.config) as (problem, agent):
+        require({"episodes": sampled(problem.env, len(problem.seeds) * episodes)}, {"episodes": "lower --episodes"})
         theta = PGTraining.restored(agent, problem, tensors, meta).state.theta
         tau = problem.evaluate(theta, episodes, -1)  # a stream that training never used
     S = len(problem.seeds)

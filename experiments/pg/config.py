@@ -19,9 +19,11 @@ from experiments.cli.ranges import check_flags
 from experiments.cli.verbs import RESERVED, refuse_shared
 from experiments.pg.build import make_env
 from experiments.pg.environments import OWN
+from experiments.pg.memory import HINTS, arrays
 from experiments.recipes.pg.recipe import PGRecipe
 from experiments.recipes.pg.registry import recipe_for
 from experiments.run.device import Device, choose
+from experiments.run.memory import require
 from pgrl.agent import Agent
 from pgrl.baselines import baseline_for
 from pgrl.nets import TabularNet
@@ -145,6 +147,7 @@ def make_problem(train: PGSettings, device: str) -> Problem:
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+    require(arrays(train, env, policy, baseline, size), HINTS, device)
     return Problem(
         env,
         policy,
