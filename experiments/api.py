@@ -98,11 +98,13 @@ class PolicyGradientRun(TrainedRun):
 class GFlowNetRun(TrainedRun):
     """A run of `gflownet.train`."""
 
-    def evaluate(self, samples: int = 10_000) -> list[Record]:
+    def evaluate(self, samples: int = 10_000, evaluation_calls: int | None = None) -> list[Record]:
         """Compare fresh samples and the policy with the target distribution, as `gflownet eval` does.
 
         Args:
             samples: fresh objects of each seed.
+            evaluation_calls: most calls of the reward for them; None: without limit, but none where a function of yours scores
+                molecules.
 
         Returns:
             A record for each seed, with the columns of `gflownet eval`. `l1` is the distance of fresh samples, `l1_floor` the
@@ -110,7 +112,7 @@ class GFlowNetRun(TrainedRun):
         """
         from experiments.gfn.commands import evaluate
 
-        return evaluate(self.folder, samples)
+        return evaluate(self.folder, samples, None, evaluation_calls)
 
     def sample(self, n: int, unique: bool = False, **options: Any) -> list[dict[str, Any]]:
         """Draw molecules from the trained policies, without exploration.

@@ -58,8 +58,7 @@ class GFNRun(NamedTuple):
     @property
     def descriptions(self) -> dict[str, str]:
         """tag -> one sentence."""
-        known = {**DESCRIPTIONS, **rewards.DESCRIPTIONS}
-        return known if self.molecules is None else {**known, **self.molecules.descriptions}
+        return DESCRIPTIONS if self.molecules is None else {**DESCRIPTIONS, **self.molecules.descriptions}
 
 
 def made(config: dict[str, Any], saved: Saved | None = None) -> GFNRun:

@@ -19,6 +19,7 @@ from envs.dag.protocols import FewAncestors, WithTestSet, offers
 from envs.molecules.block_trees import BlockTrees
 from envs.random import Rng
 from envs.rollout import Act, rollout
+from experiments.gfn import rewards
 from gflownet import metrics as measure
 from gflownet.baselines.uniform import UniformActions
 from gflownet.evaluation import exact_distribution, exact_log_p, log_p
@@ -54,6 +55,7 @@ DESCRIPTIONS = {
     "train/acceptance": "Fraction of proposals accepted by Metropolis-Hastings.",
     "rollout/log_reward": "Mean log-reward of the objects of the last iteration.",
     "rollout/length": "Mean length of its trajectories.",
+    **rewards.DESCRIPTIONS,
     "time/states_per_second": "Objects of all seeds together per second of training, evaluation included.",
 }
 Row = dict[str, Any]

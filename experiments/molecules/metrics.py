@@ -44,8 +44,10 @@ ONCE = "unique by canonical isomeric SMILES"
 KEPT = f"the best distinct trees of each seed (--top-k), {ONCE}"
 HIGH = f"Among {KEPT}, with reward > --mode-threshold"
 EXACT = (
-    f"log p_θ(x), exact over all ways to build x, of N <= {TESTS} distinct trees, the largest that uniform actions construct"
+    f"log p_θ(x), exact over all ways to build x, of N <= {TESTS} distinct trees, the largest that uniform actions construct, "
+    "or, where evaluations may not call the reward for them, trees in the top-K buffers of all seeds, evenly spaced by reward"
 )
+OWN = f"N = {FRESH} fresh trees of the policy (fewer with --evaluation-calls)"
 DESCRIPTIONS = {
     **{f"mol/top_{k}": f"Mean reward of the {k} best molecules visited, {ONCE}, before tempering." for k in TOP},
     "mol/above": f"{HIGH}: their number, at most --top-k.",
@@ -55,10 +57,10 @@ DESCRIPTIONS = {
     "mol/diversity": f"1 - mean Tanimoto similarity ({LIKE}) over pairs i < j of the {DIVERSE} best molecules visited, {ONCE}.",
     "mol/valid": f"Fraction of N = {FRESH} fresh trees of the policy that RDKit sanitises, duplicates counted.",
     "mol/unique": f"Different canonical isomeric SMILES / valid ones, of N = {FRESH} fresh trees of the policy.",
-    "mol/reward": f"Mean reward before tempering of N = {FRESH} fresh trees of the policy, duplicates counted.",
-    "mol/log_reward": f"Mean log R of N = {FRESH} fresh trees of the policy, duplicates counted.",
+    "mol/reward": f"Mean reward before tempering of {OWN}, duplicates counted.",
+    "mol/log_reward": f"Mean log R of {OWN}, duplicates counted.",
     "mol/fresh_diversity": f"1 - mean Tanimoto similarity ({LIKE}) over pairs i < j of N = {FRESH} fresh trees, {ONCE}.",
-    "hist/reward": f"Rewards before tempering of N = {FRESH} fresh trees of the policy, duplicates counted.",
+    "hist/reward": f"Rewards before tempering of {OWN}, duplicates counted.",
     "eval/correlation": f"Pearson correlation of {EXACT}, with log R(x).",
     "eval/rank_correlation": f"Spearman correlation of {EXACT}, with log R(x).",
     "best/molecules": f"The {SHOWN} best molecules that any seed has visited, {ONCE}, with their rewards.",

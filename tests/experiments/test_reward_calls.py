@@ -41,6 +41,21 @@ def score(smiles):
 def cells(x):
     note("cell" for _ in x)
     return 1 + x.double().sum(1)
+
+def grid():
+    from gflownet import HyperGrid
+    return HyperGrid(2, 4, reward=cells)
+
+def trees():
+    import torch
+    from envs.molecules.block_trees import BlockTrees
+    from envs.molecules.fragments import blocks_of, load_fragments
+
+    def log_reward(obs):
+        note("tree" for _ in obs)
+        return torch.zeros(len(obs))
+
+    return BlockTrees(blocks_of(load_fragments(HERE / "few.json")), log_reward, max_blocks=3)
 """
 FRAGMENTS = [("methyl", "C", [[0, 2]]), ("amine", "CN", [[0, 1], [1, 1]]), ("ring", "c1ccccc1", [[0, 1], [3, 1]])]
 SMALL = ["--states", 32, "--batch-size", 4, "--evaluations", 3, "--log-rows", 6, "--checkpoints", 4, "--max-blocks", 3]
@@ -230,6 +245,29 @@ def test_cells_are_counted_and_enumerated_once(here: Path, name: str, metrics: s
     gflownet("resume", here / "run", "--quiet")
     exact(here, here / "run")
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["grid", "trees"])
+@pytest.mark.parametrize("metrics", ["auto", "sampled"])
+def test_environments_of_the_user_are_counted(here: Path, name: str, metrics: str, capfd: pytest.CaptureFixture[str]) -> None:
+    few = ["--states", 32, "--batch-size", 4, "--evaluations", 2, "--checkpoints", 4, "--hidden", 8, "--quiet"]
+    env = f"{here / 'mine.py'}:{name}"
+    gflownet("train", env, "--objective", "fl-db", *few, "--metrics", metrics, "--out", here / "run")
+    exact(here, here / "run")
+    assert capfd.readouterr().out == ""
+    first = checkpoints.saved(here / "run" / "checkpoints")[0]
+    repeated = counts(here / "run")[-1] - checkpoints.load(first)[1]["reward"]["calls"]
+    before = asked(here)
+    gflownet("resume", here / "run", "--checkpoint", first, "--quiet")
+    assert asked(here) == before + repeated  # nothing is enumerated again
+
+
+def test_a_limit_without_molecules_takes_objects_of_the_last_iteration(here: Path) -> None:
+    grid = [*GRID, "--objective", "tb", "--reward", f"{here / 'mine.py'}:cells", "--metrics", "sampled", *SHORT]
+    gflownet("train", *grid, "--evaluation-calls", 0, "--out", here / "run")
+    exact(here, here / "run")
+    assert asked(here) == 128
+    assert "eval/correlation" in read_metrics(here / "run")[-1]
 
 
 def test_active_learning_counts_and_its_table_is_data(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
