@@ -33,6 +33,7 @@ from experiments.cli.errors import UserError
 from experiments.cli.molecules import fragments, sample
 from experiments.cli.threads import quiet
 from experiments.cli.verbs import (
+    DRY_RUN,
     OUT,
     QUIET,
     RESUME,
@@ -75,7 +76,7 @@ def train(arguments: list[str]) -> None:
 
 
 def run(arguments: list[str]) -> Path:
-    """Parse, train to the end, return the run folder."""
+    """Parse, train to the end, return the run folder; with --dry-run print what the run would be."""
     from experiments.gfn.commands import finished, start
     from experiments.gfn.commands import resume as go_on
     from experiments.gfn.config import GFNSettings, as_config, choose_device, defaults
@@ -96,9 +97,15 @@ def run(arguments: list[str]) -> Path:
     own = [
         ("train", PLAIN[GFNSettings], dataclasses.field(default=settings)),
         ("resume", RESUME, dataclasses.field(default=False)),
+        ("dry_run", DRY_RUN, dataclasses.field(default=False)),
     ]
     parsed, choice = _asked(f"gflownet train {env}", about, choice, own, rest)
     config = as_config(choice, parsed.train, choose_device(choice, parsed.train))
+    if parsed.dry_run:
+        from experiments.gfn.dry_run import dry_run
+
+        print(dry_run(config))
+        return Path()
     if parsed.resume and resumable(parsed.out, config, parsed.train):
         if not finished(parsed.out):
             go_on(parsed.out, None, parsed.quiet)

@@ -25,6 +25,7 @@ from experiments.cli.completion import completion_verb
 from experiments.cli.errors import UserError
 from experiments.cli.threads import quiet
 from experiments.cli.verbs import (
+    DRY_RUN,
     OUT,
     QUIET,
     RESUME,
@@ -59,7 +60,7 @@ def train(arguments: list[str]) -> None:
 
 
 def run(arguments: list[str]) -> Path:
-    """Parse, train to the end, return the run folder."""
+    """Parse, train to the end, return the run folder; with --dry-run print what the run would be."""
     from experiments.pg.commands import finished, start
     from experiments.pg.commands import resume as go_on
     from experiments.pg.config import PGSettings, as_config, choose_device, defaults, find_agent
@@ -92,6 +93,7 @@ def run(arguments: list[str]) -> Path:
             ),
             ("out", OUT, dataclasses.field(default=None)),
             ("resume", RESUME, dataclasses.field(default=False)),
+            ("dry_run", DRY_RUN, dataclasses.field(default=False)),
             ("quiet", QUIET, dataclasses.field(default=False)),
         ],
     )
@@ -103,6 +105,11 @@ def run(arguments: list[str]) -> Path:
     )
     chosen = {f.name: getattr(parsed.agent, f.name) for f in dataclasses.fields(parsed.agent)}
     config = as_config(algo, parsed.train, chosen, choose_device(parsed.train))
+    if parsed.dry_run:
+        from experiments.pg.dry_run import dry_run
+
+        print(dry_run(config))
+        return Path()
     if parsed.resume and resumable(parsed.out, config, parsed.train):
         if not finished(parsed.out):
             go_on(parsed.out, None, parsed.quiet)

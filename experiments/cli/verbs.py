@@ -23,10 +23,14 @@ from experiments.cli.text import cell
 Verb = Callable[[list[str]], None]
 Record = dict[str, int | float]
 NUMBERS = ConstructorRegistry()  # how flags are read
-RESERVED = {"out", "quiet", "resume"}  # flags of every `train`
+RESERVED = {"out", "quiet", "resume", "dry_run"}  # flags of every `train`
 OUT = Annotated[
     Path | None,
     tyro.conf.arg(help="run folder, which must not hold a run yet (but with --resume); None: a new folder below runs/"),
+]
+DRY_RUN = Annotated[
+    bool,
+    tyro.conf.arg(help="print settings, sizes, memory and time of the run, from a few iterations; nothing is written"),
 ]
 QUIET = Annotated[bool, tyro.conf.arg(help="hide the progress bar")]
 RESUME = Annotated[

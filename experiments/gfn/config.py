@@ -182,7 +182,7 @@ def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str
         calls,
     )
     try:
-        needed = arrays(train, method, problem)
+        needed = arrays(method, problem, metrics=train.metrics, window=train.window, top_k=train.top_k)
     except ValueError as error:
         raise UserError(str(error)) from error
     require(needed, HINTS, device)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from envs.dag.protocols import Indexed, offers
 from envs.molecules.block_trees import BlockTrees
 from experiments.gfn.build import LIMIT
 from gflownet.problem import DagProblem, Method, objects_per_iteration
-
-if TYPE_CHECKING:
-    from experiments.gfn.config import GFNSettings
 
 COPIES = 8  # parameters, both moments of Adam, a target, gradients, and a checkpoint on its way
 HINTS = {
@@ -31,8 +28,8 @@ def sampled(problem: DagProblem, samples: int) -> int:
     return len(problem.seeds) * samples * (16 * cells + 32)
 
 
-def arrays(train: GFNSettings, method: Method, problem: DagProblem) -> dict[str, int]:
-    """Bytes of the arrays of a run, by what they are for; trajectories are taken at full length.
+def arrays(method: Method, problem: DagProblem, *, metrics: str, window: int, top_k: int) -> dict[str, int]:
+    """Bytes of the arrays of a run, by what they are for; trajectories are taken at full length. Settings as of `GFNSettings`.
 
     Raises:
         ValueError: the method has no network for this environment.
@@ -51,8 +48,8 @@ def arrays(train: GFNSettings, method: Method, problem: DagProblem) -> dict[str,
     if getattr(own, "replay", "none") != "none":
         found["replay buffer"] = 2 * seeds * own.capacity * (4 * env.horizon + 8)
     if isinstance(env, BlockTrees):
-        found["top-K buffer"] = 2 * seeds * train.top_k * (8 * cells + 24)
-    elif train.metrics != "sampled" and offers(env, Indexed) and env.n_states <= LIMIT:
+        found["top-K buffer"] = 2 * seeds * top_k * (8 * cells + 24)
+    elif metrics != "sampled" and offers(env, Indexed) and env.n_states <= LIMIT:
         found["all states"] = env.n_states * (state + 24 * actions + 8 * seeds)
-        found["window"] = 8 * seeds * train.window
+        found["window"] = 8 * seeds * window
     return found

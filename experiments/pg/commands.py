@@ -37,7 +37,7 @@ from pgrl.problem import Problem
 def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
     """A new run, trained to the end. The run folder."""
     name = run_name(short_name(config["env"]), short_name(config["algo"]), config["seed"], config)
-    with _made(config) as (problem, agent), Run.create(out, name, config, argv, DESCRIPTIONS) as run:
+    with made(config) as (problem, agent), Run.create(out, name, config, argv, DESCRIPTIONS) as run:
         training = PGTraining.begin(agent, problem)
         if not quiet:
             print(f"{config['algo']} on {config['env']} -> {run.folder}", file=sys.stderr)
@@ -47,7 +47,7 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
 
 
 def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
-    with Run.open(folder, DESCRIPTIONS) as run, _made(run.config) as (problem, agent):
+    with Run.open(folder, DESCRIPTIONS) as run, made(run.config) as (problem, agent):
         training = run.resume(lambda tensors, meta: PGTraining.restored(agent, problem, tensors, meta), checkpoint)
         _to_the_end(run, problem, agent, training, quiet)
 
@@ -60,7 +60,7 @@ def finished(folder: Path) -> bool:
 
 
 @contextmanager
-def _made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
+def made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
     """The problem, with its workers while they are needed, and the agent."""
     algo, settings, hyperparameters = from_config(config)
     agent, problem = make_agent(algo, hyperparameters), make_problem(settings, config["device"])
@@ -103,7 +103,7 @@ def evaluate(folder: Path, episodes: Count, checkpoint: Path | None = None) -> l
     check_flags(evaluate, {"episodes": episodes})
     run = Run.open(folder)
     tensors, meta = checkpoints.load(run.named(checkpoint)) if checkpoint else checkpoints.load_latest(run.checkpoints)
-    with _made(run.config) as (problem, agent):
+    with made(run.config) as (problem, agent):
         require({"episodes": sampled(problem.env, len(problem.seeds) * episodes)}, {"episodes": "lower --episodes"})
         theta = PGTraining.restored(agent, problem, tensors, meta).state.theta
         tau = problem.evaluate(theta, episodes, -1)  # a stream that training never used

@@ -25,9 +25,9 @@ from experiments.recipes.pg.registry import recipe_for
 from experiments.run.device import Device, choose
 from experiments.run.memory import require
 from pgrl.agent import Agent
-from pgrl.baselines import baseline_for
+from pgrl.baselines import Baseline, baseline_for
 from pgrl.nets import TabularNet
-from pgrl.policy import policy_for
+from pgrl.policy import Policy, policy_for
 from pgrl.problem import Problem
 from pgrl.registry import AgentEntry, register
 
@@ -147,7 +147,7 @@ def make_problem(train: PGSettings, device: str) -> Problem:
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    require(arrays(train, env, policy, baseline, size), HINTS, device)
+    require(sizes(train, env, policy, baseline), HINTS, device)
     return Problem(
         env,
         policy,
@@ -159,6 +159,12 @@ def make_problem(train: PGSettings, device: str) -> Problem:
         baseline,
         device,
     )
+
+
+def sizes(train: PGSettings, env: Env, policy: Policy, baseline: Baseline) -> dict[str, int]:
+    """Estimated bytes of the arrays of a run, by what they are for."""
+    names = ("seeds", "batch_size", "env_steps", "discount", "eval_episodes")
+    return arrays(env, policy, baseline, observation_size(env)[0], **{name: getattr(train, name) for name in names})
 
 
 def observation_size(env: Env) -> tuple[int, int]:

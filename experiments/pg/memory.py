@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from envs.core import Env
 from envs.mdp.tabular import FiniteMDP
@@ -11,9 +10,6 @@ from experiments.pg.build import exact_values
 from pgrl.baselines import Baseline, Linear
 from pgrl.nets import MLP
 from pgrl.policy import Policy
-
-if TYPE_CHECKING:
-    from experiments.pg.config import PGSettings
 
 HINTS = {
     "parameters": "lower --hidden or --seeds",
@@ -26,28 +22,38 @@ POINTS = 2  # parameters at which an agent samples in an iteration
 COPIES = 8  # iterates, directions, gradients and tangents of an agent, and a checkpoint on its way
 
 
-def arrays(train: PGSettings, env: Env, policy: Policy, baseline: Baseline, observation: int) -> dict[str, int]:
-    """Bytes of the arrays of a run, by what they are for.
+def arrays(
+    env: Env,
+    policy: Policy,
+    baseline: Baseline,
+    observation: int,
+    *,
+    seeds: int,
+    batch_size: int,
+    env_steps: int,
+    discount: float,
+    eval_episodes: int,
+) -> dict[str, int]:
+    """Bytes of the arrays of a run, by what they are for. Settings as of `PGSettings`.
 
     Args:
-        train: settings of the run.
         env: the environment; episodes that may end early are taken at full length, within the steps of the run.
         policy: the policy.
         baseline: the baseline.
         observation: numbers in an observation.
     """
-    seeds, item = train.seeds, policy.dtype.itemsize
+    item = policy.dtype.itemsize
     wide = observation * 8 + 48  # of a step: observation, action, reward, masks
     ends = getattr(env, "terminates", True)
-    steps = min(env.horizon, max(1, train.env_steps // train.batch_size)) if ends else env.horizon
+    steps = min(env.horizon, max(1, env_steps // batch_size)) if ends else env.horizon
     found = {
         "parameters": COPIES * seeds * policy.size * item,
-        "episodes": POINTS * seeds * train.batch_size * steps * (wide + 4 * item * _activations(policy)),
+        "episodes": POINTS * seeds * batch_size * steps * (wide + 4 * item * _activations(policy)),
     }
     if isinstance(baseline, Linear):
         found["baseline"] = 3 * 8 * seeds * baseline.features**2
-    if exact_values(env, policy, train.discount) is None:
-        found["evaluation"] = seeds * train.eval_episodes * steps * wide
+    if exact_values(env, policy, discount) is None:
+        found["evaluation"] = seeds * eval_episodes * steps * wide
     elif isinstance(env, FiniteMDP):
         n, a, k = env.successors.shape
         found["exact values"] = 8 * n * (a * n + 6 * seeds * n if not env.is_sparse else a * k * 6 + seeds * (12 * a + 24))

@@ -1,0 +1,39 @@
+"""`gflownet train --dry-run`: what a run would be, from a few iterations of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.gfn import rewards
+from experiments.gfn.commands import made
+from experiments.gfn.config import step_of
+from experiments.gfn.faults import faults_as_sentences
+from experiments.gfn.memory import arrays
+from experiments.gfn.metrics import evaluation
+from experiments.run.dry_run import ITERATIONS, measured, report
+
+
+def dry_run(config: dict[str, Any]) -> str:
+    """The resolved settings, sizes, memory and time of a run. UserError as for the run itself.
+
+    A few batches are constructed, and their rewards evaluated; a user's reward is not asked for more than these.
+    """
+    settings, method, problem, exact, training, _ = made(config)
+    state, seconds, built, t = training.state, 0.0, 1, 0
+
+    def iteration() -> None:
+        nonlocal state, built, t
+        state, outcome = step(state, problem, t)
+        built, t = outcome.log_reward.shape[1], t + 1
+
+    with faults_as_sentences("dry run"):
+        step = step_of(settings, method, problem, state, 0)
+        for _ in range(ITERATIONS):
+            seconds = measured(iteration)
+        row = 0.0
+        if rewards.budget(problem, settings.evaluation_calls) is None:
+            row = measured(lambda: evaluation(method, state, problem, exact, training.window, ITERATIONS))
+    own: Any = method
+    parameters = own.model(problem).size if hasattr(own, "model") else 0
+    parts = arrays(method, problem, metrics=settings.metrics, window=settings.window, top_k=settings.top_k)
+    return report(config, parameters, parts, settings.states / built, seconds, row, settings.evaluations)
