@@ -16,6 +16,7 @@ from envs.molecules.counting import count_states
 from envs.random import Rng
 from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
+from experiments.cli.stdout import stdout_to_stderr
 from experiments.gfn.environments import find_env
 from experiments.molecules.config import tree_reward
 
@@ -36,6 +37,7 @@ def make_dag_env(name: str, settings: Any, device: str) -> DagEnv:
     return env
 
 
+@stdout_to_stderr()
 def check_dag_env(name: str, settings: Any) -> list[str]:
     """The checks of the contract that an environment passes. UserError (exit code 1) for one that fails."""
     from envs.check import ContractError

@@ -18,6 +18,7 @@ from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.cli.progress import progress
 from experiments.cli.ranges import check_flags
+from experiments.cli.stdout import stdout_to_stderr
 from experiments.cli.text import plain
 from experiments.cli.threads import fit
 from experiments.cli.verbs import Record
@@ -61,6 +62,7 @@ class GFNRun(NamedTuple):
         return DESCRIPTIONS if self.molecules is None else {**DESCRIPTIONS, **self.molecules.descriptions}
 
 
+@stdout_to_stderr()
 def made(config: dict[str, Any], saved: Saved | None = None) -> GFNRun:
     """Everything as it is before the first iteration. UserError where something does not fit.
 
@@ -149,6 +151,7 @@ def opened(folder: Path, checkpoint: Path | None = None) -> tuple[Run, GFNRun]:
     return run, begun._replace(training=begun.training.restored(*saved))
 
 
+@stdout_to_stderr()
 def evaluate(
     folder: Path,
     samples: Count,

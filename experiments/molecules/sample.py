@@ -30,6 +30,7 @@ from envs.ranges import Batch, Count, Seed, Steps
 from envs.rollout import rollout
 from experiments.cli.errors import UserError
 from experiments.cli.ranges import check_flags
+from experiments.cli.stdout import stdout_to_stderr
 from experiments.gfn.commands import made
 from experiments.gfn.faults import faults_as_sentences
 from experiments.gfn.metrics import has_policy, policies
@@ -155,6 +156,7 @@ class Trained:
     reward: TreeReward
     builder: Builder
 
+    @stdout_to_stderr()
     def draw(self, seed: int, first: int, n: int) -> Tensor:
         """Finished trees [n·S, K, 4] of attempts first·S .. (first + n)·S - 1, in this order."""
         problem, S = self.problem, len(self.problem.seeds)

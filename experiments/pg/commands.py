@@ -19,6 +19,7 @@ from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.cli.progress import progress
 from experiments.cli.ranges import check_flags
+from experiments.cli.stdout import stdout_to_stderr
 from experiments.cli.verbs import Record
 from experiments.pg.config import as_config, defaults, find_agent, from_config, make_agent, make_problem, tabular, worker_count
 from experiments.pg.memory import sampled
@@ -98,6 +99,7 @@ def _settings(config: dict[str, Any], problem: Problem) -> str:
     )
 
 
+@stdout_to_stderr()
 def evaluate(folder: Path, episodes: Count, checkpoint: Path | None = None) -> list[Record]:
     """For each seed: seed, episodes, mean and standard deviation of the return, discounted return, length."""
     check_flags(evaluate, {"episodes": episodes})

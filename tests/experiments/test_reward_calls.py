@@ -21,6 +21,7 @@ import os
 from pathlib import Path
 
 HERE = Path(__file__).parent
+print("loaded")
 
 def note(lines):
     with (HERE / "asked").open("a") as file:
