@@ -203,7 +203,7 @@ def _trained(run: Callable[[list[str]], Path], arguments: list[str]) -> Path:
 
 
 def _folder(out: Path | str | None, program: str, settings: Mapping[str, Any]) -> Path:
-    if out is None and settings.get("resume"):
+    if out is None and settings.get("resume") in (True, "auto"):
         raise UserError("got resume=True without out: name the run folder to continue")
     return Path(out) if out is not None else Path(tempfile.mkdtemp(prefix=f"{program}-")) / "run"
 
@@ -220,10 +220,12 @@ def _refuse_unknown(settings: Iterable[str], known: set[str], own: Collection[st
 
 
 def _flags(settings: Mapping[str, Any]) -> list[str]:
-    """Keywords as the command line writes them."""
+    """Keywords as the command line writes them; resume=True is --resume auto."""
     flags: list[str] = []
     for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
+        if name == "resume" and isinstance(value, bool | np.bool_):
+            value = "auto" if value else "never"
         if isinstance(value, bool | np.bool_):
             flags.append(flag if value else f"--no{flag[1:]}")
         elif isinstance(value, tuple | list):

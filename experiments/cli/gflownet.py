@@ -40,10 +40,10 @@ from experiments.cli.verbs import (
     Verb,
     call,
     columns,
+    continued,
     curves_verb,
     parse,
     print_csv,
-    resumable,
     resume_verb,
     run_verb,
     tuned,
@@ -96,7 +96,7 @@ def run(arguments: list[str]) -> Path:
     about = f"Train {name} on {env}; others have flags of their own.\n\n{tuned(recipe.note)}"
     own = [
         ("train", PLAIN[GFNSettings], dataclasses.field(default=settings)),
-        ("resume", RESUME, dataclasses.field(default=False)),
+        ("resume", RESUME, dataclasses.field(default="never")),
         ("dry_run", DRY_RUN, dataclasses.field(default=False)),
     ]
     parsed, choice = _asked(f"gflownet train {env}", about, choice, own, rest)
@@ -106,9 +106,7 @@ def run(arguments: list[str]) -> Path:
 
         print(dry_run(config))
         return Path()
-    if parsed.resume and resumable(parsed.out, config, parsed.train):
-        if not finished(parsed.out):
-            go_on(parsed.out, None, parsed.quiet)
+    if parsed.resume == "auto" and continued(parsed.out, config, parsed.train, finished, go_on, parsed.quiet):
         return Path(parsed.out)
     return start(config, parsed.out, ["gflownet", "train", *arguments], parsed.quiet)
 
@@ -123,7 +121,8 @@ def no_objective(usage: str, arguments: list[str], what: str = "got no objective
 
 def active(arguments: list[str]) -> None:
     """gflownet active hypergrid --objective NAME: rounds of a proxy, a generator trained on it, and new rewards."""
-    from experiments.gfn.active import config_of, settings_for
+    from experiments.gfn.active import config_of, finished, settings_for
+    from experiments.gfn.active import resume as go_on
     from experiments.gfn.active import start as start_rounds
     from gflownet.active.rounds import Settings
 
@@ -142,9 +141,12 @@ def active(arguments: list[str]) -> None:
     own = [
         ("preset", PRESET, dataclasses.field(default=preset)),
         ("settings", PLAIN[Settings], dataclasses.field(default=settings)),
+        ("resume", RESUME, dataclasses.field(default="never")),
     ]
     parsed, choice = _asked(f"gflownet active {env}", about, choice, own, rest)
-    start_rounds(config_of(choice, parsed.settings), parsed.out, ["gflownet", "active", *arguments], parsed.quiet)
+    config = config_of(choice, parsed.settings)
+    if parsed.resume == "never" or not continued(parsed.out, config, parsed.settings, finished, go_on, parsed.quiet):
+        start_rounds(config, parsed.out, ["gflownet", "active", *arguments], parsed.quiet)
 
 
 def _asked(program: str, about: str, choice: Choice, own: list[Any], arguments: list[str]) -> tuple[Any, Choice]:
@@ -274,7 +276,7 @@ def names() -> dict[str, list[str]]:
 
     environments = [*ENVIRONMENTS]
     own = {"train": environments, "active": ["hypergrid"], "check-env": environments, "completion": ["bash", "zsh"]}
-    return {**own, "--objective": [*register()]}
+    return {**own, "--objective": [*register()], "--resume": ["auto", "never"]}
 
 
 VERBS: dict[str, Verb] = {

@@ -32,11 +32,11 @@ from experiments.cli.verbs import (
     Verb,
     call,
     columns,
+    continued,
     curves_verb,
     parse,
     print_csv,
     required,
-    resumable,
     resume_verb,
     run_verb,
     tuned,
@@ -92,7 +92,7 @@ def run(arguments: list[str]) -> Path:
                 dataclasses.field(default_factory=lambda: agent_type(**placeholder)),
             ),
             ("out", OUT, dataclasses.field(default=None)),
-            ("resume", RESUME, dataclasses.field(default=False)),
+            ("resume", RESUME, dataclasses.field(default="never")),
             ("dry_run", DRY_RUN, dataclasses.field(default=False)),
             ("quiet", QUIET, dataclasses.field(default=False)),
         ],
@@ -110,9 +110,7 @@ def run(arguments: list[str]) -> Path:
 
         print(dry_run(config))
         return Path()
-    if parsed.resume and resumable(parsed.out, config, parsed.train):
-        if not finished(parsed.out):
-            go_on(parsed.out, None, parsed.quiet)
+    if parsed.resume == "auto" and continued(parsed.out, config, parsed.train, finished, go_on, parsed.quiet):
         return Path(parsed.out)
     return start(config, parsed.out, ["pgrl", "train", *arguments], parsed.quiet)
 
@@ -224,7 +222,7 @@ def names() -> dict[str, list[str]]:
 
     algorithms, environments = [*register()], [*OWN, *MUJOCO]
     own = {"train": algorithms, "check": algorithms, "check-env": environments, "completion": ["bash", "zsh"]}
-    return {**own, "--env": environments}
+    return {**own, "--env": environments, "--resume": ["auto", "never"]}
 
 
 VERBS: dict[str, Verb] = {

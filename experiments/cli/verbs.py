@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -26,7 +26,7 @@ NUMBERS = ConstructorRegistry()  # how flags are read
 RESERVED = {"out", "quiet", "resume", "dry_run"}  # flags of every `train`
 OUT = Annotated[
     Path | None,
-    tyro.conf.arg(help="run folder, which must not hold a run yet (but with --resume); None: a new folder below runs/"),
+    tyro.conf.arg(help="run folder, which must not hold a run yet (but with --resume auto); None: a new folder below runs/"),
 ]
 DRY_RUN = Annotated[
     bool,
@@ -34,7 +34,8 @@ DRY_RUN = Annotated[
 ]
 QUIET = Annotated[bool, tyro.conf.arg(help="hide the progress bar")]
 RESUME = Annotated[
-    bool, tyro.conf.arg(help="if --out holds a run with these settings, continue it; a finished one is left as it is")
+    Literal["never", "auto"],
+    tyro.conf.arg(help="auto: a run with these settings in --out is continued, and a finished one left as it is"),
 ]
 
 
@@ -138,18 +139,45 @@ def tuned(note: str) -> str:
     return f"How the defaults were tuned: {note}" if note else "The defaults were not tuned."
 
 
-def resumable(out: Path | None, config: Mapping[str, Any], settings: Any) -> bool:
-    """Whether `out` holds a run of these settings to continue; UserError without `out`, or for a run with other settings.
+def continued(
+    out: Path | None,
+    config: Mapping[str, Any],
+    settings: Any,
+    finished: Callable[[Path], bool],
+    resume: Callable[..., Any],
+    quiet: bool,
+) -> bool:
+    """`train --resume auto`: whether `out` held a run of these settings, which has now been trained to its end.
 
     What `settings` leave to be chosen (auto) stays as it was chosen when the run began.
+
+    Args:
+        out: the run folder, which need not be there.
+        config: the complete, resolved settings.
+        settings: the dataclass they come from, whose defaults a run takes that is too old to have them.
+        finished: whether the newest checkpoint of a folder is the last one.
+        resume: `resume(folder, checkpoint, quiet, given)` of the package; given: settings that may differ are taken from there.
+        quiet: print nothing.
+
+    Returns:
+        False where a new run is to be made in `out`.
+
+    Raises:
+        UserError: `out` is None, or holds a run with other settings.
     """
     from experiments.run.run import FREE, Run
 
     if out is None:
-        raise UserError("got --resume without --out: name the run folder to continue")
+        raise UserError("got --resume auto without --out: name the run folder to continue")
     free = FREE | {name for name in ("device", "matmul") if getattr(settings, name, "") == "auto"}
     defaults = {f.name: f.default for f in dataclasses.fields(settings) if f.default is not dataclasses.MISSING}
-    return Run.resumable(out, config, free, defaults)
+    if not Run.resumable(out, config, free, defaults):
+        return False
+    if not finished(out):
+        resume(out, None, quiet, config)
+    elif not quiet:
+        print(f"{out} is already done", file=sys.stderr)
+    return True
 
 
 def refuse_shared(name: str, own: set[str], others: Mapping[str, set[str]]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from experiments.gfn.build import make_dag_env, refuse_bad_reward
 from experiments.gfn.config import Choice, GFNSettings, as_config, defaults, from_config, make_method
 from experiments.gfn.environments import find_env
 from experiments.gfn.faults import faults_as_sentences
+from experiments.run import checkpoint as checkpoints
 from experiments.run.log import read_metrics
 from experiments.run.run import Run, run_name
 from gflownet.active.gaussian_process import GaussianProcess
@@ -168,9 +169,16 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
         return _to_the_end(run, begun, quiet)
 
 
-def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> Path:
-    with Run.open(folder, DESCRIPTIONS) as run:
+def resume(folder: Path, checkpoint: Path | None, quiet: bool, given: Mapping[str, Any] | None = None) -> Path:
+    """Continue a run to its last round. given: settings, of which those that change no number are taken."""
+    with Run.open(folder, DESCRIPTIONS, given=given) as run:
         return _to_the_end(run, run.resume(made(run.config).restored, checkpoint), quiet)
+
+
+def finished(folder: Path) -> bool:
+    """Whether the newest checkpoint of a run is that of its last round."""
+    run = Run.open(folder)
+    return bool(checkpoints.load_latest(run.checkpoints)[1]["iteration"] >= run.config["rounds"])
 
 
 def _to_the_end(run: Run, begun: ActiveRun, quiet: bool) -> Path:
@@ -192,8 +200,8 @@ def play(run: Run, begun: ActiveRun, tick: Callable[[int], None], quiet: bool) -
     """All rounds that are left. Raises UserError, 130 or 143 when asked to stop (after the round, and a checkpoint)."""
     settings, known = begun.settings, begun.known
     if run.empty:
-        run.log(known.shape[1], _row(begun, known, 0, []))
         run.checkpoint(0, {"known": known}, {})
+        run.log(known.shape[1], _row(begun, known, 0, []))
     with deferred_signals() as asked:
         for i in range(begun.round, settings.rounds):
             done = [_round(begun, known[s], s, i, tick) for s in range(settings.seeds)]

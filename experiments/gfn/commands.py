@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -103,10 +103,11 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
         return run.folder
 
 
-def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
+def resume(folder: Path, checkpoint: Path | None, quiet: bool, given: Mapping[str, Any] | None = None) -> None:
+    """Continue a run to its end. given: settings, of which those that change no number are taken."""
     saved = _saved(Run.open(folder), checkpoint)
-    begun = made(Run.open(folder).config, saved)
-    with Run.open(folder, begun.descriptions) as run:
+    begun = made(Run.open(folder, given=given).config, saved)
+    with Run.open(folder, begun.descriptions, given=given) as run:
         training = run.resume(begun.training.restored, checkpoint)
         rewards.restore(begun.problem, *saved)
         _to_the_end(run, begun._replace(training=training), quiet)

@@ -208,6 +208,7 @@ def train(
         nonlocal training
         step = step_of(settings, method, problem, training.state, training.iteration)
         if run.empty:
+            save()  # before the first row: a run killed from here on is continued
             log(None, evaluate=True)
         while training.states < settings.states:
             before = training.states

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
@@ -47,8 +47,9 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
         return run.folder
 
 
-def resume(folder: Path, checkpoint: Path | None, quiet: bool) -> None:
-    with Run.open(folder, DESCRIPTIONS) as run, made(run.config) as (problem, agent):
+def resume(folder: Path, checkpoint: Path | None, quiet: bool, given: Mapping[str, Any] | None = None) -> None:
+    """Continue a run to its end. given: settings, of which those that change no number are taken."""
+    with Run.open(folder, DESCRIPTIONS, given=given) as run, made(run.config) as (problem, agent):
         training = run.resume(lambda tensors, meta: PGTraining.restored(agent, problem, tensors, meta), checkpoint)
         _to_the_end(run, problem, agent, training, quiet)
 

@@ -109,6 +109,7 @@ def train(
     def go(asked: list[int]) -> None:
         nonlocal training
         if run.empty:
+            save()  # before the first row: a run killed from here on is continued
             log(run, problem, exact, settings, training, {}, None, None, evaluate=True)
         while bool((training.env_steps < settings.env_steps).any()):
             used, theta = float(training.env_steps.double().mean()), training.state.theta

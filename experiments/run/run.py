@@ -42,6 +42,7 @@ FREE = frozenset({"workers", "reward_workers", "title", "theory_slope"})  # sett
 RENAMED = {"knobs": "hyperparameters", "world": "env_settings", "gallery": "top_k"}  # keys of configs before 0.4
 BEGUN = {"lock", "cmd.txt", "environment.json", "checkpoints", ".config.json.part"}  # what `create` writes before config.json
 OWN = BEGUN | {"config.json", "metrics.jsonl", "best"}  # beside event files
+DIGESTS = {"fragments": "digest", "seh_weights": "seh_digest"}  # files that settings name -> SHA-256 of what was read
 FAILURES = 3  # of one kind in a row stop the run
 OWN_TAGS = {"wall": "time/wall", "iteration": "time/iteration"}  # in TensorBoard, where tags are grouped by their first word
 OWN_DESCRIPTIONS = {
@@ -95,8 +96,17 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: Path, descriptions: Mapping[str, str] | None = None, tensorboard: bool = True) -> Run:
-        """An existing run, to read or to `resume`. Raises RunError when `path` is not a run folder or its config is damaged."""
+    def open(
+        cls,
+        path: Path,
+        descriptions: Mapping[str, str] | None = None,
+        tensorboard: bool = True,
+        given: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """An existing run, to read or to `resume`. Raises RunError when `path` is not a run folder or its config is damaged.
+
+        given: settings; those that change no number replace the run's own in `config`, not in config.json.
+        """
         folder = Path(path)
         if not folder.is_dir():
             raise RunError(f"there is no run folder {folder}")
@@ -114,6 +124,8 @@ class Run:
         objective = config.get("objective")
         if config.get("method") == "fm" and isinstance(objective, dict) and "epsilon" in objective:  # before 0.4
             objective["smoothing"] = objective.pop("epsilon")
+        if given is not None:
+            config = _with(config, given, FREE | _same_files(flat(config), flat(given)))
         return cls(folder, config, descriptions, tensorboard)
 
     @classmethod
@@ -128,7 +140,7 @@ class Run:
         Args:
             out: the run folder, which need not be there.
             config: the complete, resolved settings.
-            free: settings that may differ, since they change no number.
+            free: settings that may differ, since they change no number. Files are compared by their digests.
             defaults: of settings that the run may be too old to have.
 
         Returns:
@@ -148,6 +160,7 @@ class Run:
             return False
         run = cls.open(out)
         found, wanted = flat({**json.loads(dump(defaults or {})), **run.config}), flat(json.loads(dump(config)))
+        free = {*free, *_same_files(found, wanted)}
         other = [key for key in {**wanted, **found} if key not in free and found.get(key) != wanted.get(key)]
         if other:
             differ = ", ".join(f"{key} {_short(found.get(key))}, got {_short(wanted.get(key))}" for key in other[:3])
@@ -168,7 +181,8 @@ class Run:
         self._take_lock()
         try:
             clear(self.folder)
-            for path in (self.folder / name for name in OWN - {"lock"}):
+            last = ("config.json", "environment.json", "cmd.txt")  # what is left is at any moment a folder to clear, or to use
+            for path in (self.folder / name for name in (*sorted(OWN - {"lock", *last}), *last)):
                 if path.exists():
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         finally:
@@ -361,6 +375,23 @@ class Run:
             return False
         self._failures[what] = 0
         return True
+
+
+def _same_files(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> set[str]:
+    """Settings that name a file of the same bytes, wherever it is."""
+    return {name for name, digest in DIGESTS.items() if found.get(digest) and found[digest] == wanted.get(digest)}
+
+
+def _with(config: Mapping[str, Any], given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The config with the settings called `names` as they are given."""
+    return {
+        key: _with(value, given.get(key) or {}, names)
+        if isinstance(value, Mapping)
+        else given.get(key, value)
+        if key in names
+        else value
+        for key, value in config.items()
+    }
 
 
 def _short(value: Any) -> str:

@@ -262,11 +262,13 @@ def test_names_for_type_checkers_are_the_names_that_are_loaded(package: str) -> 
 
 
 def test_the_command_line_resumes_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["train", "n-pg", "--env", "gridworld", "--env-steps", "200", "--quiet", "--resume"]
+    command = ["train", "n-pg", "--env", "gridworld", "--env-steps", "200", "--resume", "auto"]
     pgrl_cli.main([*command, "--out", str(tmp_path / "run")])
     first = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert "already done" not in capsys.readouterr().err
     pgrl_cli.main([*command, "--out", str(tmp_path / "run")])
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == first
+    assert f"{tmp_path / 'run'} is already done" in capsys.readouterr().err
     for wrong, said in (
         (["--seed", "7", "--out", str(tmp_path / "run")], "holds a run with seed 0, got 7"),
         ([], "without --out"),
