@@ -9,6 +9,7 @@ Checks that the episodes could not exercise (no episode ended, no mask) are not 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, is_dataclass
@@ -19,7 +20,8 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 
-from envs.core import Array, Env, State, to_numpy
+from envs.core import Array, Env, State, raised, to_numpy
+from envs.form import SEEN, form
 from envs.random import Rng
 from envs.rollout import AHEAD, ENV, POLICY, RESET
 
@@ -55,7 +57,6 @@ CONTRACT = {  # name: (the requirement, what to do when it is violated)
     "stale": ("stepping an old state raises, or gives the same result", "Put a counter into inner, and raise when it is old"),
     "overshoot": ("actions beyond the bounds of a Box are accepted", "Clip inside step: a Gaussian policy is not clipped"),
 }
-SEEN = ("obs", "reward", "terminated", "truncated", "action_mask")
 
 
 class ContractError(ValueError):
@@ -149,6 +150,34 @@ def check_env(env: Env, n: int = 4, steps: int = 64, seed: int = 0, *, device: t
     return [CONTRACT[name][0] for name in checks.passed]
 
 
+def check_briefly(env: Env, seconds: float = 0.5, *, device: torch.device | str = "cpu") -> bool:
+    """Test an environment before it is used: `check_env` with few episodes, or one step alone where a step is slow.
+
+    Args:
+        env: the environment.
+        seconds: about how long the check may take; one reset and one step are always made.
+        device: of the random keys, for torch environments that are not on the CPU.
+
+    Returns:
+        Whether there was time for `check_env`.
+
+    Raises:
+        ContractError: at the first check that fails.
+    """
+    checks, n = Checks(), 2
+    _declarations(env, checks)
+    started, seen = time.monotonic(), list[State]()
+    for t, (state, _) in enumerate(_play(env, Rng.of_seeds(range(n), device), 1, checks)):
+        _form(env, state, n, t, checks)
+        seen.append(_snapshot(state))
+        _content(env, seen, checks)
+    passes = 6  # how often check_env plays its episodes
+    steps = int(seconds / (passes * max(time.monotonic() - started, 1e-6)))
+    if steps > 0:
+        check_env(env, n, min(steps, 16), device=device)
+    return steps > 0
+
+
 def _streams(env: Env, rng: Rng) -> tuple[Rng, Rng, Rng]:
     """The random streams for step, policy and reset, the same as in `rollout`."""
     numpy = env.backend == "numpy"
@@ -170,8 +199,10 @@ def _play(env: Env, rng: Rng, steps: int, checks: Checks) -> Iterator[tuple[Stat
 def _call(checks: Checks, name: str, method: Any, *args: Any) -> State:
     try:
         state: State = method(*args)
-    except Exception as fault:
-        raise ContractError(name, f"{type(fault).__name__} from {method.__name__}: {fault}") from fault
+    except KeyboardInterrupt:
+        raise
+    except BaseException as fault:
+        raise ContractError(name, f"that {getattr(method, '__name__', 'a call')} {raised(fault)}") from fault
     checks.require(name, True)
     checks.require("state", all(hasattr(state, x) for x in (*SEEN, "inner")), type(state).__name__, "from", method.__name__)
     return state
@@ -190,21 +221,8 @@ def _declarations(env: Env, checks: Checks) -> None:
 
 def _form(env: Env, state: State, n: int, t: int, checks: Checks) -> None:
     """Check the kinds, shapes and dtypes of the arrays of a state after t steps."""
-    at, kind = f"after {t} steps", Tensor if env.backend == "torch" else np.ndarray
-    space, actions = env.observation_space, env.action_space
-    arrays: dict[str, Any] = {name: getattr(state, name) for name in SEEN}
-    shapes: dict[str, Any] = dict.fromkeys(SEEN, (n,)) | {"obs": (n, *(space.shape or ()))}
-    shapes["action_mask"] = (n, int(actions.n)) if isinstance(actions, Discrete) else "no mask"
-    if state.action_mask is None:
-        del arrays["action_mask"]
-    for name, x in arrays.items():
-        checks.require("arrays", isinstance(x, kind), name, "of type", type(x).__name__, at)
-        checks.require("shapes", tuple(x.shape) == shapes[name], name, tuple(x.shape), "and not", shapes[name], at)
-    types = {name: str(x.dtype).removeprefix("torch.") for name, x in arrays.items()}
-    for name in types.keys() - {"obs", "reward"}:
-        checks.require("flags", types[name] == "bool", name, "of type", types[name], at)
-    checks.require("reward type", types["reward"].startswith("float"), types["reward"], at)
-    checks.require("obs type", types["obs"] == str(space.dtype), types["obs"], "in", space, at)
+    for name, holds, found in form(env, state, n):
+        checks.require(name, holds, found, f"after {t} steps")
 
 
 def _content(env: Env, seen: list[State], checks: Checks) -> None:

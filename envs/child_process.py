@@ -1,4 +1,4 @@
-"""Set-up of a worker process: it ignores Ctrl-C, and ends when its parent does. Imports only the standard library."""
+"""Set-up and end of worker processes: they ignore Ctrl-C, and end with their parent. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from concurrent.futures import ProcessPoolExecutor
 
 
 def follow_parent() -> None:
@@ -19,3 +20,10 @@ def follow_parent() -> None:
         os._exit(1)  # the parent was killed
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def kill(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool at once, whatever they are doing; at the exit of Python they would be waited for."""
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    pool.shutdown(cancel_futures=True)

@@ -6,6 +6,8 @@ tensor program (MuJoCo, Gymnasium) or numpy is faster (tables on the CPU); see `
 
 from __future__ import annotations
 
+import os
+import traceback
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -188,15 +190,64 @@ class DagEnv(Env, Protocol):
     def describe(self, obs: Tensor) -> list[str]: ...
 
 
-class EnvironmentFault(RuntimeError):
-    """An environment returned NaN or infinity, at episode `row` and step `step`, after `action`."""
+class EnvironmentFault(RuntimeError, ValueError):
+    """An environment raised, or returned NaN, infinity, or a wrong type or shape.
 
-    def __init__(self, what: str, row: int, step: int, action: Any) -> None:
-        super().__init__(f"the environment returned a non-finite {what} in episode {row} at step {step} after action {action}")
-        self.what, self.row, self.step, self.action = what, row, step, action
+    what               the part that is wrong: reward, observation, ...
+    row, step, action  episode of the batch, step, and the action before; None where it is not known
+    how                what happened, for a sentence; default: it returned a non-finite `what`
+    seed               of the run, where it is known
+    """
+
+    def __init__(
+        self,
+        what: str,
+        row: int | None = None,
+        step: int | None = None,
+        action: Any = None,
+        how: str = "",
+        seed: int | None = None,
+    ) -> None:
+        self.what, self.row, self.step, self.action, self.how, self.seed = what, row, step, action, how, seed
+        seed_, row_, step_ = (
+            "" if x is None else f" {word} {x}" for word, x in (("with seed", seed), ("in episode", row), ("at step", step))
+        )
+        if action == "reset":
+            step_, after = "", " at reset"
+        else:
+            after = "" if action is None else f" after {action if isinstance(action, str) else f'action {action}'}"
+        super().__init__(f"the environment {how or f'returned a non-finite {what}'}{seed_}{row_}{step_}{after}")
+
+    def at(self, **known: Any) -> EnvironmentFault:
+        """The same fault with more, or other, attributes."""
+        names = ("what", "row", "step", "action", "how", "seed")
+        return EnvironmentFault(**{**{name: getattr(self, name) for name in names}, **known})
+
+    def of_seed(self, seeds: tuple[int, ...], n: int) -> EnvironmentFault:
+        """The same fault in one of the n episodes of each of these seeds: with the seed, and the episode counted within it."""
+        if self.row is None:
+            return self.at(seed=seeds[0]) if len(seeds) == 1 else self
+        return self.at(seed=seeds[self.row // n % len(seeds)], row=self.row % n)
 
     def __reduce__(self) -> Any:
-        return EnvironmentFault, (self.what, self.row, self.step, self.action)
+        return EnvironmentFault, (self.what, self.row, self.step, self.action, self.how, self.seed)
+
+
+class LearnerFault(RuntimeError):
+    """An agent, an objective or a method raised, or returned what does not fit."""
+
+
+def raised(error: BaseException) -> str:
+    """What code of a user did, for a sentence: raised ValueError: its message (file.py, line 3)."""
+    try:
+        text = " ".join(str(error).split())[:300]
+    except Exception:
+        text = "(its message cannot be shown)"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, SystemExit):
+        return f"called sys.exit({text}){where}"
+    return f"raised {type(error).__name__}{': ' if text else ''}{text}{where}"
 
 
 class Diverged(ValueError):

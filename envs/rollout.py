@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.core import Array, Env, EnvironmentFault, State, Trajectories, any_last, to_tensor
+from envs.core import Array, Diverged, Env, EnvironmentFault, State, Trajectories, any_last, raised, to_tensor
+from envs.form import flaw
 from envs.random import Rng
 
 ENV, POLICY, RESET = 0, 1, 2  # random streams of an episode
 AHEAD = 64  # time steps of noise drawn at once
+SHOWN = 4  # the most actions in a message, where it is not known which of them led to a fault
 
 
 class Act(Protocol):
@@ -81,7 +83,8 @@ def rollout(
         Trajectories of B episodes, [T, B, ...], with T at most `horizon`.
 
     Raises:
-        EnvironmentFault: an observation or a reward is not finite, or a state has no valid action.
+        EnvironmentFault: the environment raises, a state has a wrong form or no valid action, or an observation or a reward is
+            not finite.
         ValueError: `start` and `workers` are both given.
     """
     horizon = env.horizon if horizon is None else horizon
@@ -100,7 +103,7 @@ def rollout(
         try:
             parts.append(play())
         except EnvironmentFault as fault:
-            raise EnvironmentFault(fault.what, fault.row + lo, fault.step, fault.action) from None
+            raise fault.at(row=None if fault.row is None else fault.row + lo) from fault.__cause__
     return Trajectories.cat(parts)
 
 
@@ -112,25 +115,47 @@ def run_episodes(env: Env, act: Act, rng: Rng, horizon: int, start: State | None
     policy_rng = rng.fold(POLICY).drawn(ahead, numpy)
     ends = getattr(env, "terminates", True)
     look = rng.key.device.type == "cpu"  # on a GPU this check would synchronise at every step
-    state = start or env.reset(len(rng), rng.fold(RESET).drawn(1, numpy))
     watch = getattr(act, "watch", None) if ends else None
     before: list[State] = []
     actions: list[Array] = []
     rewards: list[Array] = []
-    ended: list[Array] = [state.terminated | state.truncated]
-    for t in range(horizon):
-        if watch is not None:
-            watch(ended[-1])
-        action = act(state.obs, state.action_mask, policy_rng.at(t))
-        before.append(state)
-        actions.append(action)
-        state = env.step(state, action, env_rng.at(t))
-        rewards.append(state.reward)
-        ended.append(state.terminated | state.truncated if ends else ended[-1])
-        if ends and look and bool(ended[-1].all()):
-            break
+    ended: list[Array] = []
+    state: Any = start
+    try:
+        state = start or _called(env.reset, len(rng), rng.fold(RESET).drawn(1, numpy))
+        ended.append(state.terminated | state.truncated)
+        for t in range(horizon):
+            if watch is not None:
+                watch(ended[-1])
+            action = act(state.obs, state.action_mask, policy_rng.at(t))
+            before.append(state)
+            actions.append(action)
+            state = _called(env.step, state, action, env_rng.at(t))
+            rewards.append(state.reward)
+            ended.append(state.terminated | state.truncated if ends else ended[-1])
+            if ends and look and bool(ended[-1].all()):
+                break
+        tau = _stacked(env, before, actions, rewards, ended, state, rng)
+    except EnvironmentFault as fault:
+        raise _placed(fault, actions) from fault.__cause__
+    except Exception as error:
+        if wrong := _malformed(env, [*before, state], actions, len(rng)):
+            raise wrong from error
+        raise
+    if checks and (wrong := _wrong_form(env, tau, [*before, state], actions)):
+        raise wrong
+    if checks:
+        _refuse_non_finite(tau, to_tensor(state.obs))
+    return tau
+
+
+def _stacked(
+    env: Env, before: list[State], actions: list[Array], rewards: list[Array], ended: list[Array], state: State, rng: Rng
+) -> Trajectories:
+    """The trajectories of the states before each step, and of the last one."""
+    numpy, ends = env.backend == "numpy", getattr(env, "terminates", True)
     stack: Callable[[list[Array]], Tensor] = (lambda xs: to_tensor(np.stack(xs))) if numpy else torch.stack
-    tau = Trajectories(
+    return Trajectories(
         obs=stack([s.obs for s in before]),
         action=stack(actions),
         reward=stack(rewards),
@@ -142,9 +167,50 @@ def run_episodes(env: Env, act: Act, rng: Rng, horizon: int, start: State | None
         action_mask=None if state.action_mask is None else stack([s.action_mask for s in before]),
         last=to_tensor(state.obs),
     )
-    if checks:
-        _refuse_non_finite(tau, to_tensor(state.obs))
-    return tau
+
+
+def _called(method: Any, *args: Any) -> State:
+    """The state that an environment's `reset` or `step` returns. Raises EnvironmentFault for whatever it raises."""
+    try:
+        state: State = method(*args)
+    except (EnvironmentFault, Diverged, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise EnvironmentFault(method.__name__, how=raised(error)) from error
+    return state
+
+
+def _placed(fault: EnvironmentFault, actions: list[Array]) -> EnvironmentFault:
+    """A fault of the call after these actions, with its step and its action where they are not known yet."""
+    if fault.step is not None or not actions:
+        return fault if fault.step is not None else fault.at(action="reset")
+    action = fault.action
+    if action is None and fault.row is not None:
+        action = actions[-1][fault.row].tolist()
+    elif action is None:  # of the whole batch
+        more = ", ..." if len(actions[-1]) > SHOWN else ""
+        action = f"actions {', '.join(map(str, actions[-1][:SHOWN].tolist()))}{more}"
+    return fault.at(step=len(actions) - 1, action=action)
+
+
+def _malformed(env: Env, states: list[State], actions: list[Array], n: int) -> EnvironmentFault | None:
+    """The fault of the first state that does not have the form of its environment."""
+    for t, state in enumerate(states):
+        if found := flaw(env, state, n):
+            return _placed(EnvironmentFault("state", how=f"returned {found}"), actions[:t])
+    return None
+
+
+def _wrong_form(env: Env, tau: Trajectories, states: list[State], actions: list[Array]) -> EnvironmentFault | None:
+    """The fault of trajectories that could be stacked, but not from what an environment should return."""
+    T, B = len(actions), len(actions[0])
+    shape = env.observation_space.shape or ()
+    good = all(isinstance(x, Tensor) for x in (tau.terminated, tau.truncated, tau.last))
+    good = good and tau.last is not None and tau.last.shape == (B, *shape)
+    good = good and tau.mask.shape == tau.reward.shape == (T, B) and tau.obs.shape == (T, B, *shape)
+    good = good and tau.mask.dtype == tau.terminated.dtype == tau.truncated.dtype == torch.bool
+    good = good and tau.reward.is_floating_point() and tau.terminated.shape == tau.truncated.shape == (B,)
+    return None if good else _malformed(env, states, actions, B)
 
 
 def _refuse_non_finite(tau: Trajectories, last_obs: Tensor) -> None:
@@ -153,7 +219,7 @@ def _refuse_non_finite(tau: Trajectories, last_obs: Tensor) -> None:
         stuck = tau.mask & ~possible
         if bool(stuck.any()):
             step, row = stuck.nonzero()[0].tolist()
-            raise EnvironmentFault("action mask (no action is valid)", row, step, "those before")
+            raise EnvironmentFault("action mask", row, step, how="gave no valid action")
     if tau.obs.is_floating_point():
         _refuse("observation", tau.obs, tau, since=1)  # a faulty observation is due to the action before it
         _refuse("observation", last_obs[None], tau, since=1 - len(tau.mask))

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from envs.child_process import follow_parent
-from envs.core import Env, Trajectories
+from envs.child_process import follow_parent, kill
+from envs.core import Env, EnvironmentFault, Trajectories
 from envs.random import Rng
 from envs.rollout import Act, Job, run_episodes
 
@@ -58,7 +58,7 @@ class Workers:
             A function for each part, `ours` first, that waits for its trajectories.
 
         Raises:
-            RuntimeError: from the returned functions, when workers die repeatedly.
+            EnvironmentFault: from the returned functions, when workers die repeatedly.
         """
         futures = [self._submit(job) for job in jobs]
         played = _Outcome(ours)
@@ -86,10 +86,11 @@ class Workers:
                 self._pool = self._started()
                 self.restarts += 1
             pool, future = self._pool, self._submit(job)
-        raise RuntimeError(
-            f"a worker process died {RESTARTS} times while sampling the same episodes: run without workers to see why; a "
+        how = (
+            f"ended its worker process {RESTARTS} times while sampling the same episodes: run without workers to see why; a "
             'script that creates workers must do so under `if __name__ == "__main__":`'
         )
+        raise EnvironmentFault("worker", how=how)
 
     def close(self) -> None:
         """End the processes."""
@@ -98,8 +99,11 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            kill(self._pool)  # a worker may hang
 
 
 class _Outcome:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.core import Trajectories
+from envs.core import LearnerFault, Trajectories
 from envs.random import Rng
 from envs.ranges import Count, Finite, Fraction, Natural, Positive, Range, Weight, Widths, check_fields
 from envs.rollout import Act
@@ -144,7 +144,7 @@ class GFlowNet:
             if "log_z" in self.objective.uses:
                 metrics["train/residual"] = self._residual(flows, problem.batch_size)
             fine = torch.isfinite(loss.detach() + gradient.sum(1))
-            log_z = torch.where(fine, self.objective.log_z(flows), state.log_z)
+            log_z = torch.where(fine, self._of_each_seed("log_z", self.objective.log_z(flows), len(theta)), state.log_z)
             if offset is not None:
                 theta[:, -1].add_(torch.where(fine, offset, 0.0))
         decay = self.final_rate ** (_real(t) / max(problem.iterations - 1, 1))
@@ -170,7 +170,7 @@ class GFlowNet:
             act = sampler(problem.env, model, theta, n, explore, head)
         tau, tape = problem.play(act, rng.fold(SAMPLE), n, checks=static is None), None if static else act.tape
         assert tau.last is not None
-        log_reward = (problem.env if static is None else static).log_reward(tau.last)
+        log_reward = (problem if static is None else static).log_reward(tau.last)
         objects, rewards = problem.by_seed(tau.last), problem.by_seed(log_reward)
         if self.search_rounds:
             found, reward, built, built_reward = local_search(
@@ -205,15 +205,28 @@ class GFlowNet:
     def _loss(self, flows: Flows, rng: Rng) -> Tensor:
         """The loss of each seed, [S]."""
         if self.heads == 1:
-            loss = self.objective.loss(flows)
+            loss = self._of_each_seed("loss", self.objective.loss(flows), len(flows.theta))
         else:
             n = flows.log_reward.shape[1]
             weight = (rng.fold(BOOTSTRAP).spawn(n).uniform(self.heads) < 0.5).to(flows.log_reward.dtype).view(-1, n, self.heads)
-            every = [self.objective.loss(flows.with_head(k, weight[..., k])) for k in range(self.heads)]
+            every = [
+                self._of_each_seed("loss", self.objective.loss(flows.with_head(k, weight[..., k])), len(flows.theta))
+                for k in range(self.heads)
+            ]
             loss = torch.stack(every).mean(0)
         if self.backward == "tlm":
             loss = loss - flows.mean(flows.log_pb_learned.sum(0) / flows.mask.sum(0))
         return loss
+
+    def _of_each_seed(self, name: str, x: Any, seeds: int) -> Tensor:
+        """What the objective returned. LearnerFault where it is not one real number for each seed, the loss a function of θ."""
+        got = f"type {type(x).__name__}"
+        if isinstance(x, Tensor):
+            if x.shape == (seeds,) and x.is_floating_point() and (name == "log_z" or x.requires_grad):
+                return x
+            got = f"shape {list(x.shape)} and type {x.dtype}{'' if x.requires_grad else ', which does not depend on θ'}"
+        kind = type(self.objective).__name__
+        raise LearnerFault(f"{name} of the objective {kind} returned {got}, expected one number for each seed, [{seeds}]")
 
     def log_pf(self, state: GFlowNetState, problem: DagProblem, obs: Tensor, valid: Tensor) -> Tensor:
         with torch.no_grad():

@@ -65,11 +65,39 @@ class DagProblem:
         Raises:
             EnvironmentFault: an episode does not end within the environment's horizon.
         """
-        tau = rollout(self.env, act, rng.spawn(n or self.batch_size), start=start, checks=checks)
+        n = n or self.batch_size
+        try:
+            tau = rollout(self.env, act, rng.spawn(n), start=start, checks=checks)
+        except EnvironmentFault as fault:
+            raise fault.of_seed(self.seeds, n) from fault.__cause__
         if checks and self.device == "cpu" and not bool(tau.terminated.all()):
             row = int((~tau.terminated).nonzero()[0])
-            raise EnvironmentFault(f"end (none within its horizon of {self.env.horizon})", row, len(tau.mask), "all of them")
+            raise EnvironmentFault("end", row, len(tau.mask), how=f"ended no episode within its horizon of {self.env.horizon}")
         return tau
+
+    def log_reward(self, obs: Tensor) -> Tensor:
+        """log R of finished objects.
+
+        Args:
+            obs: the objects, [M, *obs].
+
+        Returns:
+            [M] float64.
+
+        Raises:
+            EnvironmentFault: the environment returns something else; on the CPU also for what is not finite, before anything is
+                trained on it.
+        """
+        log_r: Any = self.env.log_reward(obs)
+        if not isinstance(log_r, Tensor) or log_r.shape != (len(obs),) or not log_r.is_floating_point():
+            got = f"shape {tuple(log_r.shape)} and type {log_r.dtype}" if isinstance(log_r, Tensor) else type(log_r).__name__
+            raise EnvironmentFault("log_reward", how=f"returned log-rewards of {got}, expected ({len(obs)},) floats")
+        if self.device == "cpu" and not bool((good := torch.isfinite(log_r)).all()):
+            at = int((~good).nonzero()[0])
+            what = self.env.describe(obs[at : at + 1])[0]
+            how = f"says that log R is {float(log_r[at])} at the object {what}, expected a finite number"
+            raise EnvironmentFault("log_reward", how=how)
+        return log_r
 
     def by_seed(self, x: Tensor) -> Tensor:
         """Reshape a batch grouped by seed, [S·n, ...] -> [S, n, ...]."""

@@ -88,8 +88,7 @@ class Problem:
         try:
             tau = rollout(self.env, act, Rng(keys, dtype=rng.dtype), self.horizon, self.workers)
         except EnvironmentFault as fault:
-            seed = self.seeds[fault.row // n % len(self.seeds)]
-            raise EnvironmentFault(f"{fault.what} with seed {seed}", fault.row % n, fault.step, fault.action) from None
+            raise fault.of_seed(self.seeds, n) from fault.__cause__
         B = len(self.seeds) * n
         return tuple(tau.rows(p * B, (p + 1) * B) for p in range(len(thetas))) if len(thetas) > 1 else (tau,)
 

@@ -17,8 +17,8 @@ import torch
 from gymnasium.spaces import Discrete, MultiDiscrete
 from torch import Tensor
 
-from envs.check import Checks, ContractError, RandomAct, check_env
-from envs.core import DagEnv, Parents
+from envs.check import Checks, ContractError, RandomAct, check_briefly, check_env
+from envs.core import DagEnv, Parents, raised
 from envs.dag.enumeration import Enumeration, enumeration_of
 from envs.dag.protocols import CountsEdges, CountsPaths, Indexed, PartialReward, WithModes, offers
 from envs.dag.search import NotADag, TooManyStates, differ, hash_key, mask_of, search, states_at, step_from
@@ -97,6 +97,29 @@ def check_dag(
     _numbers(env, obs, checks)
     _objects(env, obs, terminated, checks)
     return passed + [DAG_CONTRACT[name][0] for name in checks.passed]
+
+
+def check_dag_briefly(env: DagEnv, seconds: float = 0.5, *, device: torch.device | str = "cpu") -> None:
+    """`check_dag` of two episodes, their rewards checked for shape and type only; or less where a step is slow.
+
+    Args:
+        env: the environment.
+        seconds: about how long the check may take; one reset and one step are always made.
+        device: of the random keys.
+
+    Raises:
+        ContractError: at the first check that fails.
+    """
+    checks = Checks(DAG_CONTRACT)
+    if not check_briefly(env, seconds, device=device):
+        return
+    obs, terminated = _play(env, Rng.of_seeds([0]).spawn(2), checks, device)
+    _compare(env, obs, terminated, _edges_out(env, obs, terminated), False, checks)
+    _numbers(env, obs, checks)
+    _rewards(env, obs[terminated], checks)
+    texts = env.describe(obs[terminated])
+    good = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+    checks.require("describe", good and len(texts) == int(terminated.sum()), f"{texts!r:.80}")
 
 
 def _play(env: DagEnv, rng: Rng, checks: Checks, device: torch.device | str) -> tuple[Tensor, Tensor]:
@@ -236,11 +259,7 @@ def _numbers(env: DagEnv, obs: Tensor, checks: Checks) -> None:
 def _objects(env: Any, obs: Tensor, terminated: Tensor, checks: Checks) -> None:
     """Check rewards, modes and descriptions of finished objects."""
     x = obs[terminated]
-    try:
-        log_r = env.log_reward(x)
-    except Exception as fault:
-        raise ContractError("log_reward", f"{type(fault).__name__}: {fault}", DAG_CONTRACT) from fault
-    checks.require("log_reward", log_r.dtype == torch.float64 and log_r.shape == (len(x),), log_r.dtype, tuple(log_r.shape))
+    log_r = _rewards(env, x, checks)
     checks.require("log_reward", log_r.isfinite().all(), *_first(~log_r.isfinite(), log_r, "at", x))
     if offers(env, PartialReward):
         partial = env.log_reward_partial(obs)
@@ -254,6 +273,19 @@ def _objects(env: Any, obs: Tensor, terminated: Tensor, checks: Checks) -> None:
         checks.require("modes", not wrong.any(), *_first(wrong, mode, "of", env.n_modes, "at", x))
     texts = env.describe(x)
     checks.require("describe", len(set(texts)) == len(texts) == len(x), len(set(texts)), "texts for", len(x), "objects")
+
+
+def _rewards(env: DagEnv, x: Tensor, checks: Checks) -> Tensor:
+    """log R of finished objects, its type and shape checked."""
+    try:
+        log_r = env.log_reward(x)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as fault:
+        raise ContractError("log_reward", f"that it {raised(fault)}", DAG_CONTRACT) from fault
+    checks.require("log_reward", isinstance(log_r, Tensor), f"a {type(log_r).__name__}")
+    checks.require("log_reward", log_r.dtype == torch.float64 and log_r.shape == (len(x),), log_r.dtype, tuple(log_r.shape))
+    return log_r
 
 
 def _inside(space: Any, obs: Tensor) -> Tensor:

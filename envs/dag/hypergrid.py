@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.core import Array, Parents, State
+from envs.core import Array, Parents, RewardFault, State
 from envs.random import Rng
 
 Reward = Callable[[Tensor], Tensor]
@@ -185,18 +185,18 @@ class HyperGrid:
         """log R of cells obs [M, ndim], [M] float64.
 
         Raises:
-            ValueError: a reward function returned another shape, or a value that is not finite and positive.
+            RewardFault: a reward function returned another shape, or a value that is not finite and positive.
         """
         if callable(self.reward):
             R = torch.as_tensor(self.reward(obs)).double()
             if tuple(R.shape) != (len(obs),):
-                raise ValueError(
+                raise RewardFault(
                     f"the reward function returned shape {tuple(R.shape)}, expected ({len(obs)},): one for each cell"
                 )
             bad = ~(torch.isfinite(R) & (R > 0))
             if bool(bad.any()):
                 at = int(bad.nonzero()[0])
-                raise ValueError(f"R is {R[at].item()} at cell {obs[at].tolist()}, expected a positive number")
+                raise RewardFault(f"R is {R[at].item()} at cell {obs[at].tolist()}, expected a positive number")
             return R.log()
         if self.reward == "cosine":
             u = 2 * obs.double() / (self.height - 1) - 1

@@ -24,7 +24,7 @@ import numpy as np
 from gymnasium import error
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
-from envs.core import Array, State
+from envs.core import Array, EnvironmentFault, State, raised
 from envs.random import Rng
 
 Single = gymnasium.Env[Any, Any]
@@ -82,7 +82,8 @@ class GymnasiumEnv:
         """Start n episodes, one for each row of `rng`. States of earlier episodes become stale.
 
         Raises:
-            ValueError: n is below 1 or is not the number of rows, or the environment's observation has another shape.
+            ValueError: n is below 1 or is not the number of rows.
+            EnvironmentFault: an instance raises, or returns something of a wrong kind.
         """
         if not 1 <= n == len(rng):
             raise ValueError(f"{self.name}.reset got n = {n} and {len(rng)} random keys, expected one key for each episode")
@@ -95,9 +96,14 @@ class GymnasiumEnv:
         obs = np.empty((n, *shape), self._obs_dtype)
         masks: list[Any] = []
         for i, seed in enumerate(rng.integers().tolist()):
-            seen, info = self._pool[i].reset(seed=seed)
-            obs[i] = self._seen(seen, shape, "reset")
-            masks.append(info.get("action_mask"))
+            try:
+                seen, info = self._pool[i].reset(seed=seed)
+                obs[i] = self._seen(seen, shape)
+                masks.append(info.get("action_mask"))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                raise self._fault(error, "reset", i, None) from error
         if self._obs_start:
             obs -= self._obs_start
         mask = None
@@ -114,6 +120,7 @@ class GymnasiumEnv:
 
         Raises:
             ValueError: `state` is not the latest one, or `action` has a wrong shape.
+            EnvironmentFault: an instance raises, or returns something of a wrong kind.
         """
         if self._ticket is None or state.inner is not self._ticket:
             raise ValueError(
@@ -133,11 +140,19 @@ class GymnasiumEnv:
         mask = None if state.action_mask is None else state.action_mask.copy()
         rows = (~(terminated | truncated)).nonzero()[0]
         for i in rows.tolist():
-            seen, reward[i], terminated[i], truncated[i], info = self._pool[i].step(actions[i])
-            obs[i] = self._seen(seen, shape, "step")
-            # an ended row keeps its last mask: a softmax without valid actions is NaN
-            if mask is not None and not (terminated[i] or truncated[i]):
-                mask[i] = self._checked_mask(info.get("action_mask"), mask[i])
+            try:
+                seen, gain, over, cut, info = self._pool[i].step(actions[i])
+                obs[i], reward[i] = self._seen(seen, shape), _number(gain)
+                if not isinstance(info, dict):
+                    raise _Wrong(f"returned info of type {type(info).__name__}, expected a dict")
+                terminated[i], truncated[i] = _flag(over, "terminated"), _flag(cut, "truncated")
+                # an ended row keeps its last mask: a softmax without valid actions is NaN
+                if mask is not None and not (over or cut):
+                    mask[i] = self._checked_mask(info.get("action_mask"), mask[i])
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                raise self._fault(error, "step", i, actions[i]) from error
         if self._obs_start:
             obs[rows] -= self._obs_start
         self._ticket = object()
@@ -149,22 +164,50 @@ class GymnasiumEnv:
         while self._pool:
             self._pool.pop().close()
 
-    def _seen(self, seen: Any, shape: tuple[int, ...], call: str) -> Any:
+    def _fault(self, error: BaseException, call: str, row: int, action: Any) -> EnvironmentFault:
+        """What an instance raised or returned, as the fault of its row."""
+        how = str(error) if isinstance(error, _Wrong) else raised(error)
+        taken = action.tolist() if isinstance(action, np.ndarray | np.generic) else action
+        return EnvironmentFault(call, row, action=taken, how=how)
+
+    def _seen(self, seen: Any, shape: tuple[int, ...]) -> Any:
         if np.shape(seen) != shape:  # numpy would broadcast a smaller one
-            raise ValueError(
-                f"{self.name}.{call} returned an observation of shape {np.shape(seen)}, but its space has shape {shape}"
-            )
+            raise _Wrong(f"returned an observation of shape {np.shape(seen)}, but its space has shape {shape}")
+        kinds = "iub" if isinstance(self.observation_space, Discrete) else "fiub"
+        if (kind := getattr(seen, "dtype", None) or np.asarray(seen).dtype).kind not in kinds:
+            raise _Wrong(f"returned an observation of type {kind}, expected {self._obs_dtype}")
+        if isinstance(self.observation_space, Discrete) and not 0 <= seen - self._obs_start < self.observation_space.n:
+            raise _Wrong(f"returned the observation {seen}, which is not in {self._pool[0].observation_space}")
         return seen
 
     def _checked_mask(self, given: Any, before: Any) -> Any:
         mask = None if given is None else np.asarray(given, bool)
         if mask is None or mask.shape != before.shape or not mask.any():
             got = "no action_mask" if mask is None else f"action_mask {mask.astype(int).tolist()}"
-            raise ValueError(
-                f"{self.name} gave {got} in its info, but it gave masks before: "
+            raise _Wrong(
+                f"gave {got} in its info, but it gave masks before: "
                 f"expected {len(before)} values with at least one valid action at reset and after every step"
             )
         return mask
+
+
+class _Wrong(ValueError):
+    """An environment returned something of a wrong kind; the message continues "the environment ..."."""
+
+
+def _number(x: Any) -> float:
+    try:
+        if isinstance(x, str | bytes) or np.shape(x):
+            raise TypeError
+        return float(x)
+    except (TypeError, ValueError):
+        raise _Wrong(f"returned the reward {x!r:.80}, expected a number") from None
+
+
+def _flag(x: Any, name: str) -> bool:
+    if isinstance(x, bool | np.bool_) or (isinstance(x, np.ndarray) and x.dtype == bool and not x.shape):
+        return bool(x)
+    raise _Wrong(f"returned {name} = {x!r:.80} of type {type(x).__name__}, expected a bool")
 
 
 def _observations(space: Space, name: str) -> tuple[Space, int]:

@@ -25,8 +25,10 @@ def load_object(name: str) -> Callable[..., Any]:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException as error:  # sys.exit() too
         del sys.modules[spec.name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise UserError(f"{file} could not be loaded: {type(error).__name__}: {error}") from error
     public = [n for n in vars(module) if not n.startswith("_")]
     if not attribute or not hasattr(module, attribute):

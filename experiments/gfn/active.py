@@ -19,21 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs.core import RewardFault
 from envs.dag.enumeration import enumerate_dag
 from envs.dag.hypergrid import HyperGrid
 from envs.dag.search import TooManyStates
 from experiments.cli.errors import MissingPackage, UserError
 from experiments.cli.progress import progress
 from experiments.cli.ranges import check_flags
-from experiments.cli.signals import deferred_signals
+from experiments.cli.signals import Stopped, deferred_signals
 from experiments.cli.stdout import stdout_to_stderr
 from experiments.cli.threads import fit
 from experiments.gfn import rewards
 from experiments.gfn.build import make_dag_env, refuse_bad_reward
 from experiments.gfn.config import Choice, GFNSettings, as_config, defaults, from_config, make_method
 from experiments.gfn.environments import find_env
-from experiments.gfn.faults import faults_as_sentences
 from experiments.run import checkpoint as checkpoints
+from experiments.run.faults import faults_as_sentences
 from experiments.run.log import read_metrics
 from experiments.run.run import Run, run_name
 from gflownet.active.gaussian_process import GaussianProcess
@@ -153,6 +154,8 @@ def pool_of(choice: Choice) -> tuple[Pool, RewardCalls]:
             f"the grid has {env.n_states:,} cells, the proxy evaluates all of them in every round and at most {LIMIT:,}: "
             "take a smaller --ndim or --height"
         ) from error
+    except RewardFault:
+        raise
     except ValueError as error:
         raise UserError(str(error)) from error
     refuse_bad_reward(env, dag.obs[dag.objects], dag.log_reward)
@@ -161,7 +164,7 @@ def pool_of(choice: Choice) -> tuple[Pool, RewardCalls]:
 
 def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
     """A new run, to its last round. The run folder."""
-    begun = made(config)
+    begun = _begun(config)
     name = run_name(config["env"] + "-active", config["method"], config["seed"], config)
     with Run.create(out, name, config, argv, DESCRIPTIONS) as run:
         if not quiet:
@@ -172,7 +175,13 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
 def resume(folder: Path, checkpoint: Path | None, quiet: bool, given: Mapping[str, Any] | None = None) -> Path:
     """Continue a run to its last round. given: settings, of which those that change no number are taken."""
     with Run.open(folder, DESCRIPTIONS, given=given) as run:
-        return _to_the_end(run, run.resume(made(run.config).restored, checkpoint), quiet)
+        return _to_the_end(run, run.resume(_begun(run.config).restored, checkpoint), quiet)
+
+
+def _begun(config: dict[str, Any]) -> ActiveRun:
+    """`made`, its faults as sentences."""
+    with faults_as_sentences("before the first round", config):
+        return made(config)
 
 
 def finished(folder: Path) -> bool:
@@ -204,7 +213,12 @@ def play(run: Run, begun: ActiveRun, tick: Callable[[int], None], quiet: bool) -
         run.log(known.shape[1], _row(begun, known, 0, []))
     with deferred_signals() as asked:
         for i in range(begun.round, settings.rounds):
-            done = [_round(begun, known[s], s, i, tick) for s in range(settings.seeds)]
+            where = f"round {i + 1}; the state before it is saved; continue with: gflownet resume {run.folder}"
+            try:
+                with asked.interruptible(), faults_as_sentences(where, run.config):
+                    done = [_round(begun, known[s], s, i, tick) for s in range(settings.seeds)]
+            except Stopped:
+                raise UserError(f"stopped within {where}", asked.code) from None
             known = torch.stack([x.known for x in done])
             row = _row(begun, known, i + 1, done)
             run.log(known.shape[1], row)
@@ -213,7 +227,7 @@ def play(run: Run, begun: ActiveRun, tick: Callable[[int], None], quiet: bool) -
                 gain, modes = (sum(row[tag]) / settings.seeds for tag in ("eval/top_return", "eval/modes"))
                 print(f"round {i + 1} of {settings.rounds}: top-k return {gain:.3f}, modes {modes:.1f}", file=sys.stderr)
             if asked and i + 1 < settings.rounds:
-                raise UserError(f"stopped; continue with: gflownet resume {run.folder}", 128 + asked[0])
+                raise UserError(f"stopped; continue with: gflownet resume {run.folder}", asked.code)
 
 
 def _round(begun: ActiveRun, known: Tensor, s: int, i: int, tick: Callable[[int], None]) -> Round:
@@ -222,8 +236,7 @@ def _round(begun: ActiveRun, known: Tensor, s: int, i: int, tick: Callable[[int]
     def seen(visited: int) -> None:
         tick(settings.states * i + (settings.states * s + min(visited, settings.states)) // settings.seeds)
 
-    with faults_as_sentences(f"round {i + 1}"):
-        return one_round(begun.pool, begun.proxy, begun.method, settings, settings.seed + s, i, known, seen)
+    return one_round(begun.pool, begun.proxy, begun.method, settings, settings.seed + s, i, known, seen)
 
 
 def _row(begun: ActiveRun, known: Tensor, i: int, done: list[Round]) -> dict[str, Any]:

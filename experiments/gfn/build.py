@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.core import DagEnv
+from envs.core import DagEnv, EnvironmentFault, RewardFault
 from envs.dag.enumeration import Enumeration, enumerate_dag
 from envs.dag.protocols import Indexed, offers
 from envs.dag.search import NotADag, TooManyStates
@@ -28,6 +28,8 @@ def make_dag_env(name: str, settings: Any, device: str) -> DagEnv:
     """UserError for settings out of range, and where no action is valid at the source."""
     try:
         env = find_env(name).make(settings, device)
+    except RewardFault:
+        raise
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
     rng = Rng(torch.zeros(1, dtype=torch.int64, device=device)).drawn(1, env.backend == "numpy")
@@ -48,6 +50,22 @@ def check_dag_env(name: str, settings: Any) -> list[str]:
     except (ContractError, ValueError) as error:
         code = 1 if isinstance(error, ContractError) else 2
         raise UserError(f"{short_name(name)}: {error}", exit_code=code) from error
+
+
+def check_user_env(name: str, device: str) -> None:
+    """Hold an environment of a user to a short `check-env`. UserError (exit code 5) for a check that fails."""
+    from envs.check import ContractError
+    from envs.dag.check_dag import check_dag_briefly
+
+    if not name.partition(":")[0].endswith(".py"):
+        return
+    env = make_dag_env(name, find_env(name).settings(), device)
+    try:
+        check_dag_briefly(env, device=device)
+    except ContractError as error:
+        if error.name in ("finite obs", "finite reward", "overshoot"):  # training names the seed, the step and the action
+            return
+        raise UserError(f"the environment {short_name(name)}: {error} `gflownet check-env` tests more", exit_code=5) from error
 
 
 def truth(name: str, env: DagEnv, metrics: str, known: Tensor | None = None) -> Enumeration | None:
@@ -81,6 +99,8 @@ def truth(name: str, env: DagEnv, metrics: str, known: Tensor | None = None) -> 
         return None
     except NotADag as error:
         raise UserError(f"{short_name(name)}: {error}") from error
+    except (RewardFault, EnvironmentFault):
+        raise
     except ValueError as error:
         raise UserError(f"{short_name(name)}: {error}") from error
     refuse_bad_reward(env, found.obs[found.objects], found.log_reward)

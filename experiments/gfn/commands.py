@@ -23,9 +23,8 @@ from experiments.cli.text import plain
 from experiments.cli.threads import fit
 from experiments.cli.verbs import Record
 from experiments.gfn import rewards
-from experiments.gfn.build import truth
+from experiments.gfn.build import check_user_env, truth
 from experiments.gfn.config import GFNSettings, as_config, defaults, from_config, make_method, make_problem
-from experiments.gfn.faults import faults_as_sentences
 from experiments.gfn.memory import sampled
 from experiments.gfn.metrics import against, fresh, has_policy, of_the_policy
 from experiments.gfn.train import DESCRIPTIONS, GFNTraining
@@ -33,6 +32,7 @@ from experiments.gfn.train import train as run_loop
 from experiments.molecules.config import tree_reward
 from experiments.run import checkpoint as checkpoints
 from experiments.run.device import use_matmul
+from experiments.run.faults import BEFORE, faults_as_sentences
 from experiments.run.memory import require
 from experiments.run.provenance import examine
 from experiments.run.run import Run, run_name
@@ -72,13 +72,14 @@ def made(config: dict[str, Any], saved: Saved | None = None) -> GFNRun:
     if str(config["device"]).startswith("cuda") and not torch.cuda.is_available():
         raise UserError("the run was made on a GPU, and this machine has none: go on where there is one")
     use_matmul(config["device"], settings.matmul)
-    method = make_method(choice)
-    problem = make_problem(choice, settings, method, config["device"])
-    held = saved[0] if saved else {}
-    rewards.restore_cache(problem, held)
-    exact = truth(choice.env, problem.env, settings.metrics, rewards.known(held))
-    molecules = _molecules(problem, choice.env_settings, settings.top_k)
-    training = GFNTraining.begin(method, problem, exact, settings.window, settings.top_k if molecules else 0)
+    with faults_as_sentences(BEFORE, config):
+        method = make_method(choice)
+        problem = make_problem(choice, settings, method, config["device"])
+        held = saved[0] if saved else {}
+        rewards.restore_cache(problem, held)
+        exact = truth(choice.env, problem.env, settings.metrics, rewards.known(held))
+        molecules = _molecules(problem, choice.env_settings, settings.top_k)
+        training = GFNTraining.begin(method, problem, exact, settings.window, settings.top_k if molecules else 0)
     return GFNRun(settings, method, problem, exact, training, molecules)
 
 
@@ -93,6 +94,8 @@ def _molecules(problem: DagProblem, env_settings: dict[str, Any], top_k: int) ->
 
 def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
     """A new run, trained to the end. The run folder."""
+    with faults_as_sentences(BEFORE, config):
+        check_user_env(config["env"], config["device"])
     begun = made(config)
     name = run_name(short_name(config["env"]), short_name(config["method"]), config["seed"], config)
     with Run.create(out, name, config, argv, begun.descriptions) as run:
@@ -165,9 +168,9 @@ def evaluate(
     evaluation_calls: as in training, for these samples; tell: is told what was asked of the reward.
     """
     check_flags(evaluate, {"samples": samples, "evaluation_calls": evaluation_calls})
-    _, begun = opened(folder, checkpoint)
+    run, begun = opened(folder, checkpoint)
     require({"samples": sampled(begun.problem, samples)}, {"samples": "lower --samples"})
-    with faults_as_sentences(f"iteration {begun.training.iteration}"):
+    with faults_as_sentences(f"iteration {begun.training.iteration}", run.config):
         columns = _known(begun, samples, rewards.budget(begun.problem, evaluation_calls))
     tell(rewards.summary(begun.problem.calls))
     table = {name: x.tolist() if isinstance(x, Tensor) else x for name, x in columns.items()}

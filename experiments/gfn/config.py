@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from tyro.conf import Fixed, Suppress
 
-from envs.core import EnvironmentFault
+from envs.core import EnvironmentFault, RewardFault
 from envs.ranges import Calls, Count, Rows, Seed, Seeds, Steps
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
@@ -220,6 +220,8 @@ def step_of(train: GFNSettings, method: Method, problem: DagProblem, state: Any,
         return method.step
     try:
         return captured(method, problem, state, t)
+    except RewardFault:
+        raise
     except (EnvironmentFault, ValueError) as error:
         raise UserError(f"--compile: {error}") from error
 

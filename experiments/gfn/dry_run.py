@@ -7,10 +7,10 @@ from typing import Any
 from experiments.gfn import rewards
 from experiments.gfn.commands import made
 from experiments.gfn.config import step_of
-from experiments.gfn.faults import faults_as_sentences
 from experiments.gfn.memory import arrays
 from experiments.gfn.metrics import evaluation
 from experiments.run.dry_run import ITERATIONS, measured, report
+from experiments.run.faults import faults_as_sentences
 
 
 def dry_run(config: dict[str, Any]) -> str:

@@ -117,7 +117,7 @@ def find_env(name: str) -> EnvironmentEntry:
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward function from a file; an exception in it becomes a UserError."""
+    """A reward function from a file; an exception in it becomes a RewardFault."""
 
     name: str
     function: Callable[[Tensor], Tensor]
@@ -125,10 +125,14 @@ class Reward:
     def __call__(self, cells: Tensor) -> Tensor:
         import torch
 
+        from envs.core import RewardFault, raised
+
         try:
-            return torch.as_tensor(self.function(cells), device=cells.device)
-        except Exception as error:
-            raise UserError(f"{self.name} failed on cells {list(cells.shape)}: {type(error).__name__}: {error}") from error
+            return torch.as_tensor(self.function(cells), device=cells.device).double()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise RewardFault(f"the reward {self.name} {raised(error)} for cells {list(cells.shape)}") from error
 
 
 def _hypergrid(settings: HyperGridSettings, device: str) -> DagEnv:
@@ -177,14 +181,16 @@ def _grid_title(settings: HyperGridSettings) -> str:
 
 def _outside(name: str, device: str) -> DagEnv:
     """What the function in a file returns; it is given the device where it has a parameter of that name."""
-    from envs.core import DagEnv
+    from envs.core import DagEnv, raised
 
     make = load_object(name)
     try:
         takes = "device" in inspect.signature(make).parameters
         made = make(device=device) if takes else make()
-    except Exception as error:
-        raise UserError(f"{name} could not make an environment: {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise UserError(f"{name} could not make an environment: it {raised(error)}") from error
     if not isinstance(made, DagEnv):
         lacks = [member for member in MEMBERS if not hasattr(made, member)]
         lack = f", which lacks {', '.join(lacks)}" if lacks else ""

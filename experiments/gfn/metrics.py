@@ -122,7 +122,7 @@ def of_the_policy(
     else:
         rng = problem.rng(EVALUATION, t).fold(BACK).rows(0, 1).spawn(len(objects))
         log_pf = log_p(method, state, problem, objects, PATHS, rng)
-    log_reward = problem.env.log_reward(objects) if scored is None else scored[1]
+    log_reward = problem.log_reward(objects) if scored is None else scored[1]
     row["eval/correlation"] = measure.pearson(log_pf, log_reward.expand_as(log_pf))
     row["eval/rank_correlation"] = measure.spearman(log_pf, log_reward.expand_as(log_pf))
     return row
@@ -174,7 +174,7 @@ def fresh(method: Method, state: Any, problem: DagProblem, n: int, t: int, score
     assert tau.last is not None
     objects = problem.by_seed(tau.last)
     some = objects[:, :scored].flatten(0, 1)
-    log_reward = problem.env.log_reward(some) if len(some) else torch.zeros(0, dtype=torch.float64, device=some.device)
+    log_reward = problem.log_reward(some) if len(some) else torch.zeros(0, dtype=torch.float64, device=some.device)
     return objects, log_reward.view(len(objects), -1 if len(some) else 0)
 
 

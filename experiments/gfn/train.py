@@ -21,21 +21,22 @@ from envs.dag.enumeration import Enumeration
 from envs.dag.protocols import WithModes, offers
 from envs.pytree import numbers_of, rebuilt, tensors_of
 from experiments.cli.errors import UserError
-from experiments.cli.signals import deferred_signals
+from experiments.cli.signals import Stopped, deferred_signals
 from experiments.gfn import rewards
 from experiments.gfn.build import refuse_bad_reward
 from experiments.gfn.config import GFNSettings, step_of
-from experiments.gfn.faults import REWARD_FAULT, failing, faults_as_sentences, keep_fault, skipped
+from experiments.gfn.faults import begun, failing, skipped, versions
+from experiments.gfn.faults import stepped as _step
 from experiments.gfn.metrics import DESCRIPTIONS, TESTS, Scored, evaluation, modes
 from experiments.gfn.warn import Warnings, equal_rewards
-from experiments.run.log import read_metrics
+from experiments.run.faults import FAULT, as_sentence, keep_fault
+from experiments.run.log import finite, read_metrics
 from experiments.run.run import Run
 from experiments.run.schedule import Marks
 from gflownet.flows.states import key_of
 from gflownet.metrics import SlidingWindow
 from gflownet.molecules.top_k import TopK
 from gflownet.problem import EVALUATION, DagProblem, Method, Outcome
-from gflownet.static.capture import Step
 
 if TYPE_CHECKING:
     from experiments.molecules.metrics import Molecules
@@ -54,6 +55,7 @@ class GFNTraining:
     found_at  [S, modes] how many objects a seed had visited when it first met each mode, -1 for not yet
     top_k   the best molecules of each seed
     pending   objects [S, m, *obs] and log-rewards [S, m] not yet in the three above, none of them in a checkpoint
+    due     a row of metrics that was not written because its evaluation failed: its numbers without those of the evaluation
     """
 
     state: Any
@@ -63,6 +65,7 @@ class GFNTraining:
     states: int = 0
     iteration: int = 0
     pending: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
+    due: dict[str, Any] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         window = tensors_of(self.window, "window/") if self.window else {}
@@ -77,7 +80,7 @@ class GFNTraining:
     def begin(method: Method, problem: DagProblem, truth: Enumeration | None, window: int, top_k: int = 0) -> GFNTraining:
         """top_k: best objects to remember. UserError where the method cannot work on this environment."""
         try:
-            state = method.init(problem)
+            state = begun(method.init(problem))
         except ValueError as error:
             raise UserError(str(error)) from error
         S, modes = len(problem.seeds), problem.env.n_modes if offers(problem.env, WithModes) else 0
@@ -98,6 +101,7 @@ class GFNTraining:
             None if self.top_k is None else rebuilt(self.top_k, tensors, numbers, "gallery/"),
             numbers["states"],
             meta["iteration"],
+            due=meta.get("due"),
         )
 
     def after(self, state: Any, outcome: Outcome) -> GFNTraining:
@@ -177,62 +181,89 @@ def train(
     if calls is not None:  # of each seed in each evaluation, the first and the last included
         calls = calls // (settings.evaluations + 2) // len(problem.seeds)
     warnings = Warnings(settings.states, [] if run.empty else read_metrics(run.metrics))
+    before = versions(training.state)  # of the iteration under way
+    stepping = False
+
+    def unchanged() -> bool:
+        """Whether a checkpoint may be written. A captured iteration changes its state unseen."""
+        return versions(training.state) == before and not (stepping and settings.compile and not on_cpu)
 
     def save() -> None:
+        nonlocal training
+        training = training.settled(problem, truth)
         tensors, count = rewards.tensors(problem, truth), {rewards.META: problem.calls.numbers()}
-        run.checkpoint(training.iteration, {**training.tensors(), **tensors}, {**training.numbers(), **count})
+        due = {} if training.due is None else {"due": {tag: finite(x) for tag, x in training.due.items()}}
+        run.checkpoint(training.iteration, {**training.tensors(), **tensors}, {**training.numbers(), **count, **due})
+
+    def saved() -> str:
+        """For a sentence: what a resume begins with, after a failure."""
+        if not unchanged():
+            return f"its state is lost: continue from the last checkpoint with: gflownet resume {run.folder}"
+        save()
+        return f"the state before it is saved; continue with: gflownet resume {run.folder}"
 
     def log(outcome: Outcome | None, evaluate: bool) -> None:
+        nonlocal training
         row: dict[str, Any] = {"iteration": training.iteration, "states": training.states}
         if outcome is not None:
             row |= {**outcome.metrics, **skipped(training.state), "rollout/log_reward": outcome.log_reward.mean(1)}
             row["time/states_per_second"] = training.states * len(problem.seeds) / max(run.wall, 1e-9)
         row |= modes(training.found_at)
-        if evaluate:
-            with faults_as_sentences(f"iteration {training.iteration}"):
-                known = None if calls is None else _scored(molecules, training.top_k, outcome)
-                row |= evaluation(method, training.state, problem, truth, training.window, training.iteration, known)
-                if molecules is not None and training.top_k is not None:
-                    row |= molecules.row(training.top_k, method, training.state, problem, training.iteration, calls)
-                    run.picture(training.states, molecules.picture(training.top_k))
-        row |= rewards.row(problem.calls)
         row = {tag: x.tolist() if isinstance(x, Tensor) else x for tag, x in row.items()}
+        if evaluate:
+            training = replace(training, due=row)
+            row = {**row, **evaluated(outcome)}
+        row |= rewards.row(problem.calls)
         run.log(training.states, row)
+        training = replace(training, due=None)
         say(warnings.of(row))
+
+    def evaluated(outcome: Outcome | None) -> dict[str, Any]:
+        picture, more = None, dict[str, Any]()
+        with asked.interruptible():
+            known = None if calls is None else _scored(molecules, training.top_k, outcome)
+            more = evaluation(method, training.state, problem, truth, training.window, training.iteration, known)
+            if molecules is not None and training.top_k is not None:
+                more |= molecules.row(training.top_k, method, training.state, problem, training.iteration, calls)
+                picture = molecules.picture(training.top_k)
+        if picture is not None:
+            run.picture(training.states, picture)
+        return {tag: x.tolist() if isinstance(x, Tensor) else x for tag, x in more.items()}
 
     def say(sentences: list[str]) -> None:
         for sentence in sentences:
             print(sentence, file=sys.stderr)
 
-    def go(asked: list[int]) -> None:
-        nonlocal training
+    def go() -> None:
+        nonlocal training, before, stepping
         step = step_of(settings, method, problem, training.state, training.iteration)
-        if run.empty:
+        if training.due is not None:
+            run.log(training.states, row := {**training.due, **evaluated(None), **rewards.row(problem.calls)})
+            training = replace(training, due=None)
+            save()
+            say(warnings.of(row))
+        elif run.empty:
             save()  # before the first row: a run killed from here on is continued
             log(None, evaluate=True)
         while training.states < settings.states:
-            before = training.states
-            try:
-                state, outcome = _step(step, training.state, problem, training.iteration)
-            except UserError as error:
-                if error.exit_code == REWARD_FAULT:  # rewards are evaluated before the update: the state is unchanged
-                    training = training.settled(problem, truth)
-                    save()
-                    raise UserError(f"{error}; continue with: gflownet resume {run.folder}", REWARD_FAULT) from error
-                raise
+            states, before, stepping = training.states, versions(training.state), True
+            with asked.interruptible(unchanged):
+                made = _step(step, training.state, problem, training.iteration)
+            state, outcome = made
             if training.iteration == 0 and training.top_k is not None:
                 say(equal_rewards(outcome.log_reward))
             training = training.after(state, outcome)
+            before, stepping = versions(training.state), False
             now, last = training.states, training.states >= settings.states
-            show = last or rows.passed(before, now) or evaluations.passed(before, now)
-            keep = last or bool(asked) or checkpoints.passed(before, now)
+            show = last or rows.passed(states, now) or evaluations.passed(states, now)
+            keep = last or bool(asked) or checkpoints.passed(states, now)
             if show or keep or outcome.fault or len(training.pending) * outcome.log_reward.shape[1] > PENDING:
                 training = training.settled(problem, truth)
             if outcome.fault:
                 keep_fault(run.folder, training.iteration - 1, outcome.fault)
             stop = (outcome.fault or (show and not on_cpu)) and failing(training.state) >= settings.max_faults
             if show:
-                log(outcome, evaluate=last or evaluations.passed(before, now))
+                log(outcome, evaluate=last or evaluations.passed(states, now))
             if keep or stop:
                 save()
             tick(now)
@@ -240,17 +271,18 @@ def train(
                 raise UserError(
                     f"{settings.max_faults} updates in a row were skipped, because the loss or its gradient was not finite; "
                     f"iteration {training.iteration}; batches in {run.folder / 'faults'}: try a smaller --learning-rate",
-                    exit_code=5,
+                    FAULT,
                 )
             if asked and keep and not last:  # a signal during the evaluation waits for the next iteration, which is saved
-                raise UserError(f"stopped; continue with: gflownet resume {run.folder}", 128 + asked[0])
+                raise UserError(f"stopped; continue with: gflownet resume {run.folder}", asked.code)
 
     with deferred_signals() as asked:
-        go(asked)
+        try:
+            go()
+        except Stopped:
+            raise UserError(f"stopped within iteration {training.iteration}; {saved()}", asked.code) from None
+        except (UserError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise as_sentence(error, f"iteration {training.iteration}; {saved()}", run.config) from error
     return training
-
-
-def _step(step: Step, state: Any, problem: DagProblem, t: int) -> tuple[Any, Outcome]:
-    """One iteration. When it fails nothing is saved: the state is used up."""
-    with faults_as_sentences(f"iteration {t}"):
-        return step(state, problem, t)

@@ -32,11 +32,11 @@ from experiments.cli.errors import UserError
 from experiments.cli.ranges import check_flags
 from experiments.cli.stdout import stdout_to_stderr
 from experiments.gfn.commands import made
-from experiments.gfn.faults import faults_as_sentences
 from experiments.gfn.metrics import has_policy, policies
 from experiments.molecules.config import tree_reward
 from experiments.run import checkpoint as checkpoints
 from experiments.run.device import require_device
+from experiments.run.faults import faults_as_sentences
 from experiments.run.run import Run
 from gflownet.evaluation import exact_log_p
 from gflownet.problem import DagProblem, Method

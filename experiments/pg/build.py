@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from envs.core import Env
+from envs.core import Env, raised
 from envs.mdp.exact import Exact, ExactLQR, ExactMDP
 from envs.mdp.lqr import LQR, double_integrator
 from envs.mdp.tabular import FiniteMDP, garnet, gridworld
 from experiments.cli.errors import UserError
-from experiments.cli.load import load_object
+from experiments.cli.load import load_object, short_name
 from experiments.pg.environments import OWN
 from pgrl.nets import MLP, TabularNet
 from pgrl.policy import Policy
@@ -40,8 +40,35 @@ def make_env(name: str, horizon: int | None = None, device: str = "cpu") -> Env:
         if kind.endswith(".py"):
             return _outside(name, horizon)
         return _gymnasium(name, horizon)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    except (UserError, ImportError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # of an environment that another package registers, or of a user
+        if isinstance(error, ValueError):
+            raise UserError(str(error)) from error
+        raise UserError(f"{name} could not be made: it {raised(error)}", exit_code=5) from error
+
+
+def check_user_env(name: str, horizon: int | None, device: str) -> None:
+    """Hold an environment of a user to a short `check-env`. UserError (exit code 5) for a check that fails."""
+    import gymnasium
+
+    from envs.check import ContractError, check_briefly
+    from envs.mdp.mujoco_tasks import TASKS
+
+    spec = gymnasium.registry.get(name.split(":")[-1])
+    if name.partition(":")[0] in OWN or name.rpartition("-v")[0] in TASKS:
+        return
+    if spec is not None and str(spec.entry_point).startswith("gymnasium.envs."):
+        return
+    env: Any = make_env(name, horizon, device)
+    try:
+        check_briefly(env, device=device)
+    except ContractError as error:
+        if error.name in ("finite obs", "finite reward", "overshoot"):  # training names the seed, the step and the action
+            return
+        raise UserError(f"the environment {short_name(name)}: {error} `pgrl check-env` tests more", exit_code=5) from error
+    if hasattr(env, "close"):
+        env.close()
 
 
 def _map(file: str) -> str:
@@ -73,12 +100,15 @@ def _outside(name: str, horizon: int | None) -> Env:
     make = FromFile(name)
     try:
         made = make()
-    except Exception as error:
-        raise UserError(f"{name} could not make an environment: {type(error).__name__}: {error}") from error
+        if isinstance(made, gymnasium.Env):
+            made.close()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise UserError(f"{name} could not make an environment: it {raised(error)}") from error
     if isinstance(made, gymnasium.Env):
         from envs.mdp.gymnasium_env import GymnasiumEnv
 
-        made.close()
         return GymnasiumEnv(make, horizon=horizon)
     if not isinstance(made, Env):
         raise UserError(

@@ -21,11 +21,13 @@ from experiments.cli.progress import progress
 from experiments.cli.ranges import check_flags
 from experiments.cli.stdout import stdout_to_stderr
 from experiments.cli.verbs import Record
+from experiments.pg.build import check_user_env
 from experiments.pg.config import as_config, defaults, find_agent, from_config, make_agent, make_problem, tabular, worker_count
 from experiments.pg.memory import sampled
 from experiments.pg.train import DESCRIPTIONS, PGTraining
 from experiments.pg.train import train as run_loop
 from experiments.run import checkpoint as checkpoints
+from experiments.run.faults import BEFORE, faults_as_sentences
 from experiments.run.memory import require
 from experiments.run.provenance import examine
 from experiments.run.run import Run, run_name
@@ -38,19 +40,24 @@ from pgrl.problem import Problem
 def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
     """A new run, trained to the end. The run folder."""
     name = run_name(short_name(config["env"]), short_name(config["algo"]), config["seed"], config)
-    with made(config) as (problem, agent), Run.create(out, name, config, argv, DESCRIPTIONS) as run:
-        training = PGTraining.begin(agent, problem)
-        if not quiet:
-            print(f"{config['algo']} on {config['env']} -> {run.folder}", file=sys.stderr)
-            print(_settings(config, problem), file=sys.stderr)
-        _to_the_end(run, problem, agent, training, quiet)
-        return run.folder
+    with faults_as_sentences(BEFORE, config):
+        check_user_env(config["env"], config["horizon"], config["device"])
+    with made(config) as (problem, agent):
+        with faults_as_sentences(BEFORE, config):
+            training = PGTraining.begin(agent, problem)
+        with Run.create(out, name, config, argv, DESCRIPTIONS) as run:
+            if not quiet:
+                print(f"{config['algo']} on {config['env']} -> {run.folder}", file=sys.stderr)
+                print(_settings(config, problem), file=sys.stderr)
+            _to_the_end(run, problem, agent, training, quiet)
+            return run.folder
 
 
 def resume(folder: Path, checkpoint: Path | None, quiet: bool, given: Mapping[str, Any] | None = None) -> None:
     """Continue a run to its end. given: settings, of which those that change no number are taken."""
     with Run.open(folder, DESCRIPTIONS, given=given) as run, made(run.config) as (problem, agent):
-        training = run.resume(lambda tensors, meta: PGTraining.restored(agent, problem, tensors, meta), checkpoint)
+        with faults_as_sentences(BEFORE, run.config):
+            training = run.resume(lambda tensors, meta: PGTraining.restored(agent, problem, tensors, meta), checkpoint)
         _to_the_end(run, problem, agent, training, quiet)
 
 
@@ -65,7 +72,8 @@ def finished(folder: Path) -> bool:
 def made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
     """The problem, with its workers while they are needed, and the agent."""
     algo, settings, hyperparameters = from_config(config)
-    agent, problem = make_agent(algo, hyperparameters), make_problem(settings, config["device"])
+    with faults_as_sentences(BEFORE, config):
+        agent, problem = make_agent(algo, hyperparameters), make_problem(settings, config["device"])
     if tabular(problem):
         torch.set_num_threads(1)  # the arrays are small: a second thread costs more than it brings
     count = worker_count(settings, problem.env)
@@ -106,7 +114,7 @@ def evaluate(folder: Path, episodes: Count, checkpoint: Path | None = None) -> l
     check_flags(evaluate, {"episodes": episodes})
     run = Run.open(folder)
     tensors, meta = checkpoints.load(run.named(checkpoint)) if checkpoint else checkpoints.load_latest(run.checkpoints)
-    with made(run.config) as (problem, agent):
+    with made(run.config) as (problem, agent), faults_as_sentences(f"iteration {meta.get('iteration')}", run.config):
         require({"episodes": sampled(problem.env, len(problem.seeds) * episodes)}, {"episodes": "lower --episodes"})
         theta = PGTraining.restored(agent, problem, tensors, meta).state.theta
         tau = problem.evaluate(theta, episodes, -1)  # a stream that training never used

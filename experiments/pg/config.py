@@ -71,6 +71,8 @@ class PGSettings:
     device: Device = "auto"
     workers: Workers | None = None
     """worker processes that sample episodes; default: one for each further CPU with MuJoCo, none elsewhere"""
+    max_faults: Count = 10
+    """stop after this many consecutive updates of a seed that were skipped because they were not finite"""
     evaluations: Rows = 20
     """number of evaluations, on episodes that do not count as training"""
     eval_episodes: Count = 5

@@ -3,7 +3,7 @@
 until every seed has used its environment steps:
     iteration = what the problem shows in this iteration
     state, metrics = agent.step(state, iteration)     for the seeds that still have steps left
-    count every step sampled; fit the baseline for the next iteration
+    count every step sampled; fit the baseline for the next iteration; a seed whose update is not finite stays as it was
     now and then: a row of metrics, an evaluation, a checkpoint
 """
 
@@ -11,23 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from envs.core import Diverged, EnvironmentFault
 from envs.mdp.exact import Exact, gradient
 from envs.pytree import numbers_of, rebuilt, tensors_of
 from experiments.cli.errors import UserError
-from experiments.cli.signals import deferred_signals
+from experiments.cli.signals import Asked, Stopped, deferred_signals
 from experiments.pg.build import exact_values
 from experiments.pg.config import PGSettings
+from experiments.pg.faults import batch_of, begun, finite_rows, kept, stepped
+from experiments.run.faults import FAULT, as_sentence, keep_fault
 from experiments.run.run import Run
 from experiments.run.schedule import EvenMarks
 from pgrl.agent import Agent, Metrics, norm
 from pgrl.baselines import Fitted
-from pgrl.problem import Iteration, Problem
+from pgrl.problem import Problem
 
 DESCRIPTIONS = {
     "env_steps": "Environment steps of each seed so far: all episodes sampled for training, at whatever parameters.",
@@ -46,6 +47,8 @@ DESCRIPTIONS = {
     "opt/eta": "η_t, the weight of the new gradient.",
     "opt/look_ahead": "‖θ~_t - θ_t‖: distance between the iterate and the point at which N-PG-IGT samples.",
     "opt/correction_norm": "‖v_t‖: norm of the Hessian correction.",
+    "train/skipped": "Updates skipped so far because they were not finite; their environment steps count.",
+    "time/worker_restarts": "Worker processes that died and were replaced so far; their episodes were sampled again.",
     "time/env_steps_per_second": "Environment steps of all seeds together per second of training, evaluation included.",
 }
 
@@ -54,8 +57,10 @@ DESCRIPTIONS = {
 class PGTraining:
     """Everything that changes during a run, and so everything that a checkpoint holds.
 
-    state      the agent's          fitted      the baseline's          iteration   the next one
-    env_steps  [S] used so far      eval_steps  [S] used for evaluation
+    state      the agent's              fitted      the baseline's          iteration   the next one
+    env_steps  [S] used so far          eval_steps  [S] used for evaluation
+    skipped    [S] updates left out because they were not finite, in total; failing: since the last one made
+    restarts   of workers, before this process
     """
 
     state: Any
@@ -63,6 +68,9 @@ class PGTraining:
     env_steps: Tensor
     eval_steps: Tensor
     iteration: int = 0
+    skipped: tuple[int, ...] = ()
+    failing: tuple[int, ...] = ()
+    restarts: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
         fitted = {f"baseline/{name}": x for name, x in self.fitted.items()}
@@ -71,11 +79,20 @@ class PGTraining:
     def numbers(self) -> dict[str, Any]:
         return numbers_of(self.state)
 
+    def counts(self, problem: Problem) -> dict[str, Any]:
+        """What a checkpoint counts beside the agent's numbers."""
+        return {"skipped": self.skipped, "failing": self.failing, "restarts": self.all_restarts(problem)}
+
+    def all_restarts(self, problem: Problem) -> int:
+        """Workers restarted since the run began."""
+        return self.restarts + (problem.workers.restarts if problem.workers else 0)
+
     @staticmethod
     def begin(agent: Agent, problem: Problem) -> PGTraining:
         S = len(problem.seeds)
-        steps = torch.zeros(S, dtype=torch.int64)
-        return PGTraining(agent.init(problem.theta()), problem.baseline.init(S), steps, steps.clone())
+        steps, none = torch.zeros(S, dtype=torch.int64), (0,) * S
+        state = begun(agent, problem.theta())
+        return PGTraining(state, problem.baseline.init(S), steps, steps.clone(), skipped=none, failing=none)
 
     @staticmethod
     def restored(agent: Agent, problem: Problem, tensors: dict[str, Tensor], meta: dict[str, Any]) -> PGTraining:
@@ -87,7 +104,11 @@ class PGTraining:
         numbers = {f"state/{name}": x for name, x in meta["state"].items()}
         state = rebuilt(fresh.state, tensors, numbers, "state/")
         fitted = {name: tensors[f"baseline/{name}"].to(problem.device) for name in fresh.fitted}
-        return PGTraining(state, fitted, tensors["env_steps"], tensors["eval_steps"], meta["iteration"])
+        counts = {name: tuple(meta.get(name, getattr(fresh, name))) for name in ("skipped", "failing")}
+        restarts = meta.get("restarts", 0)
+        return PGTraining(
+            state, fitted, tensors["env_steps"], tensors["eval_steps"], meta["iteration"], **counts, restarts=restarts
+        )
 
 
 def train(
@@ -95,48 +116,88 @@ def train(
 ) -> PGTraining:
     """Trains to the end. `tick(environment steps used, mean over seeds)` is called after every iteration.
 
-    Raises UserError: exit code 5 when an environment or an update is not finite, 130 or 143 when asked to stop; in each case
-    after a checkpoint of the last good iteration.
+    Raises UserError: exit code 5 when an environment or the agent fails, or too many updates in a row are not finite; 129, 130
+    or 143 when asked to stop; in each case after a checkpoint of the last good iteration.
     """
     exact = exact_values(problem.env, problem.policy, problem.discount)
     rows, evaluations, checkpoints = (
         EvenMarks(settings.env_steps, count) for count in (settings.log_rows, settings.evaluations, settings.checkpoints)
     )
 
-    def save() -> None:
-        run.checkpoint(training.iteration, training.tensors(), {"state": training.numbers()})
+    def save() -> str:
+        meta = {"state": training.numbers(), **training.counts(problem)}
+        run.checkpoint(training.iteration, training.tensors(), meta)
+        return f"the state before it is saved; continue with: pgrl resume {run.folder}"
 
-    def go(asked: list[int]) -> None:
+    def note(row: dict[str, Any]) -> None:
+        run.log(
+            int(training.env_steps.double().mean()), {tag: x.tolist() if isinstance(x, Tensor) else x for tag, x in row.items()}
+        )
+
+    def go(asked: Asked) -> None:
         nonlocal training
         if run.empty:
             save()  # before the first row: a run killed from here on is continued
-            log(run, problem, exact, settings, training, {}, None, None, evaluate=True)
+            with asked.interruptible():
+                row = measured(problem, exact, settings, training, {}, None, evaluate=True)
+            note(row)
         while bool((training.env_steps < settings.env_steps).any()):
-            used, theta = float(training.env_steps.double().mean()), training.state.theta
-            training, metrics, iteration = step(problem, agent, training, settings.env_steps)
-            now = float(training.env_steps.double().mean())
-            last = not bool((training.env_steps < settings.env_steps).any())
-            if last or rows.passed(used, now):
-                evaluate = last or evaluations.passed(used, now)
-                log(run, problem, exact, settings, training, metrics, iteration, theta, evaluate)
-            if last or asked or checkpoints.passed(used, now):
+            before, row = training, dict[str, Any]()
+            used = float(before.env_steps.double().mean())
+            with asked.interruptible():  # until its row is written, an iteration counts as not begun
+                made = step(problem, agent, before, settings.env_steps)
+                now = float(made.training.env_steps.double().mean())
+                last = not bool((made.training.env_steps < settings.env_steps).any())
+                if last or rows.passed(used, now):
+                    evaluate, theta = last or evaluations.passed(used, now), before.state.theta
+                    row = measured(problem, exact, settings, made.training, made.metrics, theta, evaluate)
+            training = made.training
+            if row:
+                if run.wall > 0:
+                    row["time/env_steps_per_second"] = float(training.env_steps.sum()) / run.wall
+                note(row)
+            if made.fault:
+                keep_fault(run.folder, before.iteration, made.fault)
+            stop = max(training.failing) >= settings.max_faults
+            if last or asked or stop or checkpoints.passed(used, now):
                 save()
             tick(int(now))
+            if stop:
+                seed = problem.seeds[training.failing.index(max(training.failing))]
+                raise UserError(
+                    f"{settings.max_faults} updates of seed {seed} in a row were skipped, because they were not finite; "
+                    f"iteration {training.iteration}; batches in {run.folder / 'faults'}: try a smaller --step-size",
+                    exit_code=FAULT,
+                )
             if asked and not last:
-                raise UserError(f"stopped; continue with: pgrl resume {run.folder}", 128 + asked[0])
+                raise UserError(f"stopped; continue with: pgrl resume {run.folder}", asked.code)
 
     with deferred_signals() as asked:
         try:
             go(asked)
-        except (EnvironmentFault, Diverged) as fault:
-            save()
-            where = f"iteration {training.iteration}; the state before it is saved in {run.checkpoints}"
-            raise UserError(f"{fault}; {where}", exit_code=5) from fault
+        except Stopped:
+            raise UserError(f"stopped within iteration {training.iteration}; {save()}", asked.code) from None
+        except (UserError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            where = f"iteration {training.iteration}; {save()}"
+            raise as_sentence(error, where, run.config) from error
     return training
 
 
-def step(problem: Problem, agent: Agent, training: PGTraining, budget: int) -> tuple[PGTraining, Metrics, Iteration]:
-    """One iteration of the seeds that have not used up their budget; the others stay as they are."""
+class Stepped(NamedTuple):
+    """One iteration: what a checkpoint holds after it, its metrics, and the batch of seeds whose update was skipped."""
+
+    training: PGTraining
+    metrics: Metrics
+    fault: dict[str, Tensor]
+
+
+def step(problem: Problem, agent: Agent, training: PGTraining, budget: int) -> Stepped:
+    """One iteration of the seeds that have not used up their budget; the others stay as they are.
+
+    A seed whose update is not finite stays as it was too, but for its count of environment steps.
+    """
     S = len(problem.seeds)
     rows = (training.env_steps < budget).nonzero()[:, 0]
     everyone = len(rows) == S
@@ -148,27 +209,34 @@ def step(problem: Problem, agent: Agent, training: PGTraining, budget: int) -> t
     def put(old: Any, new: Any) -> Any:
         return old.index_copy(0, rows.to(old.device), new) if isinstance(old, Tensor) and not everyone else new
 
-    state, fitted = training.state, training.fitted
-    iteration = part.iteration(training.iteration, {name: pick(x) for name, x in fitted.items()})
-    new, metrics = agent.step(type(state)(*map(pick, state)), iteration)
-    _refuse_non_finite(new, part)
+    fitted = {name: pick(x) for name, x in training.fitted.items()}
+    state = type(training.state)(*map(pick, training.state))
+    iteration = part.iteration(training.iteration, fitted)
+    new, metrics = stepped(agent, state, iteration, len(rows))
     baseline = iteration.fit_baseline()
-    env_steps = training.env_steps.index_add(0, rows, iteration.env_steps().cpu())
-    after = PGTraining(
-        type(state)(*map(put, state, new)),
-        {name: put(x, baseline[name]) for name, x in fitted.items()},
-        env_steps,
-        training.eval_steps,
-        training.iteration + 1,
+    norms = {"train/direction_norm": norm(new.d)[:, 0], "train/update_norm": norm(new.theta - state.theta)[:, 0]}
+    fine, fault = finite_rows([*new, *baseline.values()], len(rows)), dict[str, Tensor]()
+    if not bool(fine.all()):
+        fault = batch_of(iteration, state.theta, new, fine)
+        new = type(new)(*(kept(fine, old, x) for old, x in zip(state, new, strict=True)))
+        baseline = {name: kept(fine, fitted[name], x) for name, x in baseline.items()}
+    skipped, failing = list(training.skipped), list(training.failing)
+    for row, good in zip(rows.tolist(), fine.tolist(), strict=True):
+        skipped[row] += not good
+        failing[row] = 0 if good else failing[row] + 1
+    after = replace(
+        training,
+        state=type(new)(*map(put, training.state, new)),
+        fitted={name: put(x, baseline[name]) for name, x in training.fitted.items()},
+        env_steps=training.env_steps.index_add(0, rows, iteration.env_steps().cpu()),
+        iteration=training.iteration + 1,
+        skipped=tuple(skipped),
+        failing=tuple(failing),
     )
     returns, lengths = iteration.episode_returns()
-    norms = {"train/direction_norm": norm(new.d)[:, 0], "train/update_norm": norm(new.theta - pick(state.theta))[:, 0]}
     metrics = {**metrics, **norms, "rollout/return": returns, "rollout/length": lengths}
-    for name, x in metrics.items():
-        if isinstance(x, Tensor) and x.shape not in ((), (len(rows),)):
-            raise UserError(f"metric {name!r} of the agent has shape {tuple(x.shape)}, expected a number or one for each seed")
     spread = {name: _spread(x, rows, S) if isinstance(x, Tensor) and x.dim() == 1 else x for name, x in metrics.items()}
-    return after, spread, iteration
+    return Stepped(after, spread, fault)
 
 
 def _spread(x: Tensor, rows: Tensor, seeds: int) -> Tensor:
@@ -178,45 +246,37 @@ def _spread(x: Tensor, rows: Tensor, seeds: int) -> Tensor:
     return full
 
 
-def _refuse_non_finite(state: Any, problem: Problem) -> None:
-    for name, x in state._asdict().items():
-        if isinstance(x, Tensor) and not bool(torch.isfinite(x).all()):
-            row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0]) if x.dim() > 1 else 0
-            raise Diverged(f"{name} of seed {problem.seeds[row]} is not finite: try a smaller --step-size")
-
-
-def log(
-    run: Run,
+def measured(
     problem: Problem,
     exact: Exact | None,
     settings: PGSettings,
     training: PGTraining,
     metrics: Metrics,
-    iteration: Iteration | None,
     before: Tensor | None,
     evaluate: bool,
-) -> None:
+) -> dict[str, Any]:
     """One row of metrics: the agent's own, exact ones where they exist, evaluation episodes where they do not.
 
     before  θ of the last iteration, where its direction was the agent's estimate; None before the first
     """
-    theta, steps = training.state.theta, training.env_steps.double()
-    row: dict[str, Any] = {"iteration": training.iteration, "env_steps": steps}
+    theta, S = training.state.theta, len(problem.seeds)
+    row: dict[str, Any] = {"iteration": training.iteration, "env_steps": training.env_steps.double()}
     row |= metrics
+    if before is not None:
+        row["train/skipped"] = torch.tensor(training.skipped)
+    if problem.workers:
+        row["time/worker_restarts"] = training.all_restarts(problem)
     if exact is not None:
         row["eval/J"], row["eval/gap"] = exact.J(theta), exact.gap(theta)
         row["eval/gradient_norm"] = norm(gradient(exact, theta))[:, 0]
         if before is not None:
             error = training.state.d.double() - gradient(exact, before, problem.horizon)
-            taken = ~torch.as_tensor(metrics["train/direction_norm"]).isnan()
+            taken = torch.as_tensor(metrics["train/direction_norm"]).isfinite()
             row["train/estimator_error"] = torch.where(taken, norm(error)[:, 0].cpu(), torch.nan)
     elif evaluate:
         tau = problem.evaluate(theta, settings.eval_episodes, training.iteration)
-        S = len(problem.seeds)
         row["eval/return"] = tau.returns().reshape(S, -1).double().mean(1)
         row["eval/discounted_return"] = tau.returns(problem.discount).reshape(S, -1).double().mean(1)
         training.eval_steps = training.eval_steps + tau.mask.sum(0).reshape(S, -1).sum(1).cpu()
         row["eval/env_steps"] = training.eval_steps.double()
-    if iteration is not None and run.wall > 0:
-        row["time/env_steps_per_second"] = float(steps.sum()) / run.wall
-    run.log(int(steps.mean()), {tag: x.tolist() if isinstance(x, Tensor) else x for tag, x in row.items()})
+    return row

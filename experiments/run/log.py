@@ -87,8 +87,8 @@ def finite(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, float):
+        return value if value is not None and math.isfinite(value) else None
     if isinstance(value, int):
         return int(value)
     raise TypeError(f"expected a number or a list of numbers, got {value!r}")

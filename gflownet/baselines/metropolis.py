@@ -82,7 +82,7 @@ def begun(problem: DagProblem, t: int) -> tuple[Chains, Tensor]:
     """Start chains at objects that uniform actions construct; the second result is True for all [S·n]."""
     tau = problem.play(UniformActions(), problem.rng(ITERATION, t).fold(PROPOSAL))
     assert tau.last is not None
-    return Chains(tau.last, problem.env.log_reward(tau.last), 1), torch.ones_like(tau.terminated)
+    return Chains(tau.last, problem.log_reward(tau.last), 1), torch.ones_like(tau.terminated)
 
 
 def moved(chains: Chains, problem: DagProblem, t: int) -> tuple[Chains, Tensor]:
@@ -92,7 +92,7 @@ def moved(chains: Chains, problem: DagProblem, t: int) -> tuple[Chains, Tensor]:
     rng.dtype = torch.float64  # a uniform number in float32 is at least 6e-8, but ratios of rewards can be smaller
     keys = rng.spawn(problem.batch_size)
     proposed, log_ratio = env.propose(chains.objects, keys.fold(PROPOSAL))
-    log_reward = env.log_reward(proposed)
+    log_reward = problem.log_reward(proposed)
     accept = keys.fold(ACCEPTANCE).uniform().log() < log_acceptance(chains.log_reward, log_reward, log_ratio)
     objects = torch.where(accept.view(-1, *(1,) * (proposed.dim() - 1)), proposed, chains.objects)
     return Chains(objects, torch.where(accept, log_reward, chains.log_reward), chains.recorded + 1), accept

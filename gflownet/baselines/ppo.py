@@ -122,7 +122,7 @@ class PPO:
         model, rng = self.model(problem), problem.rng(ITERATION, t)
         tau = problem.play(sampler(problem.env, model, state.theta, problem.batch_size), rng.fold(PLAY))
         assert tau.last is not None
-        log_reward = problem.env.log_reward(tau.last)
+        log_reward = problem.log_reward(tau.last)
         steps = self.steps(model, state.theta, tau, log_reward)
         draws = rng.fold(MINIBATCH).drawn(self.updates, numpy=False)
         losses, fine = [], torch.ones(len(state.theta), dtype=torch.bool, device=log_reward.device)

@@ -86,7 +86,7 @@ class SoftPolicyGradient:
         model, env, theta = self.model(problem), problem.env, state.learner.theta
         tau = problem.play(sampler(env, model, theta, problem.batch_size), problem.rng(ITERATION, t))
         assert tau.last is not None
-        log_reward, zetas = env.log_reward(tau.last), []
+        log_reward, zetas = problem.log_reward(tau.last), []
 
         def loss(theta: Tensor) -> Tensor:
             flows = Flows(env, model, theta, tau, log_reward, backward=self.backward)

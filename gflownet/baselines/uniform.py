@@ -42,7 +42,7 @@ class Uniform:
     def step(self, state: UniformState, problem: DagProblem, t: int) -> tuple[UniformState, Outcome]:
         tau = problem.play(UniformActions(), problem.rng(ITERATION, t))
         assert tau.last is not None
-        log_reward = problem.env.log_reward(tau.last)
+        log_reward = problem.log_reward(tau.last)
         objects, rewards = problem.by_seed(tau.last), problem.by_seed(log_reward)
         metrics: Metrics = {
             "rollout/log_reward": rewards.mean(1),

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from rdkit import Chem, rdBase
 
-from envs.child_process import follow_parent
+from envs.child_process import follow_parent, kill
+from envs.core import raised
 from gflownet.rewards.calls import RewardCalls
 from gflownet.rewards.chemistry import Floats, Measure
 from gflownet.rewards.lru import LRUCache
@@ -129,6 +130,11 @@ class Quantities:
                 return [row for rows in self._pool.map(_measure_part, parts) for row in rows]
             except BrokenProcessPool:
                 self.close()
+            except KeyboardInterrupt:  # a worker may hang
+                if self._pool is not None:
+                    kill(self._pool)
+                    self._pool = None
+                raise
         raise RuntimeError(
             f"a worker process died {RESTARTS} times scoring the same {len(mols)} molecules: run with 0 workers to see why; "
             'a script that starts workers must do so under `if __name__ == "__main__":`'
@@ -177,8 +183,10 @@ def measured(measures: Mapping[str, Measure], mol: Chem.Mol) -> tuple[float, ...
     for name, measure in measures.items():
         try:
             value = measure(mol)
-        except Exception as error:
-            raise ValueError(f"{name} of {_name(mol)} raised {type(error).__name__}: {error}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise ValueError(f"{name} of {_name(mol)} {raised(error)}") from error
         if not math.isfinite(value):
             raise ValueError(f"{name} of {_name(mol)} is {value}, expected a finite number")
         row.append(value)
@@ -189,8 +197,10 @@ def _evaluated(name: str, function: Function, smiles: list[str]) -> list[float]:
     many = f"a batch of {len(smiles)} molecules, the first being {smiles[0]}"
     try:
         result = function(list(smiles))
-    except Exception as error:
-        raise ValueError(f"{name} raised {type(error).__name__}: {error}; it was given {many}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ValueError(f"{name} {raised(error)}; it was given {many}") from error
     try:
         values = np.asarray(result, dtype=np.float64)
     except (TypeError, ValueError):

@@ -103,5 +103,5 @@ class TreeReward:
             given[name] = self.calls(score, obs, n).double().cpu().numpy()
         try:
             return self.reward.parts(self._index(obs).tolist(), lambda places: self.molecules(obs[places]), given)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # the latter when worker processes die
             raise RewardFault(" ".join(str(error).split())) from error

@@ -94,7 +94,7 @@ def local_search(
         rebuilt = problem.play(sampler(env, model, theta, n), keys.fold(1), n, start=state)
         proposal = replayed(problem, _spliced(path, kept, rebuilt, env.horizon))
         assert proposal.last is not None
-        new = env.log_reward(proposal.last)
+        new = problem.log_reward(proposal.last)
         built.append(proposal.last)
         rewards.append(new)
         if search.accept == "better":

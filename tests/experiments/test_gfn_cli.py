@@ -262,8 +262,8 @@ def test_bad_input_gets_one_clear_sentence(tmp_path: Path, capsys: pytest.Captur
     large = wrong("--objective", "fm", "--ndim", 8, "--metrics", "exact")
     assert "16,777,216 states" in large
     assert "--metrics sampled" in large
-    assert "R is 0.0 at cell [0, 0]" in wrong("--objective", "fm", "--reward", f"{world}:zero")
-    assert "AttributeError" in wrong("--objective", "fm", "--reward", f"{world}:failing")
+    assert "R is 0.0 at cell [0, 0]" in wrong("--objective", "fm", "--reward", f"{world}:zero", code=6)
+    assert "AttributeError" in wrong("--objective", "fm", "--reward", f"{world}:failing", code=6)
     assert "at least 2" in wrong("--objective", "soft-pg", "--batch-size", 1)
     assert "there is no file" in wrong("--objective", "nothing.py:objective")
     assert "not an objective" in wrong("--objective", f"{tmp_path / 'world.py'}:make")
