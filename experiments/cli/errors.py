@@ -1,12 +1,13 @@
 """Errors that a user can fix: one sentence that says what happened and what to do, and an exit code.
 
 The command line prints the sentence on one line of stderr and exits with `exit_code`:
-1 the disk or the system failed, 2 bad usage, 3 bad config or damaged file, 4 missing optional package, 5 numeric failure,
-6 a user's reward function failed, 130 and 143 stopped by Ctrl-C and SIGTERM.
+1 the disk or the system failed, 2 bad usage, 3 bad config or damaged file, 4 missing optional package, 5 numeric failure or a
+fault of a user's environment, agent or objective, 6 of a user's reward, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 
@@ -35,7 +36,8 @@ def guarded(work: Callable[[], None], debug: bool = False, program: str = "pgrl"
     except (UserError, ImportError) as error:
         if debug:
             raise
-        print(f"{program}: {plain(str(error), keep=chr(10))}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"{program}: {plain(str(error), keep=chr(10))}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code if isinstance(error, UserError) else MissingPackage.exit_code) from None
     except BrokenPipeError:
         raise SystemExit(1) from None
