@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs.core import LearnerFault
 from envs.mdp.exact import Exact, ExactMDP, gradient
 from envs.mdp.tabular import garnet, gridworld
 from pgrl.agent import Agent
 from pgrl.enumeration import (
-    AgentFault,
     FewerNodes,
     NoiseFree,
     NotEnumerable,
@@ -76,7 +76,7 @@ def verdict(agent: Agent, found: dict[str, list[Finding]] | None = None) -> list
         found: findings of `bias`, by problem; None: the exact lines only.
 
     Raises:
-        AgentFault: the agent raises, or breaks its protocol.
+        LearnerFault: the agent raises, or breaks its protocol.
     """
     unbiased, order = bool(_declared(agent, "unbiased", False)), _declared(agent, "order", 0)
     exact = exact_bias(agent)
@@ -94,9 +94,9 @@ def _declared(agent: Agent, name: str, default: Any) -> Any:
         inspect.getattr_static(agent, name)
     except AttributeError:
         return default  # it claims nothing
-    value = called(agent, lambda: getattr(agent, name), name)
+    value = called(lambda: getattr(agent, name), name)
     if value is not None and not isinstance(value, int):
-        raise AgentFault(f"has {name} = {value!r}, expected True or False for unbiased, a whole number or None for order")
+        raise LearnerFault(f"has {name} = {value!r}, expected True or False for unbiased, a whole number or None for order")
     return value
 
 
@@ -121,7 +121,7 @@ def exact_bias(agent: Agent, move: float = MOVE, world: type[Outcomes] = Outcome
         world: `Outcomes`, or `NoiseFree` for exact gradients.
 
     Raises:
-        AgentFault: the agent raises, or breaks its protocol.
+        LearnerFault: the agent raises, or breaks its protocol.
         ReadsTrajectories: in `NoiseFree`, the agent reads trajectories.
     """
     return [_bias_in(mdp, moving(agent, mdp, move), world) for mdp in tiny_mdps()]
@@ -174,7 +174,7 @@ def order(agent: Agent) -> float | None:
         measured.
 
     Raises:
-        AgentFault: the agent raises, or breaks its protocol.
+        LearnerFault: the agent raises, or breaks its protocol.
     """
     large, small = (exact_bias(agent, move) for move in SMALL_MOVES)
     pairs = [pair for a, b in zip(large, small, strict=True) for pair in zip(a.biases[1:], b.biases[1:], strict=False)]
@@ -322,7 +322,7 @@ def bias(agent: Agent, case: CheckProblem, iterations: Sequence[int]) -> list[Fi
         A finding for each of `iterations`, in ascending order.
 
     Raises:
-        AgentFault: the agent raises, or breaks its protocol.
+        LearnerFault: the agent raises, or breaks its protocol.
     """
     problem = case.problem
     state = started(agent, case.theta.expand(len(problem.seeds), -1))

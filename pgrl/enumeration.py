@@ -14,13 +14,10 @@ the bias of an unbiased agent is rounding.
 
 from __future__ import annotations
 
-import inspect
 import math
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from envs.core import Trajectories
+from envs.core import LearnerFault, Trajectories, raised
 from envs.pytree import numbers_of, rebuilt, tensors_of
 from pgrl.agent import Agent
 from pgrl.gradients import Estimator
@@ -40,10 +37,6 @@ ROWS = 20_000  # the most outcomes
 ITERATIONS = 4  # the most iterations
 NODES = 8  # values of q
 F64 = torch.float64
-
-
-class AgentFault(RuntimeError):
-    """An agent raised, returned what its protocol does not allow, or is not a function of its arguments."""
 
 
 class NotEnumerable(Exception):
@@ -169,7 +162,7 @@ class Outcomes:
     def sample(self, *thetas: Tensor, n: int | None = None) -> tuple[Any, ...]:
         for theta in thetas:
             if not isinstance(theta, Tensor) or tuple(theta.shape) != (len(self.weight), self.policy.size):
-                raise AgentFault(f"asked for episodes at {_kind(theta)}, expected θ [{len(self.weight)}, {self.policy.size}]")
+                raise LearnerFault(f"asked for episodes at {_kind(theta)}, expected θ [{len(self.weight)}, {self.policy.size}]")
         return tuple(self._episodes(theta.detach(), n or self.mdp.batch_size) for theta in thetas)
 
     def _episodes(self, theta: Tensor, n: int) -> Any:
@@ -261,7 +254,7 @@ def enumerated(
         iterations: the most iterations.
 
     Raises:
-        AgentFault: the agent raises, or breaks its protocol.
+        LearnerFault: the agent raises, or breaks its protocol.
         NotEnumerable: there are too many outcomes, or they cannot be listed in advance.
         ReadsTrajectories: in `NoiseFree`, the agent reads trajectories.
     """
@@ -278,7 +271,7 @@ def iteration(agent: Agent, mdp: TinyMDP, world: type[Outcomes], state: Any, his
     pilot, again = world(mdp, M), world(mdp, M)
     first, second = stepped(agent, state, pilot, t), stepped(agent, state, again, t)
     if not torch.equal(first.d.nan_to_num(), second.d.nan_to_num()):
-        raise AgentFault(f"gave two directions in iteration {t} from one state and one set of draws: use world.uniform()")
+        raise LearnerFault(f"gave two directions in iteration {t} from one state and one set of draws: use world.uniform()")
     N = math.prod(pilot.sizes)
     if M * N > ROWS:
         raise NotEnumerable(f"it has {M * N:,} outcomes up to iteration {t}")
@@ -295,38 +288,34 @@ def repeated(state: Any, rows: int, n: int) -> Any:
 
 def started(agent: Agent, theta: Tensor) -> Any:
     """`agent.init(theta)`, checked."""
-    return _checked(called(agent, lambda: agent.init(theta.clone()), "init"), theta, "init")
+    return _checked(called(lambda: agent.init(theta.clone()), "init"), theta, "init")
 
 
 def stepped(agent: Agent, state: Any, world: Any, t: int) -> Any:
     """The state after one iteration, checked."""
-    out = called(agent, lambda: agent.step(state, world), f"step {t}")
+    out = called(lambda: agent.step(state, world), f"step {t}")
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
-        raise AgentFault(f"step returned {_kind(out)}, expected the pair (state, metrics)")
+        raise LearnerFault(f"step returned {_kind(out)}, expected the pair (state, metrics)")
     return _checked(out[0], state.theta, "step")
 
 
-def called(agent: Agent, work: Callable[[], Any], what: str) -> Any:
-    """The result of `work`; what it raises becomes an `AgentFault` that names the line in the agent's file."""
+def called(work: Callable[[], Any], what: str) -> Any:
+    """The result of `work`; what it raises becomes a `LearnerFault`."""
     try:
         return work()
-    except (AgentFault, NotEnumerable, ReadsTrajectories):
+    except (LearnerFault, NotEnumerable, ReadsTrajectories):
         raise
     except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        source = inspect.getsourcefile(type(agent))
-        frame = next((f for f in reversed(frames) if f.filename == source), frames[-1])
-        where = f"{Path(frame.filename).name}, line {frame.lineno}"
-        raise AgentFault(f"raised {type(error).__name__} in {what} ({where}): {error}") from error
+        raise LearnerFault(f"{raised(error)} in {what}") from error
 
 
 def _checked(state: Any, theta: Tensor, method: str) -> Any:
     if not hasattr(state, "_asdict"):
-        raise AgentFault(f"{method} returned {_kind(state)} as its state, expected a NamedTuple with theta and d")
+        raise LearnerFault(f"{method} returned {_kind(state)} as its state, expected a NamedTuple with theta and d")
     for name in ("theta", "d"):
         x = getattr(state, name, None)
         if not isinstance(x, Tensor) or x.shape != theta.shape:
-            raise AgentFault(f"{method} returned {_kind(x)} as {name}, expected a tensor {tuple(theta.shape)}")
+            raise LearnerFault(f"{method} returned {_kind(x)} as {name}, expected a tensor {tuple(theta.shape)}")
     return state
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from envs.core import LearnerFault
 from envs.ranges import Count
 from envs.workers import Workers
 from experiments.cli.errors import UserError
@@ -33,7 +34,6 @@ from experiments.run.provenance import examine
 from experiments.run.run import Run, run_name
 from pgrl.agent import Agent
 from pgrl.check import LIMIT, CheckProblem, Claim, bias, check_problems, decay, exact_bias, verdict
-from pgrl.enumeration import AgentFault
 from pgrl.problem import Problem
 
 
@@ -143,7 +143,7 @@ def check_agent(algo: str, seeds: int, iterations: int, batch_size: int, step_si
     agent = make_agent(algo, hyperparameters)
     try:
         claims = _check(algo, agent, iterations, check_problems(seeds, batch_size, seed))
-    except AgentFault as fault:
+    except LearnerFault as fault:
         raise UserError(f"{algo} {fault}", exit_code=5) from fault
     for claim in claims:
         print(f"{ {True: 'ok  ', False: 'FAIL', None: '--  '}[claim.holds] } {algo} {claim.sentence}")

@@ -353,7 +353,7 @@ def test_check_reports_an_error_of_an_agent_and_takes_a_seed(tmp_path: Path, cap
     agent = tmp_path / "misspelt.py"
     agent.write_text(OUTSIDE_AGENT.format(unbiased="False", gradient="world.gradeint(theta, tau)"))
     pgrl("check", f"{agent}:agent", code=5)
-    assert re.search(r"raised AttributeError in step 0 \(misspelt.py, line \d+\): .*gradeint", capsys.readouterr().err)
+    assert re.search(r"raised AttributeError: .*gradeint.* \(misspelt.py, line \d+\) in step 0", capsys.readouterr().err)
     tables = []
     for seed in (0, 0, 1):
         pgrl("check", "n-pg", "--seeds", 64, "--iterations", 3, "--batch-size", 4, "--seed", seed)

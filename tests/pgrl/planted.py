@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.core import Trajectories
+from envs.core import LearnerFault, Trajectories
 from pgrl.agent import World, norm, normalised
 from pgrl.check import Claim, Finding, bias, check_problems, verdict
-from pgrl.enumeration import AgentFault
 from pgrl.gradients import importance_weights, rewards_to_go, weighted_gradient
 from pgrl.registry import register
 
@@ -481,10 +480,10 @@ def _cell(claim: Claim) -> str:
 
 
 def claims_of(agent: Any, found: dict[str, list[Finding]] | None) -> list[Claim]:
-    """`verdict`; an `AgentFault` stands where it is found."""
+    """`verdict`; an `LearnerFault` stands where it is found."""
     try:
         return verdict(agent, found)
-    except AgentFault as fault:
+    except LearnerFault as fault:
         return [Claim("start", False, math.nan, str(fault))]
 
 
