@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench bench-gflownet bench-molecules gpu docs clean
+.PHONY: demo test soak lint bench bench-gflownet bench-molecules gpu docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -15,6 +15,10 @@ demo: .venv/ready
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# kill -9 at random moments: `make soak MINUTES=30`
+soak: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.bench.soak --minutes $(or $(MINUTES),30)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
