@@ -76,9 +76,14 @@ def contents(run: Path) -> dict[str, Any]:
     return {
         "metrics": [json.dumps(row) for row in read_metrics(run, timing=False)],
         "iteration": last.name,
-        "meta": {key: value for key, value in meta.items() if key not in TIMES},
+        "meta": {key: without_seconds(value) for key, value in meta.items() if key not in TIMES},
         **{f"tensor {name}": (x.shape, x.numpy().tobytes()) for name, x in tensors.items()},
     }
+
+
+def without_seconds(value: Any) -> Any:
+    """The counts of reward calls have their seconds beside them."""
+    return {key: x for key, x in value.items() if key != "seconds"} if isinstance(value, dict) else value
 
 
 def one_round(soak: Soak, name: str, whole: dict[str, Any], seconds: float, deadline: float) -> None:

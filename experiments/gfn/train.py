@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DESCRIPTIONS", "GFNTraining", "train"]
 
+REPLAYED = "state/replay/actions"
 PENDING = 1 << 18  # objects of a seed that wait to be noted
 
 
@@ -91,6 +92,8 @@ class GFNTraining:
     def restored(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> GFNTraining:
         """This one as the checkpoint has it. Raises UserError when it belongs to another method or problem."""
         wanted, tensors = {name: (x.shape, x.dtype) for name, x in self.tensors().items()}, rewards.without(tensors)
+        if (actions := tensors.get(REPLAYED)) is not None and actions.dtype == torch.int16:  # before 0.3
+            tensors = {**tensors, REPLAYED: actions.int()}
         numbers = {name: x for name, x in meta.items() if name in self.numbers()}
         if wanted != {name: (x.shape, x.dtype) for name, x in tensors.items()} or set(numbers) != set(self.numbers()):
             raise UserError("the checkpoint does not fit this method and problem: was a file changed since?", exit_code=3)
