@@ -13,6 +13,7 @@ from tyro.conf import Positional
 
 from envs.ranges import Batch, Count, Seed, Steps
 from experiments.cli.errors import MissingPackage, UserError
+from experiments.cli.signals import Asked, Stopped, deferred_signals
 from experiments.cli.text import plain
 from experiments.cli.verbs import call
 
@@ -26,8 +27,6 @@ STDOUT = Path("-")
 
 
 def sample(arguments: list[str]) -> None:
-    from experiments.cli.signals import deferred_signals
-
     def command(
         run: Positional[Path],
         n: Count = 1000,
@@ -72,7 +71,7 @@ def sample(arguments: list[str]) -> None:
         wanted = Wanted(n, unique, seed, batch, written.columns, log_p, max_attempts)
         short: Shortfall | None = None
         # standard output has nothing to clear away: there a signal ends the process as it ends any other
-        with nullcontext(list[int]()) if out == STDOUT else deferred_signals() as asked, output(out) as write:
+        with nullcontext(Asked()) if out == STDOUT else deferred_signals() as asked, output(out) as write:
             silent = quiet or (out == STDOUT and sys.stdout.isatty())
             source = trained(run, checkpoint, device)
             short = _write(source, wanted, written, write, asked, silent)
@@ -84,7 +83,7 @@ def sample(arguments: list[str]) -> None:
     call(command, "gflownet sample", arguments)
 
 
-def _write(source: Trained, wanted: Wanted, written: Format, write: Write, asked: list[int], quiet: bool) -> Shortfall | None:
+def _write(source: Trained, wanted: Wanted, written: Format, write: Write, asked: Asked, quiet: bool) -> Shortfall | None:
     """Writes batch by batch; why they are fewer than wanted, if they are. UserError where none was found, or a signal came."""
     from experiments.cli.progress import progress
     from experiments.cli.threads import fit
@@ -94,7 +93,12 @@ def _write(source: Trained, wanted: Wanted, written: Format, write: Write, asked
     number = 0
     with progress(wanted.n, "molecules", quiet) as tick:
         try:
-            for some in batches(source, wanted):
+            found = batches(source, wanted)
+            while True:
+                with asked.interruptible():
+                    some = next(found, None)
+                if some is None:
+                    break
                 text = []
                 for row, mol in some:
                     text += [] if number else [written.head(row)]
@@ -104,7 +108,9 @@ def _write(source: Trained, wanted: Wanted, written: Format, write: Write, asked
                     write("".join(text).encode())
                 tick(number)
                 if asked and number < wanted.n:
-                    raise UserError(f"stopped after {number:,} molecules; no file was written", 128 + asked[0])
+                    raise Stopped
+        except Stopped:
+            raise UserError(f"stopped after {number:,} molecules; no file was written", asked.code) from None
         except Shortfall as short:
             if not number:
                 raise

@@ -229,3 +229,18 @@ def test_an_environment_of_a_gflownet_that_fails(
     assert int(saved(tmp_path / "run")["state/adam/steps"].min()) > 0
     file.write_text(STAIRS.format(calls=-1, **{**none, part: fault}))
     assert "the environment stairs:make" in fails(capsys, 5, "gflownet", *arguments, tmp_path / "at-once")
+
+
+def test_active_learning_keeps_its_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine, out = tmp_path / "mine.py", tmp_path / "run"
+    mine.write_text(OBJECTIVE.format(loss="sys.exit(0)", log_z="pass"))
+    few = ["--proxy", "oracle", "--rounds", 3, "--initial", 10, "--queries", 4, "--states", 40, "--seeds", 1, "--hidden", 8]
+    arguments = ["active", "hypergrid", "--objective", f"{mine}:objective", "--ndim", 2, "--height", 8, "--batch-size", 8]
+    error = fails(capsys, 5, "gflownet", *arguments, *few, "--quiet", "--out", out)
+    assert "objective" in error
+    assert "called sys.exit(0)" in error
+    assert "round 2" in error
+    assert saved(out)["known"].shape == (1, 14)
+    mine.write_text(OBJECTIVE.format(loss="pass", log_z="pass"))
+    assert run("gflownet", "resume", out, "--quiet") == 0
+    assert saved(out)["known"].shape == (1, 22)

@@ -13,7 +13,7 @@ import torch
 from experiments.cli.signals import deferred_signals
 from experiments.run import checkpoint as checkpoints
 from tests.experiments.test_faults import LATE, batched, fails, run, saved, single, train
-from tests.experiments.test_gfn_faults import grid, outside_reward, rows
+from tests.experiments.test_gfn_faults import OBJECTIVE, grid, outside_reward, rows
 
 HANG = "os.kill(os.getpid(), signal.{name})\n        while True: time.sleep(9)"
 
@@ -95,3 +95,36 @@ def test_a_worker_that_always_dies_ends_the_run_with_a_sentence(
     assert "the environment world:make ended its worker process 1 times" in error
     assert saved(out)
     assert checkpoints.load_latest(out / "checkpoints")[1]["restarts"] == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_active_learning_that_hangs_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine, out = tmp_path / "mine.py", tmp_path / "run"
+    hang = "import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)"
+    mine.write_text(OBJECTIVE.format(loss=hang, log_z="pass"))
+    few = ["--proxy", "oracle", "--rounds", 3, "--initial", 10, "--queries", 4, "--states", 40, "--seeds", 1, "--hidden", 8]
+    arguments = ["active", "hypergrid", "--objective", f"{mine}:objective", "--ndim", 2, "--height", 8, "--batch-size", 8]
+    assert "stopped within round 2" in fails(capsys, 143, "gflownet", *arguments, *few, "--quiet", "--out", out)
+    assert saved(out)["known"].shape == (1, 14)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_sample_whose_reward_hangs_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rdkit")
+    file, flag = tmp_path / "r.py", tmp_path / "flag"
+    file.write_text(
+        "import os, signal, time\n"
+        "def f(smiles):\n"
+        f"    if os.path.exists({str(flag)!r}):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(9)\n"
+        "    return [1.0 + len(s) for s in smiles]\n"
+    )
+    few = ["--states", 16, "--batch-size", 8, "--evaluations", 1, "--quiet", "--device", "cpu", "--out", tmp_path / "run"]
+    assert run("gflownet", "train", "molecules", "--objective", "tb", "--reward", f"{file}:f", *few) == 0
+    flag.touch()
+    started = time.monotonic()
+    sample = ["sample", tmp_path / "run", "--n", 4, "--seed", 77, "--out", tmp_path / "found.csv", "--quiet"]
+    assert "stopped" in fails(capsys, 143, "gflownet", *sample)
+    assert time.monotonic() - started < 8
+    assert not (tmp_path / "found.csv").exists()
