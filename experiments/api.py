@@ -23,7 +23,6 @@ from torch import Tensor
 from envs.core import DagEnv
 from experiments.cli.errors import UserError
 from experiments.cli.verbs import Record
-from experiments.run import checkpoint as checkpoints
 from experiments.run.log import read_metrics
 
 Array = NDArray[np.float64]
@@ -36,10 +35,11 @@ class TrainedRun:
         folder: the run folder, which `resume`, `eval` and `curves` of the command line read too.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust: bool = False) -> None:
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} is no run folder: it has no config.json")
         self.folder = folder
+        self._trust = trust
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r})"
@@ -61,7 +61,12 @@ class TrainedRun:
     @cached_property
     def theta(self) -> Tensor:
         """Parameters of the last checkpoint, [S, D]."""
-        return checkpoints.load_latest(self.folder / "checkpoints")[0]["state/theta"]
+        from experiments.run.run import Run, RunError
+
+        tensors, _ = Run.open(self.folder).load()
+        if "state/theta" not in tensors:
+            raise RunError(f"the last checkpoint of {self.folder} has no parameters", exit_code=3)
+        return tensors["state/theta"]
 
     def curves(self, out: Path | str | None = None, metric: str | None = None) -> Path:
         """Draw a metric over training, with the interquartile mean over seeds and its 95 % interval.
@@ -92,7 +97,7 @@ class PolicyGradientRun(TrainedRun):
         """
         from experiments.pg.commands import evaluate
 
-        return evaluate(self.folder, episodes)
+        return evaluate(self.folder, episodes, trust=self._trust)
 
 
 class GFlowNetRun(TrainedRun):
@@ -112,7 +117,7 @@ class GFlowNetRun(TrainedRun):
         """
         from experiments.gfn.commands import evaluate
 
-        return evaluate(self.folder, samples, None, evaluation_calls)
+        return evaluate(self.folder, samples, None, evaluation_calls, trust=self._trust)
 
     def sample(self, n: int, unique: bool = False, **options: Any) -> list[dict[str, Any]]:
         """Draw molecules from the trained policies, without exploration.
@@ -130,7 +135,7 @@ class GFlowNetRun(TrainedRun):
         """
         from experiments.molecules.sample import samples
 
-        return [dict(row) for row in samples(self.folder, n, unique=unique, **options)]
+        return [dict(row) for row in samples(self.folder, n, unique=unique, **{"trust": self._trust, **options})]
 
 
 def train_policy_gradient(
@@ -174,11 +179,12 @@ def make_dag_env(name: Any, device: str = "cpu", **settings: Any) -> DagEnv:
     return make(name, kind(**{key: _text(key, x) if callable(x) else x for key, x in settings.items()}), device)
 
 
-def load(folder: Path | str) -> PolicyGradientRun | GFlowNetRun:
+def load(folder: Path | str, trust: bool = False) -> PolicyGradientRun | GFlowNetRun:
     """Open any run folder.
 
     Args:
         folder: made by the command line or by `train`.
+        trust: execute the files that the run names (rewards, environments) even if they changed or are not yours.
 
     Returns:
         The run.
@@ -189,7 +195,7 @@ def load(folder: Path | str) -> PolicyGradientRun | GFlowNetRun:
     from experiments.run.run import Run
 
     kind = PolicyGradientRun if "algo" in Run.open(Path(folder)).config else GFlowNetRun
-    return kind(Path(folder))
+    return kind(Path(folder), trust)
 
 
 def _trained(run: Callable[[list[str]], Path], arguments: list[str]) -> Path:
@@ -212,7 +218,7 @@ def _names(kind: Any) -> set[str]:
     return {f.name for f in dataclasses.fields(kind)}
 
 
-def _refuse_unknown(settings: Iterable[str], known: set[str], own: Collection[str] = ("quiet", "resume")) -> None:
+def _refuse_unknown(settings: Iterable[str], known: set[str], own: Collection[str] = ("quiet", "resume", "trust")) -> None:
     for name in settings:
         if name not in known and name not in own:
             close = difflib.get_close_matches(name, known, 3, 0.5)

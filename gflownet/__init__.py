@@ -179,11 +179,12 @@ def train(
     return train_gflownet(env, objective, out, **settings)
 
 
-def load(folder: Path | str) -> PolicyGradientRun | GFlowNetRun:
+def load(folder: Path | str, trust: bool = False) -> PolicyGradientRun | GFlowNetRun:
     """Open a run folder.
 
     Args:
         folder: made by `train` or by the command line.
+        trust: execute the files that the run names (rewards, environments) even if they changed or are not yours.
 
     Returns:
         The run.
@@ -193,7 +194,7 @@ def load(folder: Path | str) -> PolicyGradientRun | GFlowNetRun:
     """
     from experiments.api import load
 
-    return load(folder)
+    return load(folder, trust)
 
 
 def make_env(name: str | Callable[..., DagEnv], device: str = "cpu", **settings: Any) -> DagEnv:

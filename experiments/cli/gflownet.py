@@ -37,6 +37,7 @@ from experiments.cli.verbs import (
     OUT,
     QUIET,
     RESUME,
+    TRUST,
     Verb,
     call,
     columns,
@@ -97,6 +98,7 @@ def run(arguments: list[str]) -> Path:
     own = [
         ("train", PLAIN[GFNSettings], dataclasses.field(default=settings)),
         ("resume", RESUME, dataclasses.field(default="never")),
+        ("trust", TRUST, dataclasses.field(default=False)),
         ("dry_run", DRY_RUN, dataclasses.field(default=False)),
     ]
     parsed, choice = _asked(f"gflownet train {env}", about, choice, own, rest)
@@ -106,7 +108,7 @@ def run(arguments: list[str]) -> Path:
 
         print(dry_run(config))
         return Path()
-    if parsed.resume == "auto" and continued(parsed.out, config, parsed.train, finished, go_on, parsed.quiet):
+    if parsed.resume == "auto" and continued(parsed.out, config, parsed.train, finished, go_on, parsed.quiet, parsed.trust):
         return Path(parsed.out)
     return start(config, parsed.out, ["gflownet", "train", *arguments], parsed.quiet)
 
@@ -142,10 +144,12 @@ def active(arguments: list[str]) -> None:
         ("preset", PRESET, dataclasses.field(default=preset)),
         ("settings", PLAIN[Settings], dataclasses.field(default=settings)),
         ("resume", RESUME, dataclasses.field(default="never")),
+        ("trust", TRUST, dataclasses.field(default=False)),
     ]
     parsed, choice = _asked(f"gflownet active {env}", about, choice, own, rest)
     config = config_of(choice, parsed.settings)
-    if parsed.resume == "never" or not continued(parsed.out, config, parsed.settings, finished, go_on, parsed.quiet):
+    going_on = parsed.resume == "auto"
+    if not going_on or not continued(parsed.out, config, parsed.settings, finished, go_on, parsed.quiet, parsed.trust):
         start_rounds(config, parsed.out, ["gflownet", "active", *arguments], parsed.quiet)
 
 
@@ -182,15 +186,19 @@ def _asked(program: str, about: str, choice: Choice, own: list[Any], arguments: 
     return parsed, Choice(choice.method, chosen.get("loss", {}), chosen["method"], choice.env, chosen["env"])
 
 
-def resume(run: Path, checkpoint: Path | None, quiet: bool) -> None:
+def resume(run: Path, checkpoint: Path | None, quiet: bool, trust: bool) -> None:
     from experiments.gfn import active, commands
 
-    (active if active.is_active(run) else commands).resume(run, checkpoint, quiet)
+    (active if active.is_active(run) else commands).resume(run, checkpoint, quiet, trust=trust)
 
 
 def evaluate(arguments: list[str]) -> None:
     def command(
-        run: Positional[Path], samples: Count = 10_000, checkpoint: Path | None = None, evaluation_calls: Calls | None = None
+        run: Positional[Path],
+        samples: Count = 10_000,
+        checkpoint: Path | None = None,
+        evaluation_calls: Calls | None = None,
+        trust: bool = False,
     ) -> None:
         """Print as CSV how far each seed's samples, and its policy's exact distribution, are from the target distribution.
 
@@ -200,26 +208,28 @@ def evaluate(arguments: list[str]) -> None:
             checkpoint: checkpoint folder; default: the latest
             evaluation_calls: most calls of the reward for these samples; default: without limit, but none where a function of
                 yours scores molecules: the column log_reward is then left out, and correlations are of molecules scored before
+            trust: execute the files that the run names even if they changed or are not yours
         """
         from experiments.gfn.commands import evaluate
 
-        print_csv(evaluate(run, samples, checkpoint, evaluation_calls, lambda line: print(line, file=sys.stderr)))
+        print_csv(evaluate(run, samples, checkpoint, evaluation_calls, lambda line: print(line, file=sys.stderr), trust))
 
     call(command, "gflownet eval", arguments)
 
 
 def distribution(arguments: list[str]) -> None:
-    def command(run: Positional[Path], out: Path, checkpoint: Path | None = None) -> None:
+    def command(run: Positional[Path], out: Path, checkpoint: Path | None = None, trust: bool = False) -> None:
         """Draw the learned distribution beside the target distribution, for a run on a two-dimensional hypergrid.
 
         Args:
             run: the run folder
             out: figure, .png or .svg
             checkpoint: checkpoint folder; default: the latest
+            trust: execute the files that the run names even if they changed or are not yours
         """
         from experiments.plots.gflownet import distribution
 
-        print(f"figure: {distribution(run, out, checkpoint)}")
+        print(f"figure: {distribution(run, out, checkpoint, trust)}")
 
     call(command, "gflownet distribution", arguments)
 

@@ -1,30 +1,53 @@
-"""Objects in a user's file, named `path/to/file.py:NAME`."""
+"""Objects in a user's file, named `path/to/file.py:NAME`, and whether the code of a run that was opened may be executed.
+
+    a command names a file       it is executed
+    an opened run names a file   it is executed if it is as it was in training, and this account trained with it (see `trust`)
+
+A file is read once: what is executed is what was compared.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from experiments.cli.errors import UserError
+from experiments.run import safe
+
+Judge = Callable[[str, bytes | None], None]  # of a file's name and content: UserError where it may not be used
+_judge: ContextVar[Judge | None] = ContextVar("judge", default=None)
+LARGEST = 1 << 24  # bytes of a source file or a map
+
+
+@contextlib.contextmanager
+def judged_by(judge: Judge | None) -> Iterator[None]:
+    """Within the block `judge` is asked before a file that a name leads to is used. None: all are."""
+    token = _judge.set(judge)
+    try:
+        yield
+    finally:
+        _judge.reset(token)
 
 
 def load_object(name: str) -> Callable[..., Any]:
-    """`path/to/file.py:name`. UserError when the file or the name is missing, or the file fails."""
+    """`path/to/file.py:name`. UserError when the file or the name is missing, may not be executed, or fails."""
     path, _, attribute = name.rpartition(":")
     if not path.endswith(".py"):
         path, attribute = name, ""
     file = Path(path)
-    if not file.is_file():
-        raise UserError(f"there is no file {file}")
-    spec = importlib.util.spec_from_file_location(f"file:{file.resolve()}", file)  # a name that hides no other module
-    assert spec is not None
-    assert spec.loader is not None
+    source = read_file(path)
+    # a name that hides no other module
+    spec = importlib.util.spec_from_file_location(module_name(file), file) if path.endswith(".py") else None
+    if spec is None:
+        raise UserError(f"got {name!r}, expected file.py:NAME")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
     try:
-        spec.loader.exec_module(module)
+        exec(compile(source, str(file), "exec", dont_inherit=True), module.__dict__)  # not a cache that lies beside it
     except BaseException as error:  # sys.exit() too
         del sys.modules[spec.name]
         if isinstance(error, KeyboardInterrupt):
@@ -34,6 +57,32 @@ def load_object(name: str) -> Callable[..., Any]:
     if not attribute or not hasattr(module, attribute):
         raise UserError(f"got {name!r}, expected {file}:NAME with NAME one of {', '.join(public)}")
     return getattr(module, attribute)
+
+
+def read_file(path: str) -> bytes:
+    """The content of a file that the user, or an opened run, names. UserError where it cannot be read or may not be used."""
+    judge = _judge.get()
+    if judge is not None and not Path(path).is_absolute():  # before it is looked for from wherever this process is
+        judge(path, None)
+    try:
+        content = safe.read_named(Path(path), LARGEST)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if judge is not None:
+        judge(path, content)
+    return content
+
+
+def refuse_import(name: str) -> None:
+    """UserError where an opened run asks for a module by `name`, as the Gymnasium id module:Env-v0 does."""
+    if (judge := _judge.get()) is not None:
+        judge(name, None)
+
+
+def module_name(file: Path) -> str:
+    return f"file:{file.resolve()}"
 
 
 def absolute(value: Any) -> Any:

@@ -40,6 +40,7 @@ def sample(arguments: list[str]) -> None:
         max_attempts: Steps | None = None,
         device: str = "auto",
         quiet: bool = False,
+        trust: bool = False,
     ) -> None:
         """Sample molecules from the policies of a trained run, without exploration, from each seed in turn.
 
@@ -61,6 +62,7 @@ def sample(arguments: list[str]) -> None:
                 molecule end it as well
             device: auto (where it was trained, or the CPU), cpu or cuda
             quiet: hide the progress bar
+            trust: execute the files that the run names even if they changed or are not yours
         """
         from experiments.gfn.rewards import summary
         from experiments.molecules.files import format_of
@@ -73,7 +75,7 @@ def sample(arguments: list[str]) -> None:
         # standard output has nothing to clear away: there a signal ends the process as it ends any other
         with nullcontext(Asked()) if out == STDOUT else deferred_signals() as asked, output(out) as write:
             silent = quiet or (out == STDOUT and sys.stdout.isatty())
-            source = trained(run, checkpoint, device)
+            source = trained(run, checkpoint, device, trust)
             short = _write(source, wanted, written, write, asked, silent)
         if not quiet and not short and source.problem.calls.calls:
             print(summary(source.problem.calls), file=sys.stderr)

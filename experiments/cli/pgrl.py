@@ -29,6 +29,7 @@ from experiments.cli.verbs import (
     OUT,
     QUIET,
     RESUME,
+    TRUST,
     Verb,
     call,
     columns,
@@ -95,6 +96,7 @@ def run(arguments: list[str]) -> Path:
             ("resume", RESUME, dataclasses.field(default="never")),
             ("dry_run", DRY_RUN, dataclasses.field(default=False)),
             ("quiet", QUIET, dataclasses.field(default=False)),
+            ("trust", TRUST, dataclasses.field(default=False)),
         ],
     )
     parsed = parse(
@@ -110,29 +112,30 @@ def run(arguments: list[str]) -> Path:
 
         print(dry_run(config))
         return Path()
-    if parsed.resume == "auto" and continued(parsed.out, config, parsed.train, finished, go_on, parsed.quiet):
+    if parsed.resume == "auto" and continued(parsed.out, config, parsed.train, finished, go_on, parsed.quiet, parsed.trust):
         return Path(parsed.out)
     return start(config, parsed.out, ["pgrl", "train", *arguments], parsed.quiet)
 
 
-def resume(run: Path, checkpoint: Path | None, quiet: bool) -> None:
+def resume(run: Path, checkpoint: Path | None, quiet: bool, trust: bool) -> None:
     from experiments.pg.commands import resume as continue_run
 
-    continue_run(run, checkpoint, quiet)
+    continue_run(run, checkpoint, quiet, trust=trust)
 
 
 def evaluate(arguments: list[str]) -> None:
-    def command(run: Positional[Path], episodes: Count = 100, checkpoint: Path | None = None) -> None:
+    def command(run: Positional[Path], episodes: Count = 100, checkpoint: Path | None = None, trust: bool = False) -> None:
         """Sample episodes of the trained policies and print each seed's return as CSV.
 
         Args:
             run: the run folder
             episodes: episodes of each seed
             checkpoint: checkpoint folder; default: the latest
+            trust: execute the files that the run names even if they changed or are not yours
         """
         from experiments.pg.commands import evaluate
 
-        print_csv(evaluate(run, episodes, checkpoint))
+        print_csv(evaluate(run, episodes, checkpoint, trust))
 
     call(command, "pgrl eval", arguments)
 

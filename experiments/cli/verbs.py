@@ -23,7 +23,7 @@ from experiments.cli.text import cell
 Verb = Callable[[list[str]], None]
 Record = dict[str, int | float]
 NUMBERS = ConstructorRegistry()  # how flags are read
-RESERVED = {"out", "quiet", "resume", "dry_run"}  # flags of every `train`
+RESERVED = {"out", "quiet", "resume", "trust", "dry_run"}  # flags of every `train`
 OUT = Annotated[
     Path | None,
     tyro.conf.arg(help="run folder, which must not hold a run yet (but with --resume auto); None: a new folder below runs/"),
@@ -36,6 +36,10 @@ QUIET = Annotated[bool, tyro.conf.arg(help="hide the progress bar")]
 RESUME = Annotated[
     Literal["never", "auto"],
     tyro.conf.arg(help="auto: a run with these settings in --out is continued, and a finished one left as it is"),
+]
+TRUST = Annotated[
+    bool,
+    tyro.conf.arg(help="with --resume: execute the files that the run names even if they have changed"),
 ]
 
 
@@ -77,19 +81,20 @@ def without_flags(program: str, about: str, work: Callable[[], None]) -> Verb:
     return verb
 
 
-def resume_verb(program: str, resume: Callable[[Path, Path | None, bool], Any]) -> Verb:
+def resume_verb(program: str, resume: Callable[[Path, Path | None, bool, bool], Any]) -> Verb:
     """The verb that continues a run."""
 
     def verb(arguments: list[str]) -> None:
-        def command(run: Positional[Path], checkpoint: Path | None = None, quiet: bool = False) -> None:
+        def command(run: Positional[Path], checkpoint: Path | None = None, quiet: bool = False, trust: bool = False) -> None:
             """Continue a run from its last checkpoint, bit for bit on the CPU.
 
             Args:
                 run: the run folder
                 checkpoint: checkpoint folder; default: the latest
                 quiet: hide the progress bar
+                trust: execute the files that the run names (rewards, environments) even if they changed or are not yours
             """
-            resume(run, checkpoint, quiet)
+            resume(run, checkpoint, quiet, trust)
 
         call(command, f"{program} resume", arguments)
 
@@ -146,6 +151,7 @@ def continued(
     finished: Callable[[Path], bool],
     resume: Callable[..., Any],
     quiet: bool,
+    trust: bool = False,
 ) -> bool:
     """`train --resume auto`: whether `out` held a run of these settings, which has now been trained to its end.
 
@@ -156,8 +162,10 @@ def continued(
         config: the complete, resolved settings.
         settings: the dataclass they come from, whose defaults a run takes that is too old to have them.
         finished: whether the newest checkpoint of a folder is the last one.
-        resume: `resume(folder, checkpoint, quiet, given)` of the package; given: settings that may differ are taken from there.
+        resume: `resume(folder, checkpoint, quiet, given, trust)` of the package; settings that may differ are taken
+            from `given`.
         quiet: print nothing.
+        trust: execute the files that the run names even if they have changed.
 
     Returns:
         False where a new run is to be made in `out`.
@@ -174,7 +182,7 @@ def continued(
     if not Run.resumable(out, config, free, defaults):
         return False
     if not finished(out):
-        resume(out, None, quiet, config)
+        resume(out, None, quiet, config, trust)
     elif not quiet:
         print(f"{out} is already done", file=sys.stderr)
     return True

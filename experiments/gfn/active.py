@@ -33,7 +33,6 @@ from experiments.gfn import rewards
 from experiments.gfn.build import make_dag_env, refuse_bad_reward
 from experiments.gfn.config import Choice, GFNSettings, as_config, defaults, from_config, make_method
 from experiments.gfn.environments import find_env
-from experiments.run import checkpoint as checkpoints
 from experiments.run.faults import faults_as_sentences
 from experiments.run.log import read_metrics
 from experiments.run.run import Run, run_name
@@ -172,10 +171,12 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
         return _to_the_end(run, begun, quiet)
 
 
-def resume(folder: Path, checkpoint: Path | None, quiet: bool, given: Mapping[str, Any] | None = None) -> Path:
+def resume(
+    folder: Path, checkpoint: Path | None, quiet: bool, given: Mapping[str, Any] | None = None, trust: bool = False
+) -> Path:
     """Continue a run to its last round. given: settings, of which those that change no number are taken."""
-    with Run.open(folder, DESCRIPTIONS, given=given) as run:
-        return _to_the_end(run, run.resume(_begun(run.config).restored, checkpoint), quiet)
+    with Run.open(folder, DESCRIPTIONS, given=given) as run, run.user_code(trust):
+        return _to_the_end(run, run.resume(_begun(run.config).restored, checkpoint, trust), quiet)
 
 
 def _begun(config: dict[str, Any]) -> ActiveRun:
@@ -187,7 +188,7 @@ def _begun(config: dict[str, Any]) -> ActiveRun:
 def finished(folder: Path) -> bool:
     """Whether the newest checkpoint of a run is that of its last round."""
     run = Run.open(folder)
-    return bool(checkpoints.load_latest(run.checkpoints)[1]["iteration"] >= run.config["rounds"])
+    return bool(run.load()[1]["iteration"] >= run.config["rounds"])
 
 
 def _to_the_end(run: Run, begun: ActiveRun, quiet: bool) -> Path:

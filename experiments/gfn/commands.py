@@ -30,7 +30,6 @@ from experiments.gfn.metrics import against, fresh, has_policy, of_the_policy
 from experiments.gfn.train import DESCRIPTIONS, GFNTraining
 from experiments.gfn.train import train as run_loop
 from experiments.molecules.config import tree_reward
-from experiments.run import checkpoint as checkpoints
 from experiments.run.device import use_matmul
 from experiments.run.faults import BEFORE, faults_as_sentences
 from experiments.run.memory import require
@@ -106,26 +105,24 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
         return run.folder
 
 
-def resume(folder: Path, checkpoint: Path | None, quiet: bool, given: Mapping[str, Any] | None = None) -> None:
+def resume(
+    folder: Path, checkpoint: Path | None, quiet: bool, given: Mapping[str, Any] | None = None, trust: bool = False
+) -> None:
     """Continue a run to its end. given: settings, of which those that change no number are taken."""
-    saved = _saved(Run.open(folder), checkpoint)
-    begun = made(Run.open(folder, given=given).config, saved)
-    with Run.open(folder, begun.descriptions, given=given) as run:
-        training = run.resume(begun.training.restored, checkpoint)
-        rewards.restore(begun.problem, *saved)
-        _to_the_end(run, begun._replace(training=training), quiet)
-
-
-def _saved(run: Run, checkpoint: Path | None) -> Saved:
-    """Tensors and numbers of the newest checkpoint, or of another."""
-    return checkpoints.load(run.named(checkpoint)) if checkpoint else checkpoints.load_latest(run.checkpoints)
+    run = Run.open(folder, given=given)
+    saved = run.load(checkpoint)
+    with run.user_code(trust):
+        begun = made(run.config, saved)
+        with Run.open(folder, begun.descriptions, given=given) as run:
+            training = run.resume(begun.training.restored, checkpoint, trust)
+            rewards.restore(begun.problem, *saved)
+            _to_the_end(run, begun._replace(training=training), quiet)
 
 
 def finished(folder: Path) -> bool:
     """Whether every seed of a run has visited its objects, by the newest checkpoint."""
     run = Run.open(folder)
-    _, meta = checkpoints.load_latest(run.checkpoints)
-    return bool(meta["states"] >= run.config["states"])
+    return bool(run.load()[1]["states"] >= run.config["states"])
 
 
 def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:
@@ -147,11 +144,12 @@ def _summary(config: dict[str, Any], begun: GFNRun) -> str:
     return f"  {config['seeds']} seeds × {config['states']:,} objects; {known}\n  {values or 'no hyperparameters'}\n  {shared}"
 
 
-def opened(folder: Path, checkpoint: Path | None = None) -> tuple[Run, GFNRun]:
-    """A run as its newest checkpoint has it, or another."""
+def opened(folder: Path, checkpoint: Path | None = None, trust: bool = False) -> tuple[Run, GFNRun]:
+    """A run as its newest checkpoint has it, or another. trust: execute whatever files its config names."""
     run = Run.open(folder)
-    saved = _saved(run, checkpoint)
-    begun = made(run.config, saved)
+    saved = run.load(checkpoint)
+    with run.user_code(trust):
+        begun = made(run.config, saved)
     return run, begun._replace(training=begun.training.restored(*saved))
 
 
@@ -162,13 +160,14 @@ def evaluate(
     checkpoint: Path | None = None,
     evaluation_calls: Calls | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    trust: bool = False,
 ) -> list[Record]:
     """For each seed: metrics of its policy and of fresh samples.
 
     evaluation_calls: as in training, for these samples; tell: is told what was asked of the reward.
     """
     check_flags(evaluate, {"samples": samples, "evaluation_calls": evaluation_calls})
-    run, begun = opened(folder, checkpoint)
+    run, begun = opened(folder, checkpoint, trust)
     require({"samples": sampled(begun.problem, samples)}, {"samples": "lower --samples"})
     with faults_as_sentences(f"iteration {begun.training.iteration}", run.config):
         columns = _known(begun, samples, rewards.budget(begun.problem, evaluation_calls))

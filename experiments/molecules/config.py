@@ -18,6 +18,7 @@ from envs.ranges import Finite, Positive, Range, Workers
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
 from experiments.cli.ranges import check_flags
+from experiments.run import safe
 
 if TYPE_CHECKING:
     from envs.core import DagEnv
@@ -183,7 +184,7 @@ def _seh(settings: MoleculeSettings, fragments: tuple[Fragment, ...], device: st
 def _digest_of_file(path: str) -> str:
     """SHA-256, "" where there is none to read (reported when it is needed)."""
     with contextlib.suppress(OSError):
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+        return hashlib.sha256(safe.read_named(Path(path))).hexdigest() if path else ""
     return ""
 
 

@@ -34,7 +34,6 @@ from experiments.cli.stdout import stdout_to_stderr
 from experiments.gfn.commands import made
 from experiments.gfn.metrics import has_policy, policies
 from experiments.molecules.config import tree_reward
-from experiments.run import checkpoint as checkpoints
 from experiments.run.device import require_device
 from experiments.run.faults import faults_as_sentences
 from experiments.run.run import Run
@@ -112,6 +111,7 @@ def samples(
     max_attempts: int | None = None,
     checkpoint: Path | None = None,
     device: str = "auto",
+    trust: bool = False,
 ) -> Iterator[Row]:
     """n rows: smiles, reward (before tempering), its parts, log_reward, log_p, blocks, seed (whose policy made it).
 
@@ -119,7 +119,7 @@ def samples(
     Raises Shortfall after the last row where fewer are found, and UserError as `trained` and `Wanted`.
     """
     wanted = Wanted(n, unique, seed, batch, scores, log_p, max_attempts)
-    for some in batches(trained(Path(run), checkpoint, device), wanted):
+    for some in batches(trained(Path(run), checkpoint, device, trust), wanted):
         yield from (sample.row for sample in some)
 
 
@@ -207,10 +207,11 @@ class Trained:
         ]
 
 
-def trained(run: Path, checkpoint: Path | None = None, device: str = "auto") -> Trained:
+def trained(run: Path, checkpoint: Path | None = None, device: str = "auto", trust: bool = False) -> Trained:
     """The policies of a run on molecules, as its newest checkpoint has them, or another.
 
     device  auto: where it was trained, or the CPU where this machine has no such device
+    trust   execute whatever files its config names
     Raises UserError for a run that is not on molecules, has no policy, or does not fit its files.
     """
     opened = Run.open(run)
@@ -223,9 +224,9 @@ def trained(run: Path, checkpoint: Path | None = None, device: str = "auto") -> 
         require_device(device)
     # the target distribution is not needed here, and enumeration could take long
     matmul = config.get("matmul", "auto") if device == on else "auto"
-    named = opened.named(checkpoint) if checkpoint else checkpoints.latest(opened.checkpoints)
-    saved = checkpoints.load(named)
-    begun = made({**config, "metrics": "sampled", "device": device, "matmul": matmul}, saved)
+    saved = opened.load(checkpoint)
+    with opened.user_code(trust):
+        begun = made({**config, "metrics": "sampled", "device": device, "matmul": matmul}, saved)
     method, problem = begun.method, begun.problem
     reward = tree_reward(problem.env)
     if reward is None:

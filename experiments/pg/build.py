@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from envs.mdp.exact import Exact, ExactLQR, ExactMDP
 from envs.mdp.lqr import LQR, double_integrator
 from envs.mdp.tabular import FiniteMDP, garnet, gridworld
 from experiments.cli.errors import UserError
-from experiments.cli.load import load_object, short_name
+from experiments.cli.load import load_object, read_file, refuse_import, short_name
 from experiments.pg.environments import OWN
 from pgrl.nets import MLP, TabularNet
 from pgrl.policy import Policy
@@ -73,9 +72,9 @@ def check_user_env(name: str, horizon: int | None, device: str) -> None:
 
 def _map(file: str) -> str:
     try:
-        return Path(file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the map {file}: {error}") from error
+        return read_file(file).decode()
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the map {file}: {error}", getattr(error, "exit_code", None)) from error
 
 
 def _integer(name: str, text: str) -> int:
@@ -102,7 +101,7 @@ def _outside(name: str, horizon: int | None) -> Env:
         made = make()
         if isinstance(made, gymnasium.Env):
             made.close()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, UserError):
         raise
     except BaseException as error:
         raise UserError(f"{name} could not make an environment: it {raised(error)}") from error
@@ -129,6 +128,8 @@ def _gymnasium(name: str, horizon: int | None) -> Env:
         from envs.mdp.mujoco_env import MujocoEnv
 
         return MujocoEnv(name, horizon=horizon)
+    if ":" in name:  # module:Id, and Gymnasium imports the module
+        refuse_import(name)
     if name not in gymnasium.registry and not version.isdigit():
         known = [*OWN, *gymnasium.registry]
         close = difflib.get_close_matches(name, known, 3, 0.4)

@@ -27,7 +27,6 @@ from experiments.pg.config import as_config, defaults, find_agent, from_config, 
 from experiments.pg.memory import sampled
 from experiments.pg.train import DESCRIPTIONS, PGTraining
 from experiments.pg.train import train as run_loop
-from experiments.run import checkpoint as checkpoints
 from experiments.run.faults import BEFORE, faults_as_sentences
 from experiments.run.memory import require
 from experiments.run.provenance import examine
@@ -53,18 +52,20 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
             return run.folder
 
 
-def resume(folder: Path, checkpoint: Path | None, quiet: bool, given: Mapping[str, Any] | None = None) -> None:
+def resume(
+    folder: Path, checkpoint: Path | None, quiet: bool, given: Mapping[str, Any] | None = None, trust: bool = False
+) -> None:
     """Continue a run to its end. given: settings, of which those that change no number are taken."""
-    with Run.open(folder, DESCRIPTIONS, given=given) as run, made(run.config) as (problem, agent):
+    with Run.open(folder, DESCRIPTIONS, given=given) as run, run.user_code(trust), made(run.config) as (problem, agent):
         with faults_as_sentences(BEFORE, run.config):
-            training = run.resume(lambda tensors, meta: PGTraining.restored(agent, problem, tensors, meta), checkpoint)
+            training = run.resume(lambda tensors, meta: PGTraining.restored(agent, problem, tensors, meta), checkpoint, trust)
         _to_the_end(run, problem, agent, training, quiet)
 
 
 def finished(folder: Path) -> bool:
     """Whether every seed of a run has used its environment steps, by the newest checkpoint."""
     run = Run.open(folder)
-    tensors, _ = checkpoints.load_latest(run.checkpoints)
+    tensors, _ = run.load()
     return bool((tensors["env_steps"] >= run.config["env_steps"]).all())
 
 
@@ -109,12 +110,13 @@ def _settings(config: dict[str, Any], problem: Problem) -> str:
 
 
 @stdout_to_stderr()
-def evaluate(folder: Path, episodes: Count, checkpoint: Path | None = None) -> list[Record]:
+def evaluate(folder: Path, episodes: Count, checkpoint: Path | None = None, trust: bool = False) -> list[Record]:
     """For each seed: seed, episodes, mean and standard deviation of the return, discounted return, length."""
     check_flags(evaluate, {"episodes": episodes})
     run = Run.open(folder)
-    tensors, meta = checkpoints.load(run.named(checkpoint)) if checkpoint else checkpoints.load_latest(run.checkpoints)
-    with made(run.config) as (problem, agent), faults_as_sentences(f"iteration {meta.get('iteration')}", run.config):
+    tensors, meta = run.load(checkpoint)
+    sentences = faults_as_sentences(f"iteration {meta['iteration']}", run.config)
+    with run.user_code(trust), made(run.config) as (problem, agent), sentences:
         require({"episodes": sampled(problem.env, len(problem.seeds) * episodes)}, {"episodes": "lower --episodes"})
         theta = PGTraining.restored(agent, problem, tensors, meta).state.theta
         tau = problem.evaluate(theta, episodes, -1)  # a stream that training never used

@@ -92,7 +92,7 @@ def _floor(axes: Any, curves: Sequence[Curve]) -> None:
         axes.plot(longest.x[seen], longest.floor[seen], ":", color="#555555", linewidth=1.5, label=FLOOR)
 
 
-def distribution(run: Path, out: Path, checkpoint: Path | None = None) -> Path:
+def distribution(run: Path, out: Path, checkpoint: Path | None = None, trust: bool = False) -> Path:
     """The target distribution of a two-dimensional grid, and beside it the policy's, or the last objects' where there is none.
 
     Of several seeds the first is drawn. CurvesError for other environments.
@@ -103,7 +103,7 @@ def distribution(run: Path, out: Path, checkpoint: Path | None = None) -> Path:
     from gflownet.metrics import l1_sum
 
     ready(out)
-    opened_run, (_, method, problem, truth, training, _) = opened(run, checkpoint)
+    opened_run, (_, method, problem, truth, training, _) = opened(run, checkpoint, trust)
     if truth is None or training.window is None or truth.obs.shape[1:] != (2,):
         raise CurvesError(f"{run} is on {opened_run.config['title']}: only enumerated two-dimensional grids can be drawn")
     policy = has_policy(method, training.state, problem)

@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from safetensors.torch import save as pack
 from torch import Tensor
 
 from experiments.cli.errors import UserError
+from experiments.run import safe
 from experiments.run.folder import sync_folder
 
 FORMAT = 1
@@ -62,8 +62,8 @@ def folder_of(checkpoints: Path, iteration: int) -> Path:
 
 
 def saved(checkpoints: Path) -> list[Path]:
-    """All checkpoint folders, oldest first, whole or damaged."""
-    found = [p for p in checkpoints.glob("*") if re.fullmatch(r"[0-9]{1,18}", p.name) and p.is_dir()]
+    """All checkpoint folders, oldest first, whole or damaged. Raises safe.Refused where there is a link or a file instead."""
+    found = [p for p in safe.entries(checkpoints) if re.fullmatch(r"[0-9]{1,18}", p.name) and safe.folder(p)]
     return sorted(found, key=lambda p: int(p.name))
 
 
@@ -86,7 +86,8 @@ def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], keep: i
     files[MANIFEST] = _to_json({"format": FORMAT, "files": entries})
     temporary, old = folder.parent / f".new-{folder.name}", folder.parent / f".old-{folder.name}"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.parent.mkdir(parents=True, exist_ok=True)
+        safe.folder(folder.parent, make=True)
         _sweep(folder.parent)
         temporary.mkdir()
         for name, data in files.items():
@@ -115,7 +116,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises DamagedCheckpoint, naming the file, what is wrong with it, and the newest earlier checkpoint that is whole;
     CheckpointError when there is no such folder.
     """
-    if not folder.is_dir():
+    if not safe.folder(folder):
         raise CheckpointError(f"there is no checkpoint {folder}", exit_code=3)
     try:
         return _verified(folder)
@@ -175,35 +176,27 @@ def _verified(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _read(folder: Path, name: str, limit: int | None = None, size: int | None = None) -> bytes:
     """The bytes of an ordinary file of that size; a link, a pipe or anything outside the folder is refused unread."""
     try:
-        handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = safe.open_file(folder / name)
         try:
-            found = os.fstat(handle)
-            if not stat.S_ISREG(found.st_mode):
-                raise _Refused(f"{name} is not an ordinary file")
-            if size is not None and found.st_size != size:
-                raise _Refused(f"{name} has {found.st_size} bytes and should have {size}")
-            if limit is not None and found.st_size > limit:
-                raise _Refused(f"{name} has {found.st_size} bytes, more than the {limit} allowed")
+            found = os.fstat(handle).st_size
+            if size is not None and found != size:
+                raise _Refused(f"{name} has {found} bytes and should have {size}")
+            if limit is not None and found > limit:
+                raise _Refused(f"{name} has {found} bytes, more than the {limit} allowed")
             with open(handle, "rb", closefd=False) as file:
                 return file.read()
         finally:
             os.close(handle)
+    except safe.Refused as error:
+        raise _Refused(f"{name} is not an ordinary file") from error
     except OSError as error:
         raise _Refused(f"{name} cannot be read ({error.strerror})") from error
 
 
 def _parsed(name: str, data: bytes) -> dict[str, Any]:
-    def no_constant(text: str) -> Any:
-        raise ValueError(f"{text} is not JSON")
-
-    def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) != len(pairs):
-            raise ValueError("a key appears twice")
-        return found
-
     try:
-        value = json.loads(data.decode(), parse_constant=no_constant, object_pairs_hook=no_twins)
-    except (ValueError, RecursionError) as error:
+        value = safe.parse_json(data)
+    except ValueError as error:
         raise _Refused(f"{name} is not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise _Refused(f"{name} holds a {type(value).__name__}, not an object")

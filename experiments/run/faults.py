@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from envs.core import Diverged, EnvironmentFault, LearnerFault, RewardFault, raised
 from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
+from experiments.run import safe
 
 KEPT = 3
 FAULT, REWARD_FAULT = 5, 6  # exit codes
@@ -29,11 +30,10 @@ def keep_fault(folder: Path, iteration: int, batch: Mapping[str, Tensor]) -> Non
     """Writes faults/<iteration>.safetensors of a run folder and drops all but the last few; a full disk stops nothing."""
     faults = folder / "faults"
     with contextlib.suppress(OSError):
-        faults.mkdir(exist_ok=True)
-        save_file(
-            {name: x.detach().cpu().contiguous().clone() for name, x in batch.items()}, faults / f"{iteration:09d}.safetensors"
-        )
-        for old in sorted(faults.glob("*.safetensors"))[:-KEPT]:
+        safe.folder(faults, make=True)
+        packed = save({name: x.detach().cpu().contiguous().clone() for name, x in batch.items()})
+        safe.write(faults / f"{iteration:09d}.safetensors", packed)
+        for old in list(safe.entries(faults, "*.safetensors"))[:-KEPT]:
             old.unlink()
 
 

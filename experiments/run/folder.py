@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli.errors import UserError
+from experiments.run import safe
 
 
 class RunError(UserError):
@@ -59,9 +60,10 @@ def must_be_empty(folder: Path) -> None:
 def program_of(folder: Path) -> str:
     """The program whose run this is: the first word of its cmd.txt."""
     try:
-        return (folder / "cmd.txt").read_text().split()[0]
-    except (OSError, ValueError, IndexError):
+        first = safe.read(folder / "cmd.txt").split()[:1]
+    except (OSError, UserError):
         return "pgrl"
+    return "gflownet" if first == [b"gflownet"] else "pgrl"
 
 
 def dump(value: Mapping[str, Any], sort_keys: bool = False) -> str:

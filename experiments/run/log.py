@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli.errors import UserError
+from experiments.run import safe
+
+LARGEST = 1 << 30  # bytes of a file that is read
 
 
 class MetricsError(UserError):
@@ -26,18 +29,25 @@ def read_metrics(path: Path, timing: bool = True) -> list[dict[str, Any]]:
     """
     path = Path(path) / "metrics.jsonl" if Path(path).is_dir() else Path(path)
     try:
-        lines = path.read_bytes().split(b"\n")
+        rows = rows_of(safe.read(path, LARGEST), path)
     except OSError as error:
         raise MetricsError(f"{path} cannot be read ({error.strerror})") from error
+    if timing:
+        return rows
+    return [{tag: x for tag, x in row.items() if tag != "wall" and not tag.startswith("time/")} for row in rows]
+
+
+def rows_of(data: bytes, path: Path) -> list[dict[str, Any]]:
+    """The rows in the bytes of the file `path`; errors as `read_metrics`."""
     rows = []
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last line end is half a line, or nothing
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):  # what follows the last line end is half a line, or nothing
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = safe.parse_json(line)
+        except ValueError as error:
             raise MetricsError(f"{path}, line {number} is not JSON ({error})") from error
-        if not isinstance(row, dict) or type(row.get("step")) is not int:
-            raise MetricsError(f"{path}, line {number} is not a log row: it has no integer 'step'")
-        rows.append(row if timing else {k: v for k, v in row.items() if k != "wall" and not k.startswith("time/")})
+        if wrong := _wrong(row):
+            raise MetricsError(f"{path}, line {number} is not a log row: {wrong}")
+        rows.append(row)
     return rows
 
 
@@ -48,7 +58,7 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, length: int = 0) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._file = safe.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.ftruncate(self._file, length)
         os.fsync(self._file)
         self.length, self._pending = length, b""
@@ -74,6 +84,34 @@ class MetricsLog:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def _wrong(row: Any) -> str:
+    """What a log row lacks; empty where it is one."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
+        return "it has no integer 'step'"
+    if not _number(row.get("wall")) or row["wall"] is None:
+        return "it has no number 'wall'"
+    odd = next((tag for tag, value in row.items() if not _entry(value)), None)
+    return "" if odd is None else f"{odd[:40]!r} is neither a number, nor a list of numbers, nor a histogram"
+
+
+def _number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
+
+
+def _entry(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_number, value))
+    if not isinstance(value, dict):
+        return _number(value)
+    edges, counts = value.get("edges"), value.get("counts")
+    if set(value) != {"edges", "counts"} or not isinstance(edges, list) or not isinstance(counts, list):
+        return False
+    rows = [edges, *counts]
+    return all(isinstance(x, list) and all(_number(v) and v is not None for v in x) for x in rows) and all(
+        len(x) == len(edges) - 1 for x in counts
+    )
 
 
 def finite(value: Any) -> Any:

@@ -4,10 +4,11 @@
     cmd.txt            the command that made it              metrics.jsonl      one JSON line per log row
     checkpoints/       whole or absent, see checkpoint.py    seed-0/, iqm/, ... TensorBoard's view of metrics.jsonl
     lock               held by the one process that writes   best/              <step>.png, pictures that belong to rows
+    run.json           the run's id, and the user's files    faults/            <iteration>.safetensors, batches of faults
 
 A row of metrics.jsonl is {"step": environment steps per seed, "wall": training seconds, tag: number, list of S numbers, or
 histogram {"edges": [n + 1], "counts": [S][n]}}; a number that is not finite is null. `wall` and `time/...` are the only entries
-that differ between two equal runs.
+that differ between two equal runs. Nothing in the folder is trusted: see `safe` and `identity`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shlex
 import shutil
 import sys
@@ -27,9 +29,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from experiments.cli.load import judged_by
 from experiments.run import checkpoint as checkpoints
+from experiments.run import identity, safe
 from experiments.run.folder import RunError, dump, flat, must_be_empty, new_folder, run_name
-from experiments.run.log import MetricsError, MetricsLog, finite, read_metrics
+from experiments.run.identity import Identity
+from experiments.run.log import LARGEST, MetricsError, MetricsLog, finite, read_metrics, rows_of
 from experiments.run.provenance import provenance
 from experiments.run.tensorboard import SUB_RUNS, ScalarWriter, clear
 
@@ -40,9 +45,11 @@ Meta = dict[str, Any]
 T = TypeVar("T")
 FREE = frozenset({"workers", "reward_workers", "title", "theory_slope"})  # settings that change no number
 RENAMED = {"knobs": "hyperparameters", "world": "env_settings", "gallery": "top_k"}  # keys of configs before 0.4
-BEGUN = {"lock", "cmd.txt", "environment.json", "checkpoints", ".config.json.part"}  # what `create` writes before config.json
+PARTS = {".config.json.part", ".run.json.part"}  # of a writer that was killed
+BEGUN = {"lock", "cmd.txt", "environment.json", "run.json", "checkpoints"} | PARTS  # what `create` writes before config.json
 OWN = BEGUN | {"config.json", "metrics.jsonl", "best"}  # beside event files
 DIGESTS = {"fragments": "digest", "seh_weights": "seh_digest"}  # files that settings name -> SHA-256 of what was read
+OPENED = (*OWN, *SUB_RUNS, "tensorboard", "faults", "environment.*", ".environment.*", "active.png", "curves.png", "curves.csv")
 FAILURES = 3  # of one kind in a row stop the run
 OWN_TAGS = {"wall": "time/wall", "iteration": "time/iteration"}  # in TensorBoard, where tags are grouped by their first word
 OWN_DESCRIPTIONS = {
@@ -65,6 +72,7 @@ class Run:
         self._lock: int | None = None
         self._log: MetricsLog | None = None
         self._writer: ScalarWriter | None = None
+        self._identity: Identity | None = None
         self._wall, self._started = 0.0, 0.0
         self._failures: dict[str, int] = {}
 
@@ -90,8 +98,9 @@ class Run:
             (folder / "cmd.txt").write_text(shlex.join(argv) + "\n")
             (folder / "environment.json").write_text(dump(provenance(str(config.get("device", "cpu")))))
             run.checkpoints.mkdir()
-            (part := folder / ".config.json.part").write_text(text)
-            os.replace(part, folder / "config.json")
+            run._identity = Identity.new(run.config)
+            run._identity.write(folder)
+            safe.write(folder / "config.json", text.encode())
             run._start(0, 0.0)
         return run
 
@@ -110,16 +119,16 @@ class Run:
         folder = Path(path)
         if not folder.is_dir():
             raise RunError(f"there is no run folder {folder}")
-        if not (folder / "config.json").is_file():
+        if not os.path.lexists(folder / "config.json"):
             inside = sorted(p.parent for depth in (1, 2, 3) for p in folder.glob("*/" * depth + "config.json"))[:3]
             hint = f"; did you mean {' or '.join(map(str, inside))}?" if inside else ""
             raise RunError(f"{folder} is not a run folder, it has no config.json{hint}")
         try:
-            config = json.loads((folder / "config.json").read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{folder / 'config.json'} is damaged ({error}); restore it to use this run", exit_code=3) from error
-        if not isinstance(config, dict):
-            raise RunError(f"{folder / 'config.json'} is damaged: it holds a {type(config).__name__}", exit_code=3)
+            config = safe.read_json(folder / "config.json")
+        except safe.Refused as error:
+            raise RunError(str(error), exit_code=3) from error
+        except OSError as error:
+            raise RunError(f"{folder / 'config.json'} cannot be read ({error.strerror})", exit_code=3) from error
         config = {RENAMED.get(key, key): value for key, value in config.items()}
         objective = config.get("objective")
         if config.get("method") == "fm" and isinstance(objective, dict) and "epsilon" in objective:  # before 0.4
@@ -178,6 +187,7 @@ class Run:
         events = {path.name for pattern in SUB_RUNS for path in self.folder.glob(pattern)}
         if foreign := sorted(set(os.listdir(self.folder)) - OWN - events - {"tensorboard"}):
             raise RunError(f"{self.folder} also holds {foreign[0]}, which is not the run's: move it, or choose another --out")
+        safe.check_tree(self.folder, OPENED)
         self._take_lock()
         try:
             clear(self.folder)
@@ -211,9 +221,8 @@ class Run:
         path = self.folder / "best" / f"{step:012d}.png"
 
         def write() -> None:
-            path.parent.mkdir(exist_ok=True)
-            (part := path.with_name(f".{path.name}.part")).write_bytes(png or b"")
-            os.replace(part, path)
+            safe.folder(path.parent, make=True)
+            safe.write(path, png or b"")
 
         if png:
             self._attempt("a picture", write)
@@ -221,14 +230,14 @@ class Run:
     def checkpoint(self, iteration: int, tensors: dict[str, Tensor], meta: dict[str, Any], keep: int = 3) -> Path | None:
         """Write checkpoints/<iteration> and drop all but the last `keep`. Its folder, or None when the disk failed.
 
-        meta gains `iteration`, `wall`, and `metrics_bytes`, the length of metrics.jsonl that belongs to this moment.
+        meta gains `run`, the run's id, `iteration`, `wall`, and `metrics_bytes`, the length of metrics.jsonl at this moment.
         RunError after 3 failures in a row; earlier checkpoints stay whole.
         """
         log, folder = self._writable(), checkpoints.folder_of(self.checkpoints, iteration)
 
         def write() -> None:
             log.sync()  # a checkpoint must not promise rows that are not on the disk
-            own = {"iteration": iteration, "wall": self.wall, "metrics_bytes": log.length}
+            own = {"run": self.identity.id, "iteration": iteration, "wall": self.wall, "metrics_bytes": log.length}
             checkpoints.save(folder, tensors, {**meta, **own}, keep)
 
         written = self._attempt("a checkpoint", write)
@@ -237,36 +246,73 @@ class Run:
         return folder if written else None
 
     @property
+    def identity(self) -> Identity:
+        """What run.json says."""
+        if self._identity is None:
+            self._identity = Identity.of(self.folder)
+        return self._identity
+
+    @contextlib.contextmanager
+    def user_code(self, trust: bool = False) -> Iterator[None]:
+        """Within the block the files that the config names are used if `identity` allows it, or with `trust` all of them."""
+        with judged_by(None if trust else lambda name, content: self.identity.judge(self.folder, name, content)):
+            yield
+
+    def load(self, checkpoint: Path | None = None) -> tuple[Tensors, Meta]:
+        """(tensors, meta) of the newest checkpoint, or of the one named, verified to be one of this run.
+
+        Raises DamagedCheckpoint, CheckpointError, or RunError.
+        """
+        folder = self.named(checkpoint) if checkpoint else checkpoints.latest(self.checkpoints)
+        tensors, meta = checkpoints.load(folder)
+        length, iteration, wall = (meta.get(key) for key in ("metrics_bytes", "iteration", "wall"))
+        counts = type(length) is int and length >= 0 and type(iteration) is int and iteration == int(folder.name)
+        if not counts or type(wall) not in (int, float) or not 0 <= wall < 1e12:  # type: ignore[operator]
+            raise RunError(f"{folder} is not a checkpoint of a run: meta.json lacks the length of the metrics", exit_code=3)
+        if meta.get("run") not in (None, self.identity.id):  # versions before 0.4 wrote none
+            raise RunError(
+                f"{folder} is a checkpoint of another run: {folder / checkpoints.META} has the id {meta['run']!r:.40}, "
+                f"{self.folder / identity.NAME} has {self.identity.id!r}; put back the checkpoint that belongs here",
+                exit_code=3,
+            )
+        return tensors, meta
+
+    @property
     def empty(self) -> bool:
         """No row was logged yet."""
         return self._writable().length == 0
 
-    def resume(self, restore: Callable[[Tensors, Meta], T], checkpoint: Path | None = None) -> T:
+    def resume(self, restore: Callable[[Tensors, Meta], T], checkpoint: Path | None = None, trust: bool = False) -> T:
         """What `restore` makes of the newest checkpoint, or of the one named, the run being put back to that moment.
 
         restore  (tensors, meta) -> anything; when it raises, nothing has been changed
+        trust    the user trusts the files that the config names as they are now: they are noted in run.json
 
         metrics.jsonl is cut to that length and TensorBoard rebuilt from it, so that no row is missing or comes twice. Later
         checkpoints are set aside as checkpoints/discarded-*. Raises DamagedCheckpoint, CheckpointError, or RunError.
         """
         if self._log:
             raise RuntimeError(f"{self.folder} is already being written")
+        safe.check_tree(self.folder, OPENED)
         with self._locked("resume"):
-            folder = self.named(checkpoint) if checkpoint else checkpoints.latest(self.checkpoints)
-            tensors, meta = checkpoints.load(folder)
+            tensors, meta = self.load(checkpoint)
             restored = restore(tensors, meta)
-            length, iteration, wall = (meta.get(key) for key in ("metrics_bytes", "iteration", "wall"))
-            if type(length) is not int or type(iteration) is not int or not isinstance(wall, int | float):
-                raise RunError(f"{folder} is not a checkpoint of a run: meta.json lacks the length of the metrics", exit_code=3)
+            length, iteration, wall = (meta[key] for key in ("metrics_bytes", "iteration", "wall"))
             size = self.metrics.stat().st_size if self.metrics.exists() else 0
-            if not 0 <= length <= size:
+            if length > size:
+                folder = checkpoints.folder_of(self.checkpoints, iteration)
                 raise RunError(f"{self.metrics} has {size} bytes, {folder} needs {length}: restore the file", exit_code=3)
+            if length:
+                rows_of(safe.read(self.metrics, LARGEST)[:length], self.metrics)  # damaged ones, before anything is changed
             for later in checkpoints.saved(self.checkpoints):  # before the cut: each names a length that must be there
                 if int(later.name) > iteration:
                     shutil.rmtree(aside := self.checkpoints / f"discarded-{later.name}", ignore_errors=True)
                     later.rename(aside)
             now = dump(provenance(str(self.config.get("device", "cpu"))))
-            (self.folder / f"environment.{iteration:09d}.json").write_text(now)
+            safe.write(self.folder / f"environment.{iteration:09d}.json", now.encode())
+            if trust or self.identity.id is None:  # a run of an earlier version gets an id
+                self._identity = Identity.new(self.config, self.identity.id) if trust else Identity(secrets.token_hex(8))
+                self._identity.write(self.folder)
             self._start(length, float(wall))
         return restored
 
@@ -318,12 +364,12 @@ class Run:
 
     def _take_lock(self) -> None:
         try:
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._lock = safe.open_file(self.folder / "lock", os.O_RDWR | os.O_CREAT)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
         except BlockingIOError as error:
-            holder = (self.folder / "lock").read_text().strip()
+            holder = "".join(c for c in safe.read(self.folder / "lock", 64).decode("ascii", "replace") if c.isdigit()) or "?"
             self.close()
             raise RunError(f"{self.folder} is being written by process {holder}: wait for it or stop it") from error
         except OSError as error:
@@ -348,7 +394,7 @@ class Run:
             return
         values = {OWN_TAGS.get(tag, tag): value for tag, value in row.items() if tag != "step"}
         picture = self.folder / "best" / f"{row['step']:012d}.png"
-        if picture.is_file():
+        if os.path.lexists(picture):
             values["best/molecules"] = picture
         self._try_writer(lambda: writer.add(row["step"], values, wall_time))
 

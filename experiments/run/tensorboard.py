@@ -34,6 +34,7 @@ import numpy as np
 from experiments.cli.load import short_name
 from experiments.cli.text import plain
 from experiments.plots.statistics import bootstrap_interval, iqm
+from experiments.run import safe
 from experiments.run.folder import flat
 
 Number = float | None
@@ -46,6 +47,8 @@ METRICS = ("eval/", "mol/")  # of the HParams tab
 SUB_RUNS = ("seed-*", "iqm", "iqm-low", "iqm-high", "all", "hparams")
 LONGEST = 200  # letters of a text among the settings
 FLUSH_SECONDS = 2.0
+PNG = b"\x89PNG\r\n\x1a\n"
+LAST = 1 << 62  # the largest step
 _counter = itertools.count()  # two writers in one second need two file names
 
 
@@ -77,8 +80,8 @@ class ScalarWriter:
             self._config = None
         own: Any = values.get("env_steps")
         for name, points in _by_run({tag: value for tag, value in values.items() if tag not in X_AXIS}).items():
-            at = own[int(name[5:])] if name.startswith("seed-") and isinstance(own, list) else None
-            self._write(name, step if at is None else int(at), now, points)
+            at = own[k] if isinstance(own, list) and (k := _seed(name)) is not None and k < len(own) else None
+            self._write(name, step if at is None else int(min(at, LAST)), now, points)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -115,7 +118,8 @@ class ScalarWriter:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder = self.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        safe.folder(folder, make=True)
         file = RecordWriter(open(folder / f"events.out.tfevents.{int(time.time()):010d}.{next(_counter)}", "xb"))  # noqa: SIM115
         file.write(event_pb2.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
         # an open TensorBoard forgets what it had read of an earlier file of this run
@@ -141,8 +145,10 @@ def _entry(tag: str, value: Any) -> tuple[Any, str, Any]:
         text = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[value.encode()])
         return summary_pb2.Summary.Value(tag=tag, tensor=text), "text", summary_pb2.DATA_CLASS_TENSOR
     if isinstance(value, Path):
-        png = value.read_bytes()
-        width, height = struct.unpack(">II", png[16:24])  # where every PNG says it
+        png = safe.read(value)
+        if png[:8] != PNG or len(png) < 33:
+            raise safe.Refused(f"{value} is not a PNG picture: remove it")
+        width, height = (min(x, 1 << 30) for x in struct.unpack(">II", png[16:24]))  # where every PNG says it
         image = summary_pb2.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
         return summary_pb2.Summary.Value(tag=tag, image=image), "images", summary_pb2.DATA_CLASS_BLOB_SEQUENCE
     if isinstance(value, tuple):
@@ -181,6 +187,10 @@ def _by_run(values: Values) -> dict[str, dict[str, Any]]:
     return runs
 
 
+def _seed(sub_run: str) -> int | None:
+    return int(sub_run[5:]) if sub_run.startswith("seed-") else None
+
+
 def _shown(per_seed: list[Any]) -> list[Any]:
     return per_seed[:SHOWN] if len(per_seed) > MANY else per_seed
 
@@ -203,7 +213,7 @@ def clear(folder: Path) -> None:
     """Remove the event files of a run folder, and nothing else."""
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # where runs before 0.4 have them
     for sub in (path for name in SUB_RUNS for path in folder.glob(name)):
-        for file in sub.glob("events.out.tfevents.*"):
+        for file in safe.entries(sub, "events.out.tfevents.*"):
             file.unlink()
         with contextlib.suppress(OSError):
             sub.rmdir()

@@ -102,7 +102,8 @@ def test_bash_completes_verbs_names_flags_and_files(tool_and_script: tuple[str, 
     assert completed(script, tool, "") == set(TOOLS[tool].VERBS)
     assert completed(script, tool, "cur") == {"curves"}
     assert completed(script, tool, "curves", "--m") == {"--metric"}
-    assert completed(script, tool, "resume", "--") == {"--help", "--checkpoint", "--quiet", "--no-quiet"}
+    switches = {"--quiet", "--no-quiet", "--trust", "--no-trust"}
+    assert completed(script, tool, "resume", "--") == {"--help", "--checkpoint"} | switches
     assert completed(script, tool, "eval", "quick") == {"quickstart-chemist.md", "quickstart-researcher.md"}
     if tool == "pgrl":
         assert completed(script, tool, "train", "n-h") == {"n-harpg"}
