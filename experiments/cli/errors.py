@@ -8,6 +8,7 @@ fault of a user's environment, agent or objective, 6 of a user's reward, 129, 13
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -33,6 +34,7 @@ def guarded(work: Callable[[], None], debug: bool = False, program: str = "pgrl"
     """Runs a command; faults become one line on stderr and an exit code."""
     try:
         work()
+        sys.stdout.flush()  # here, where a full disk is a sentence
     except (UserError, ImportError) as error:
         if debug:
             raise
@@ -40,9 +42,31 @@ def guarded(work: Callable[[], None], debug: bool = False, program: str = "pgrl"
             print(f"{program}: {plain(str(error), keep=chr(10))}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code if isinstance(error, UserError) else MissingPackage.exit_code) from None
     except BrokenPipeError:
+        forget_output()
+        raise SystemExit(1) from None
+    except (OSError, MemoryError) as error:
+        if debug:
+            raise
+        if isinstance(error, MemoryError):
+            said = f"there is not enough memory: {error}" if str(error) else "there is not enough memory"
+        elif error.filename is None:
+            forget_output()
+            said = f"could not write: {error.strerror or error}"
+        else:
+            said = f"{error.filename}: {error.strerror or error}"
+        with contextlib.suppress(OSError):
+            print(f"{program}: {plain(said)}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def forget_output() -> None:
+    """Python tries once more at exit to write what standard output did not take, and complains at length: let it go nowhere."""
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 class MissingPackage(UserError):

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
-from experiments.cli.errors import UserError
+from experiments.cli.errors import UserError, forget_output
 from experiments.run.folder import sync_folder
 
 Write = Callable[[bytes], None]
@@ -72,22 +72,14 @@ def standard_output() -> Iterator[Write]:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
         except BrokenPipeError:
-            _forget_buffer()
+            forget_output()
             raise
         except OSError as error:
-            _forget_buffer()
+            forget_output()
             raise UserError(f"could not write to standard output: {error.strerror or error}", exit_code=1) from error
 
     with contextlib.suppress(BrokenPipeError):
         yield write
-
-
-def _forget_buffer() -> None:
-    """Python tries once more at exit to write what is left, and complains at length: let it write to nowhere."""
-    with contextlib.suppress(OSError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 @contextlib.contextmanager
