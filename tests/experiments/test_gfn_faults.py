@@ -242,5 +242,5 @@ def test_active_learning_keeps_its_rounds(tmp_path: Path, capsys: pytest.Capture
     assert "round 2" in error
     assert saved(out)["known"].shape == (1, 14)
     mine.write_text(OBJECTIVE.format(loss="pass", log_z="pass"))
-    assert run("gflownet", "resume", out, "--quiet") == 0
+    assert run("gflownet", "resume", out, "--quiet", "--trust") == 0
     assert saved(out)["known"].shape == (1, 22)
