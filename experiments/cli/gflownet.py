@@ -31,6 +31,7 @@ from envs.ranges import Calls, Count
 from experiments.cli.completion import completion_verb
 from experiments.cli.errors import UserError
 from experiments.cli.molecules import fragments, sample
+from experiments.cli.text import plain
 from experiments.cli.threads import quiet
 from experiments.cli.verbs import (
     DRY_RUN,
@@ -229,7 +230,7 @@ def distribution(arguments: list[str]) -> None:
         """
         from experiments.plots.gflownet import distribution
 
-        print(f"figure: {distribution(run, out, checkpoint, trust)}")
+        print(plain(f"figure: {distribution(run, out, checkpoint, trust)}"))
 
     call(command, "gflownet distribution", arguments)
 

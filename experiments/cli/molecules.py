@@ -183,12 +183,15 @@ def _vocabulary(
     if out:
         with whole_file(out) as write:
             write(as_json(found).encode())
-        print(f"{len(found)} fragments: {out}   train with: gflownet train molecules --fragments {out} ...", file=sys.stderr)
+        print(
+            plain(f"{len(found)} fragments: {out}   train with: gflownet train molecules --fragments {out} ..."),
+            file=sys.stderr,
+        )
     if image:
         picture = _drawn(found)
         with whole_file(image) as write:
             write(picture)
-        print(f"{len(found)} fragments drawn: {image}", file=sys.stderr)
+        print(plain(f"{len(found)} fragments drawn: {image}"), file=sys.stderr)
     if not out and not image:
         orbits = blocks.row_block.bincount(minlength=len(found)).tolist()
         rows = [

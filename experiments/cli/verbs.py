@@ -18,7 +18,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from experiments.cli.errors import UserError, guarded
 from experiments.cli.ranges import check_flags
-from experiments.cli.text import cell
+from experiments.cli.text import cell, plain
 
 Verb = Callable[[list[str]], None]
 Record = dict[str, int | float]
@@ -119,7 +119,7 @@ def curves_verb(program: str, x_axis: str) -> Verb:
 
             made = curves(list(runs), out, metric, x)
             print(table(list(runs), metric))
-            print(f"figure: {made}   numbers: {made.with_suffix('.csv')}")
+            print(plain(f"figure: {made}   numbers: {made.with_suffix('.csv')}"))
 
         call(command, f"{program} curves", arguments)
 
@@ -184,7 +184,7 @@ def continued(
     if not finished(out):
         resume(out, None, quiet, config, trust)
     elif not quiet:
-        print(f"{out} is already done", file=sys.stderr)
+        print(plain(f"{out} is already done"), file=sys.stderr)
     return True
 
 

@@ -28,6 +28,7 @@ from experiments.cli.progress import progress
 from experiments.cli.ranges import check_flags
 from experiments.cli.signals import Stopped, deferred_signals
 from experiments.cli.stdout import stdout_to_stderr
+from experiments.cli.text import plain
 from experiments.cli.threads import fit
 from experiments.gfn import rewards
 from experiments.gfn.build import make_dag_env, refuse_bad_reward
@@ -167,7 +168,7 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
     name = run_name(config["env"] + "-active", config["method"], config["seed"], config)
     with Run.create(out, name, config, argv, DESCRIPTIONS) as run:
         if not quiet:
-            print(f"{config['method']} on {config['title']}, active learning -> {run.folder}", file=sys.stderr)
+            print(plain(f"{config['method']} on {config['title']}, active learning -> {run.folder}"), file=sys.stderr)
         return _to_the_end(run, begun, quiet)
 
 
@@ -202,7 +203,7 @@ def _to_the_end(run: Run, begun: ActiveRun, quiet: bool) -> Path:
     if importlib.util.find_spec("matplotlib") is not None:
         from experiments.plots.active import figure
 
-        print(f"figure: {figure((run.folder,), run.folder / 'active.png')}")
+        print(plain(f"figure: {figure((run.folder,), run.folder / 'active.png')}"))
     return run.folder
 
 

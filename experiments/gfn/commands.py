@@ -134,7 +134,7 @@ def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:
         run_loop(run, problem, method, exact, settings, training, tick, molecules)
     if not quiet:
         print(rewards.summary(problem.calls), file=sys.stderr)
-        print(f"done: {run.folder}   curves: tensorboard --logdir {run.folder}", file=sys.stderr)
+        print(plain(f"done: {run.folder}   curves: tensorboard --logdir {run.folder}"), file=sys.stderr)
 
 
 def _summary(config: dict[str, Any], begun: GFNRun) -> str:

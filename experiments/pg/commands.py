@@ -21,6 +21,7 @@ from experiments.cli.load import short_name
 from experiments.cli.progress import progress
 from experiments.cli.ranges import check_flags
 from experiments.cli.stdout import stdout_to_stderr
+from experiments.cli.text import plain
 from experiments.cli.verbs import Record
 from experiments.pg.build import check_user_env
 from experiments.pg.config import as_config, defaults, find_agent, from_config, make_agent, make_problem, tabular, worker_count
@@ -46,7 +47,7 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
             training = PGTraining.begin(agent, problem)
         with Run.create(out, name, config, argv, DESCRIPTIONS) as run:
             if not quiet:
-                print(f"{config['algo']} on {config['env']} -> {run.folder}", file=sys.stderr)
+                print(plain(f"{config['algo']} on {config['env']} -> {run.folder}"), file=sys.stderr)
                 print(_settings(config, problem), file=sys.stderr)
             _to_the_end(run, problem, agent, training, quiet)
             return run.folder
@@ -94,7 +95,7 @@ def _to_the_end(run: Run, problem: Problem, agent: Agent, training: PGTraining, 
     with progress(settings.env_steps, "steps a seed", quiet) as tick:
         run_loop(run, problem, agent, settings, training, tick)
     if not quiet:
-        print(f"done: {run.folder}   curves: tensorboard --logdir {run.folder}", file=sys.stderr)
+        print(plain(f"done: {run.folder}   curves: tensorboard --logdir {run.folder}"), file=sys.stderr)
 
 
 def _settings(config: dict[str, Any], problem: Problem) -> str:

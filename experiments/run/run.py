@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from experiments.cli.load import judged_by
+from experiments.cli.text import plain
 from experiments.run import checkpoint as checkpoints
 from experiments.run import identity, safe
 from experiments.run.folder import RunError, dump, flat, must_be_empty, new_folder, run_name
@@ -95,7 +96,7 @@ class Run:
         run = cls(folder, json.loads(text), descriptions, tensorboard)
         with run._locked("write the run folder"):
             must_be_empty(folder)  # again, now that nobody else can fill it
-            (folder / "cmd.txt").write_text(shlex.join(argv) + "\n")
+            (folder / "cmd.txt").write_text(plain(shlex.join(argv)) + "\n")
             (folder / "environment.json").write_text(dump(provenance(str(config.get("device", "cpu")))))
             run.checkpoints.mkdir()
             run._identity = Identity.new(run.config)
@@ -413,7 +414,7 @@ class Run:
             self._failures[what] = count = self._failures.get(what, 0) + 1
             if count == 1:
                 end = "training goes on" if what != "tensorboard" else "it will be rebuilt from metrics.jsonl on resume"
-                print(f"WARNING: could not write {what} of {self.folder}: {reason}; {end}", file=sys.stderr, flush=True)
+                print(plain(f"WARNING: could not write {what} of {self.folder}: {reason}; {end}"), file=sys.stderr, flush=True)
             if count >= FAILURES:
                 whole = checkpoints.saved(self.checkpoints)
                 good = f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint yet"

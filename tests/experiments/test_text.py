@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,15 @@ def test_files_of_smiles_and_maps(tmp_path: Path, line: bytes, capfd: pytest.Cap
     err = capfd.readouterr().err
     assert clean(err)
     assert "Traceback" not in err
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/x\xff\x1b[2J")
+    grid = ["hypergrid", "--ndim", "2", "--objective", "tb", "--hidden", "8", "--states", "32", "--evaluations", "1"]
+    main(["train", *grid, "--out", out])
+    assert clean((Path(out) / "cmd.txt").read_text())
+    main(["resume", out])
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    assert clean(captured.err)
