@@ -18,6 +18,7 @@ from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.cli.stdout import stdout_to_stderr
 from experiments.gfn.environments import find_env
+from experiments.gfn.rewards import counted
 from experiments.molecules.config import tree_reward
 
 LIMIT = 2_000_000  # states that are enumerated for exact metrics
@@ -52,20 +53,25 @@ def check_dag_env(name: str, settings: Any) -> list[str]:
         raise UserError(f"{short_name(name)}: {error}", exit_code=code) from error
 
 
-def check_user_env(name: str, device: str) -> None:
-    """Hold an environment of a user to a short `check-env`. UserError (exit code 5) for a check that fails."""
+@stdout_to_stderr()
+def check_user_env(name: str, device: str) -> int:
+    """Hold an environment of a user to a short `check-env`; how often its reward was called for it.
+
+    Raises UserError (exit code 5) for a check that fails.
+    """
     from envs.check import ContractError
     from envs.dag.check_dag import check_dag_briefly
 
     if not name.partition(":")[0].endswith(".py"):
-        return
-    env = make_dag_env(name, find_env(name).settings(), device)
+        return 0
+    env, calls = counted(make_dag_env(name, find_env(name).settings(), device), of_user=True)
     try:
         check_dag_briefly(env, device=device)
     except ContractError as error:
         if error.name in ("finite obs", "finite reward", "overshoot"):  # training names the seed, the step and the action
-            return
+            return calls.calls
         raise UserError(f"the environment {short_name(name)}: {error} `gflownet check-env` tests more", exit_code=5) from error
+    return calls.calls
 
 
 def truth(name: str, env: DagEnv, metrics: str, known: Tensor | None = None) -> Enumeration | None:

@@ -94,8 +94,9 @@ def _molecules(problem: DagProblem, env_settings: dict[str, Any], top_k: int) ->
 def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: bool = False) -> Path:
     """A new run, trained to the end. The run folder."""
     with faults_as_sentences(BEFORE, config):
-        check_user_env(config["env"], config["device"])
+        checked = check_user_env(config["env"], config["device"])
     begun = made(config)
+    begun.problem.calls.calls += checked
     name = run_name(short_name(config["env"]), short_name(config["method"]), config["seed"], config)
     with Run.create(out, name, config, argv, begun.descriptions) as run:
         if not quiet:
