@@ -1,8 +1,8 @@
 """Runs of released versions are opened, evaluated and continued: tests/fixtures/VERSION/NAME.
 
 Each is a run folder of that version's code, stopped at its last checkpoint but one. end.json has the SHA-256 of the tensors in
-which that code ended the run, or θ where only that is equal, up to rounding. Integers of any width are taken as 64 bits: those of
-replay had 16 in 0.2.0.
+which that code ended the run, or θ where only that is equal, up to rounding. Integers of any width are taken as 64 bits: those
+of replay had 16 in 0.2.0.
 """
 
 import hashlib
