@@ -100,7 +100,7 @@ def check_dag(
 
 
 def check_dag_briefly(env: DagEnv, seconds: float = 0.5, *, device: torch.device | str = "cpu") -> None:
-    """`check_dag` of two episodes, their rewards checked for shape and type only; or less where a step is slow.
+    """`check_dag` of two episodes, or less where a step is slow. No reward is called: each call is counted, and may be slow.
 
     Args:
         env: the environment.
@@ -116,7 +116,6 @@ def check_dag_briefly(env: DagEnv, seconds: float = 0.5, *, device: torch.device
     obs, terminated = _play(env, Rng.of_seeds([0]).spawn(2), checks, device)
     _compare(env, obs, terminated, _edges_out(env, obs, terminated), False, checks)
     _numbers(env, obs, checks)
-    _rewards(env, obs[terminated], checks)
     texts = env.describe(obs[terminated])
     good = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
     checks.require("describe", good and len(texts) == int(terminated.sum()), f"{texts!r:.80}")
