@@ -206,7 +206,7 @@ def evaluate(arguments: list[str]) -> None:
         Args:
             run: the run folder
             samples: fresh objects of each seed; l1_floor is the expected distance of so many independent samples of the target
-            checkpoint: checkpoint folder; default: the latest
+            checkpoint: checkpoint folder, or best (see --best of train); default: the latest
             evaluation_calls: most calls of the reward for these samples; default: without limit, but none where a function of
                 yours scores molecules: the column log_reward is then left out, and correlations are of molecules scored before
             trust: execute the files that the run names even if they changed or are not yours
@@ -225,7 +225,7 @@ def distribution(arguments: list[str]) -> None:
         Args:
             run: the run folder
             out: figure, .png or .svg
-            checkpoint: checkpoint folder; default: the latest
+            checkpoint: checkpoint folder, or best (see --best of train); default: the latest
             trust: execute the files that the run names even if they changed or are not yours
         """
         from experiments.plots.gflownet import distribution

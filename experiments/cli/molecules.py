@@ -55,7 +55,7 @@ def sample(arguments: list[str]) -> None:
             format: format of standard output: a suffix of --out without its dot; default: csv. smi holds SMILES alone
             unique: no duplicates, compared by canonical isomeric SMILES
             seed: random seed of sampling
-            checkpoint: checkpoint folder; default: the latest
+            checkpoint: checkpoint folder, or best (see --best of train); default: the latest
             batch: number of molecules sampled at once
             log_p: compute the column log_p, the slowest one
             max_attempts: samples drawn before giving up; default: 100 n, at least 40 batches. 20 batches in a row without a new

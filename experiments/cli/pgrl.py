@@ -130,7 +130,7 @@ def evaluate(arguments: list[str]) -> None:
         Args:
             run: the run folder
             episodes: episodes of each seed
-            checkpoint: checkpoint folder; default: the latest
+            checkpoint: checkpoint folder, or best (see --best of train); default: the latest
             trust: execute the files that the run names even if they changed or are not yours
         """
         from experiments.pg.commands import evaluate

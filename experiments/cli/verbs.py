@@ -90,7 +90,7 @@ def resume_verb(program: str, resume: Callable[[Path, Path | None, bool, bool], 
 
             Args:
                 run: the run folder
-                checkpoint: checkpoint folder; default: the latest
+                checkpoint: checkpoint folder, or best (see --best of train); default: the latest
                 quiet: hide the progress bar
                 trust: execute the files that the run names (rewards, environments) even if they changed or are not yours
             """

@@ -116,6 +116,8 @@ def resume(
         begun = made(run.config, saved)
         with Run.open(folder, begun.descriptions, given=given) as run:
             training = run.resume(begun.training.restored, checkpoint, trust)
+            if run.way_back and not (quiet or checkpoint):
+                print(f"continues from the newest checkpoint{run.way_back}", file=sys.stderr)
             rewards.restore(begun.problem, *saved)
             _to_the_end(run, begun._replace(training=training), quiet)
 

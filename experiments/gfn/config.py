@@ -70,6 +70,8 @@ class GFNSettings:
     function of yours scores molecules, and evaluations use those scored in training"""
     checkpoints: Rows = 20
     """number of checkpoints, of which the last three are kept"""
+    best: str = "none"
+    """metric of evaluations, e.g. eval/exact_l1 or eval/correlation: the checkpoint with its best value is kept too"""
 
 
 @dataclass(frozen=True)

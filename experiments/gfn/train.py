@@ -205,7 +205,7 @@ def train(
         save()
         return f"the state before it is saved; continue with: gflownet resume {run.folder}"
 
-    def log(outcome: Outcome | None, evaluate: bool) -> None:
+    def log(outcome: Outcome | None, evaluate: bool) -> dict[str, Any]:
         nonlocal training
         row: dict[str, Any] = {"iteration": training.iteration, "states": training.states}
         if outcome is not None:
@@ -220,6 +220,7 @@ def train(
         run.log(training.states, row)
         training = replace(training, due=None)
         say(warnings.of(row))
+        return row
 
     def evaluated(outcome: Outcome | None) -> dict[str, Any]:
         picture, more = None, dict[str, Any]()
@@ -243,6 +244,7 @@ def train(
         if training.due is not None:
             run.log(training.states, row := {**training.due, **evaluated(None), **rewards.row(problem.calls)})
             training = replace(training, due=None)
+            run.better(training.states, row)
             save()
             say(warnings.of(row))
         elif run.empty:
@@ -265,15 +267,16 @@ def train(
             if outcome.fault:
                 keep_fault(run.folder, training.iteration - 1, outcome.fault)
             stop = (outcome.fault or (show and not on_cpu)) and failing(training.state) >= settings.max_faults
-            if show:
-                log(outcome, evaluate=last or evaluations.passed(states, now))
-            if keep or stop:
+            evaluate = last or evaluations.passed(states, now)
+            row = log(outcome, evaluate) if show else {}
+            if (evaluate and run.better(now, row)) or keep or stop:
                 save()
             tick(now)
             if stop:
                 raise UserError(
                     f"{settings.max_faults} updates in a row were skipped, because the loss or its gradient was not finite; "
-                    f"iteration {training.iteration}; batches in {run.folder / 'faults'}: try a smaller --learning-rate",
+                    f"iteration {training.iteration}; batches in {run.folder / 'faults'}: try a smaller --learning-rate"
+                    f"{run.way_back}",
                     FAULT,
                 )
             if asked and keep and not last:  # a signal during the evaluation waits for the next iteration, which is saved

@@ -60,6 +60,8 @@ def resume(
     with Run.open(folder, DESCRIPTIONS, given=given) as run, run.user_code(trust), made(run.config) as (problem, agent):
         with faults_as_sentences(BEFORE, run.config):
             training = run.resume(lambda tensors, meta: PGTraining.restored(agent, problem, tensors, meta), checkpoint, trust)
+        if run.way_back and not (quiet or checkpoint):
+            print(f"continues from the newest checkpoint{run.way_back}", file=sys.stderr)
         _to_the_end(run, problem, agent, training, quiet)
 
 

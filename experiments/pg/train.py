@@ -141,8 +141,9 @@ def train(
             with asked.interruptible():
                 row = measured(problem, exact, settings, training, {}, None, evaluate=True)
             note(row)
+            run.better(0, row)  # or a metric that is not there is refused
         while bool((training.env_steps < settings.env_steps).any()):
-            before, row = training, dict[str, Any]()
+            before, row, evaluate = training, dict[str, Any](), False
             used = float(before.env_steps.double().mean())
             with asked.interruptible():  # until its row is written, an iteration counts as not begun
                 made = step(problem, agent, before, settings.env_steps)
@@ -159,14 +160,15 @@ def train(
             if made.fault:
                 keep_fault(run.folder, before.iteration, made.fault)
             stop = max(training.failing) >= settings.max_faults
-            if last or asked or stop or checkpoints.passed(used, now):
+            if (evaluate and run.better(int(now), row)) or last or asked or stop or checkpoints.passed(used, now):
                 save()
             tick(int(now))
             if stop:
                 seed = problem.seeds[training.failing.index(max(training.failing))]
                 raise UserError(
                     f"{settings.max_faults} updates of seed {seed} in a row were skipped, because they were not finite; "
-                    f"iteration {training.iteration}; batches in {run.folder / 'faults'}: try a smaller --step-size",
+                    f"iteration {training.iteration}; batches in {run.folder / 'faults'}: try a smaller --step-size"
+                    f"{run.way_back}",
                     exit_code=FAULT,
                 )
             if asked and not last:

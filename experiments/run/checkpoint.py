@@ -12,6 +12,7 @@ A hash guards against accidents, not against a forger; against a forger guard th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -54,6 +55,8 @@ class DamagedCheckpoint(CheckpointError):
         self.folder, self.what, self.previous = folder, what, previous
         good = f"The previous one, {previous}, is whole: pass --checkpoint {previous}"
         offer = good if previous else "There is no earlier one that is whole"
+        if previous and (record := best_of(previous)):
+            offer += f"; the best of the run so far was at iteration {record['iteration']}: --checkpoint best"
         super().__init__(f"checkpoint {folder} is damaged: {what}. {offer}.")
 
 
@@ -75,7 +78,7 @@ def latest(checkpoints: Path) -> Path:
 
 
 def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], keep: int = 3) -> None:
-    """Write checkpoint `folder` whole, then drop all but the `keep` newest of its siblings.
+    """Write checkpoint `folder` whole, then drop all but the `keep` newest of its siblings, and those that these call the best.
 
     tensors may be views, on any device; they come back contiguous on the CPU. meta: strict JSON, no NaN or infinity.
     Raises ValueError or TypeError before anything is written when these cannot be stored, and CheckpointError when the disk
@@ -105,9 +108,32 @@ def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], keep: i
             reason = error.strerror or str(error)
             raise CheckpointError(f"could not write checkpoint {folder}: {reason}; earlier checkpoints are intact") from error
         raise
-    for stale in saved(folder.parent)[: -max(1, keep)]:
-        _drop(stale)
+    stale = saved(folder.parent)[: -max(1, keep)]
+    best = {record["iteration"] for kept in saved(folder.parent)[-max(1, keep) :] if (record := best_of(kept))}
+    for old in stale:
+        if int(old.name) not in best:
+            _drop(old)
     _sweep(folder.parent)
+
+
+def best_of(folder: Path) -> dict[str, Any] | None:
+    """{"tag", "value", "step", "iteration"} of the best checkpoint of a run up to `folder`; None where none is known."""
+    try:
+        found = _parsed(META, _read(folder, META, _META_LIMIT)).get("best")
+    except _Refused:
+        return None
+    fits = isinstance(found, dict) and type(found.get("iteration")) is int and isinstance(found.get("value"), int | float)
+    return found if fits else None
+
+
+def best(checkpoints: Path) -> Path | None:
+    """The best checkpoint, by the newest one that is whole; None where none is known."""
+    for newest in reversed(saved(checkpoints)):
+        with contextlib.suppress(_Refused):
+            _verified(newest)
+            record = best_of(newest)
+            return folder_of(checkpoints, record["iteration"]) if record else None
+    return None
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

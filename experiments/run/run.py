@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -33,7 +34,7 @@ from experiments.cli.load import judged_by
 from experiments.cli.text import plain
 from experiments.run import checkpoint as checkpoints
 from experiments.run import identity, safe
-from experiments.run.folder import RunError, dump, flat, must_be_empty, new_folder, run_name
+from experiments.run.folder import RunError, dump, flat, must_be_empty, new_folder, program_of, run_name
 from experiments.run.identity import Identity
 from experiments.run.log import LARGEST, MetricsError, MetricsLog, finite, read_metrics, rows_of
 from experiments.run.provenance import provenance
@@ -44,13 +45,14 @@ __all__ = ["MetricsError", "Run", "RunError", "read_metrics", "run_name"]
 Tensors = dict[str, Tensor]
 Meta = dict[str, Any]
 T = TypeVar("T")
-FREE = frozenset({"workers", "reward_workers", "title", "theory_slope"})  # settings that change no number
+FREE = frozenset({"workers", "reward_workers", "title", "theory_slope", "best"})  # settings that change no number
 RENAMED = {"knobs": "hyperparameters", "world": "env_settings", "gallery": "top_k"}  # keys of configs before 0.4
 PARTS = {".config.json.part", ".run.json.part"}  # of a writer that was killed
 BEGUN = {"lock", "cmd.txt", "environment.json", "run.json", "checkpoints"} | PARTS  # what `create` writes before config.json
 OWN = BEGUN | {"config.json", "metrics.jsonl", "best"}  # beside event files
 DIGESTS = {"fragments": "digest", "seh_weights": "seh_digest"}  # files that settings name -> SHA-256 of what was read
 OPENED = (*OWN, *SUB_RUNS, "tensorboard", "faults", "environment.*", ".environment.*", "active.png", "curves.png", "curves.csv")
+LOWER = re.compile(r"(gap|gradient_norm|l1|l1_mean|tv|jsd|kl|error|all_modes_at)$")  # metrics that are better when lower
 FAILURES = 3  # of one kind in a row stop the run
 OWN_TAGS = {"wall": "time/wall", "iteration": "time/iteration"}  # in TensorBoard, where tags are grouped by their first word
 OWN_DESCRIPTIONS = {
@@ -76,6 +78,8 @@ class Run:
         self._identity: Identity | None = None
         self._wall, self._started = 0.0, 0.0
         self._failures: dict[str, int] = {}
+        self._best: dict[str, Any] | None = None  # tag, value, step and iteration of the best checkpoint
+        self._better: dict[str, Any] | None = None  # the same of the last evaluation, where its checkpoint would be better
 
     @classmethod
     def create(
@@ -239,12 +243,45 @@ class Run:
         def write() -> None:
             log.sync()  # a checkpoint must not promise rows that are not on the disk
             own = {"run": self.identity.id, "iteration": iteration, "wall": self.wall, "metrics_bytes": log.length}
-            checkpoints.save(folder, tensors, {**meta, **own}, keep)
+            checkpoints.save(folder, tensors, {**meta, **own, **({"best": best} if best else {})}, keep)
 
+        better, self._better = self._better, None
+        best = better if better and better["iteration"] == iteration else self._best
         written = self._attempt("a checkpoint", write)
+        self._best = best if written else self._best
         if self._writer:
             self._try_writer(self._writer.flush)
         return folder if written else None
+
+    def better(self, step: int, row: Mapping[str, Any]) -> bool:
+        """Whether the row of an evaluation is the best so far by `--best`, its mean over seeds; then its checkpoint is due.
+
+        UserError where the evaluation does not have that metric.
+        """
+        tag = self.config.get("best") or "none"
+        if tag == "none":
+            return False
+        if tag not in row:
+            known = ", ".join(other for other in row if other.startswith(("eval/", "mol/")))
+            raise RunError(f"got --best {tag}, which evaluations of this run do not have: expected one of {known}")
+        value = finite(row[tag])
+        values = value if isinstance(value, list) else [value]
+        if None in values or not values:
+            return False
+        mean = sum(values) / len(values)
+        before = self._best["value"] if self._best else None
+        if before is not None and not (mean < before if LOWER.search(tag) else mean > before):
+            return False
+        self._better = {"tag": tag, "value": mean, "step": step, "iteration": row["iteration"]}
+        return True
+
+    @property
+    def way_back(self) -> str:
+        """What to do when a run went wrong after its best checkpoint, or nothing."""
+        if not (best := self._best):
+            return ""
+        command = f"{program_of(self.folder)} resume {self.folder} --checkpoint best"
+        return f"; the best {best['tag']} was {best['value']:.4g} at iteration {best['iteration']}: to go back, {command}"
 
     @property
     def identity(self) -> Identity:
@@ -309,6 +346,8 @@ class Run:
                 if int(later.name) > iteration:
                     shutil.rmtree(aside := self.checkpoints / f"discarded-{later.name}", ignore_errors=True)
                     later.rename(aside)
+            record = checkpoints.best_of(checkpoints.folder_of(self.checkpoints, iteration))
+            self._best = record if record and record.get("tag") == self.config.get("best") else None
             now = dump(provenance(str(self.config.get("device", "cpu"))))
             safe.write(self.folder / f"environment.{iteration:09d}.json", now.encode())
             if trust or self.identity.id is None:  # a run of an earlier version gets an id
@@ -357,7 +396,11 @@ class Run:
         return self._log
 
     def named(self, checkpoint: Path) -> Path:
-        """One of this run's checkpoints, given by its path or its bare name."""
+        """One of this run's checkpoints, given by its path or its bare name, or as `best`."""
+        if str(checkpoint) == "best":
+            if found := checkpoints.best(self.checkpoints):
+                return found
+            raise RunError(f"{self.folder} has no best checkpoint: give a number, or train with --best METRIC", exit_code=3)
         inside = self.checkpoints / Path(checkpoint).name
         if Path(checkpoint).exists() and Path(checkpoint).resolve() != inside.resolve():
             raise RunError(f"{checkpoint} is not a checkpoint of the run {self.folder}")

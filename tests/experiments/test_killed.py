@@ -143,7 +143,7 @@ def test_killed_once_more_while_what_was_left_is_removed(tmp_path: Path, death: 
 def test_killed_before_the_first_iteration_is_continued_by_both_commands(tmp_path: Path) -> None:
     config = ["--out", tmp_path / "run", "--quiet"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("experiments.pg.train.log", lambda *x, **y: (_ for _ in ()).throw(Killed()))
+        patch.setattr("experiments.pg.train.measured", lambda *x, **y: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             pgrl.main([str(word) for word in [*LQR, *config]])
     assert [x.name for x in saved(tmp_path / "run" / "checkpoints")] == ["000000000"]
