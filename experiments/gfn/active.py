@@ -36,6 +36,7 @@ from experiments.gfn.config import Choice, GFNSettings, as_config, defaults, fro
 from experiments.gfn.environments import find_env
 from experiments.run.faults import faults_as_sentences
 from experiments.run.log import read_metrics
+from experiments.run.memory import require
 from experiments.run.run import Run, run_name
 from gflownet.active.gaussian_process import GaussianProcess
 from gflownet.active.rounds import Measures, Oracle, Pool, Proxy, Round, Settings, begin, measures, one_round
@@ -125,6 +126,12 @@ def made(config: dict[str, Any]) -> ActiveRun:
         raise UserError(
             f"--initial {settings.initial} and {settings.rounds} --rounds of {settings.queries} --queries are "
             f"{wanted:,} cells, the grid has {there:,}: lower --rounds or --queries, or take a larger grid"
+        )
+    if settings.proxy == "gp":
+        part = "Gaussian process"
+        require(
+            {part: 8 * wanted * (3 * wanted + 2 * there)},
+            {part: "lower --initial, --queries or --rounds, or take a smaller grid"},
         )
     proxy: Proxy = GaussianProcess() if settings.proxy == "gp" else Oracle(pool.reward)
     known = torch.stack([begin(pool, settings, settings.seed + s) for s in range(settings.seeds)])

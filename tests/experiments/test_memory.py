@@ -53,6 +53,12 @@ def test_samples_that_would_not_fit_are_refused(tmp_path: Path) -> None:
     assert (code, "lower --episodes or --steps" in said) == (2, True)
 
 
+def test_a_gaussian_process_that_would_not_fit_is_refused(tmp_path: Path) -> None:
+    grid = ["--ndim=3", "--height=36", "--initial=40000", f"--out={tmp_path / 'run'}"]
+    code, said, _ = _ends("gflownet", ["active", "hypergrid", "--objective=tb", *grid])
+    assert (code, "of memory (Gaussian process " in said, (tmp_path / "run").exists()) == (2, True, False)
+
+
 def test_what_is_free_is_the_least_of_all_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < memory.available() < 1 << 50
     monkeypatch.setattr(memory, "available", lambda device: 10**9)
