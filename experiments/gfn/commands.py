@@ -30,7 +30,7 @@ from experiments.gfn.metrics import against, fresh, has_policy, of_the_policy
 from experiments.gfn.train import DESCRIPTIONS, GFNTraining
 from experiments.gfn.train import train as run_loop
 from experiments.molecules.config import tree_reward
-from experiments.run.device import use_matmul
+from experiments.run.device import use_deterministic, use_matmul
 from experiments.run.faults import BEFORE, faults_as_sentences
 from experiments.run.memory import require
 from experiments.run.provenance import examine
@@ -70,6 +70,7 @@ def made(config: dict[str, Any], saved: Saved | None = None) -> GFNRun:
     choice, settings = from_config(config)
     if str(config["device"]).startswith("cuda") and not torch.cuda.is_available():
         raise UserError("the run was made on a GPU, and this machine has none: go on where there is one")
+    use_deterministic(config["device"], settings.deterministic, settings.compile)
     use_matmul(config["device"], settings.matmul)
     with faults_as_sentences(BEFORE, config):
         method = make_method(choice)

@@ -23,7 +23,7 @@ from experiments.gfn.memory import HINTS, arrays
 from experiments.gfn.rewards import counted
 from experiments.recipes.gfn.recipe import GFNRecipe
 from experiments.recipes.gfn.registry import recipe_for
-from experiments.run.device import Device, Matmul, choose, matmul_on, use_matmul
+from experiments.run.device import Device, Matmul, choose, matmul_on, use_deterministic, use_matmul
 from experiments.run.memory import require
 from gflownet.gflownet import GFlowNet
 from gflownet.problem import DagProblem, Method, objects_per_iteration
@@ -54,6 +54,8 @@ class GFNSettings:
     dtype: Literal["float32", "float64"] = "float32"
     """precision of parameters and gradients"""
     device: Device = "auto"
+    deterministic: bool = False
+    """on a GPU, take only algorithms that give the same bits every time (slower); the CPU's always do"""
     matmul: Matmul = "auto"
     """products of float32 matrices: float32, or tf32 (CUDA only: faster, but rounded to 10 bits, so that a seed gives other
     numbers than in float32); auto: tf32 on CUDA, float32 on the CPU"""
@@ -193,6 +195,7 @@ def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str
 
 def choose_device(choice: Choice, train: GFNSettings) -> str:
     """The device of a new run; see `experiments.run.device.choose`."""
+    use_deterministic(train.device, train.deterministic, train.compile)
     return choose(train.device, lambda: not _only_cpu(choice.env), lambda device: _iteration_seconds(choice, train, device))
 
 

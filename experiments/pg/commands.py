@@ -28,6 +28,7 @@ from experiments.pg.config import as_config, defaults, find_agent, from_config, 
 from experiments.pg.memory import sampled
 from experiments.pg.train import DESCRIPTIONS, PGTraining
 from experiments.pg.train import train as run_loop
+from experiments.run.device import use_deterministic
 from experiments.run.faults import BEFORE, faults_as_sentences
 from experiments.run.memory import require
 from experiments.run.provenance import examine
@@ -76,6 +77,7 @@ def finished(folder: Path) -> bool:
 def made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
     """The problem, with its workers while they are needed, and the agent."""
     algo, settings, hyperparameters = from_config(config)
+    use_deterministic(config["device"], settings.deterministic)
     with faults_as_sentences(BEFORE, config):
         agent, problem = make_agent(algo, hyperparameters), make_problem(settings, config["device"])
     if tabular(problem):

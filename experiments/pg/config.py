@@ -22,7 +22,7 @@ from experiments.pg.environments import OWN
 from experiments.pg.memory import HINTS, arrays
 from experiments.recipes.pg.recipe import PGRecipe
 from experiments.recipes.pg.registry import recipe_for
-from experiments.run.device import Device, choose
+from experiments.run.device import Device, choose, use_deterministic
 from experiments.run.memory import require
 from pgrl.agent import Agent
 from pgrl.baselines import Baseline, baseline_for
@@ -69,6 +69,8 @@ class PGSettings:
     dtype: str = "float32"
     """precision of parameters and gradients: float32 or float64"""
     device: Device = "auto"
+    deterministic: bool = False
+    """on a GPU, take only algorithms that give the same bits every time (slower); the CPU's always do"""
     workers: Workers | None = None
     """worker processes that sample episodes; default: one for each further CPU with MuJoCo, none elsewhere"""
     max_faults: Count = 10
@@ -188,6 +190,7 @@ def choose_device(train: PGSettings) -> str:
     def on_tensors() -> bool:
         return train.env.partition(":")[0] in OWN or make_env(train.env, train.horizon).backend == "torch"
 
+    use_deterministic(train.device, train.deterministic)
     device = choose(train.device, on_tensors, lambda device: _iteration_seconds(make_problem(train, device)))
     if device.startswith("cuda") and not on_tensors():
         raise UserError(f"--device {train.device}: {train.env} runs on the CPU, episode by episode; use --device cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ Device = Annotated[
     str, tyro.conf.arg(help="auto, cpu or cuda; auto takes the GPU only when a measured iteration is faster there")
 ]
 Matmul = Literal["auto", "tf32", "float32"]
+WORKSPACES = (":4096:8", ":16:8")  # of cuBLAS, with which its sums are deterministic
 PRECISION = {"tf32": "high", "float32": "highest"}
 
 
@@ -61,3 +63,31 @@ def matmul_on(device: str, asked: Matmul) -> Matmul:
 def use_matmul(device: str, asked: Matmul) -> None:
     """Set how this process multiplies float32 matrices."""
     torch.set_float32_matmul_precision(PRECISION[matmul_on(device, asked)])
+
+
+def use_deterministic(device: str, asked: bool, compiled: bool = False) -> None:
+    """`--deterministic`: let torch take only algorithms that give the same bits every time; on the CPU they all do.
+
+    An operation without one raises when it is called, and torch names it.
+
+    Args:
+        device: cpu, cuda, cuda:1, or auto.
+        asked: whether the run is to be deterministic.
+        compiled: whether iterations are captured in a CUDA graph.
+
+    Raises:
+        UserError: together with --compile, or where CUDA was started before.
+    """
+    if device == "cpu" or not torch.cuda.is_available():
+        return
+    if asked and compiled:
+        raise UserError("got --deterministic and --compile: captured iterations may not be deterministic; leave one out")
+    if asked and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in WORKSPACES:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            raise UserError(
+                f"--deterministic: CUDA was started without CUBLAS_WORKSPACE_CONFIG={WORKSPACES[0]}, so its sums are not "
+                "deterministic: set that variable before Python starts"
+            )
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = WORKSPACES[0]
+    torch.use_deterministic_algorithms(asked)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = asked, False

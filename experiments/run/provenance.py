@@ -29,6 +29,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
         "device": device,
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "cuda": torch.version.cuda,
+        "deterministic": not on_gpu or torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
         "processor": processor(),
         "cores": os.cpu_count(),
