@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak lint bench bench-gflownet bench-molecules gpu docs clean
+.PHONY: demo test fuzz soak lint bench bench-gflownet bench-molecules gpu docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,11 @@ test: .venv/ready
 # kill -9 at random moments: `make soak MINUTES=30`
 soak: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.bench.soak --minutes $(or $(MINUTES),30)
+
+# Damaged and hostile files for every loader, as many as INPUTS; counts on stderr
+INPUTS ?= 100000
+fuzz: .venv/ready
+	FUZZ=$(INPUTS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -q -s -p no:cacheprovider
 
 lint: .venv/ready
 	$(BIN)/ruff check .

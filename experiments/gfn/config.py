@@ -15,7 +15,7 @@ from envs.core import EnvironmentFault, RewardFault
 from envs.ranges import Calls, Count, Rows, Seed, Seeds, Steps
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
-from experiments.cli.ranges import check_flags
+from experiments.cli.ranges import check_config, check_flags
 from experiments.cli.verbs import RESERVED, close_to, refuse_shared
 from experiments.gfn.build import make_dag_env
 from experiments.gfn.environments import find_env
@@ -23,7 +23,7 @@ from experiments.gfn.memory import HINTS, arrays
 from experiments.gfn.rewards import counted
 from experiments.recipes.gfn.recipe import GFNRecipe
 from experiments.recipes.gfn.registry import recipe_for
-from experiments.run.device import Device, Matmul, choose, matmul_on, use_deterministic, use_matmul
+from experiments.run.device import Device, Matmul, check_device, choose, matmul_on, use_deterministic, use_matmul
 from experiments.run.memory import require
 from gflownet.gflownet import GFlowNet
 from gflownet.problem import DagProblem, Method, objects_per_iteration
@@ -253,11 +253,17 @@ def as_config(choice: Choice, train: GFNSettings, device: str) -> dict[str, Any]
 
 def from_config(config: dict[str, Any]) -> tuple[Choice, GFNSettings]:
     """UserError (exit code 3) when a setting is missing or unknown."""
+    check_config(GFNSettings, config)
+    check_device(config)
     try:
         parts = {f.name: _tuples(config[f.name]) for f in dataclasses.fields(Choice)}
+        for f in dataclasses.fields(Choice):
+            if not isinstance(parts[f.name], str if f.name in ("method", "env") else dict):
+                raise TypeError(f"{f.name} is {parts[f.name]!r:.40}")
+        check_config(find_env(parts["env"]).settings, parts["env_settings"])
         rest = {name: value for name, value in config.items() if name not in parts and name != "title"}
         return Choice(**parts), GFNSettings(**{"matmul": "float32", **rest})  # before 0.4 it could not be chosen
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"config.json does not fit this version: {error}", exit_code=3) from error
 
 

@@ -15,14 +15,14 @@ from envs.core import Env
 from envs.ranges import Count, Range, Rows, Seed, Seeds, Steps, Weight, Widths, Workers
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
-from experiments.cli.ranges import check_flags
+from experiments.cli.ranges import check_config, check_flags
 from experiments.cli.verbs import RESERVED, refuse_shared
 from experiments.pg.build import make_env
 from experiments.pg.environments import OWN
 from experiments.pg.memory import HINTS, arrays
 from experiments.recipes.pg.recipe import PGRecipe
 from experiments.recipes.pg.registry import recipe_for
-from experiments.run.device import Device, choose, use_deterministic
+from experiments.run.device import Device, check_device, choose, use_deterministic
 from experiments.run.memory import require
 from pgrl.agent import Agent
 from pgrl.baselines import Baseline, baseline_for
@@ -232,10 +232,14 @@ def _absolute(name: str) -> str:
 def from_config(config: dict[str, Any]) -> tuple[str, PGSettings, dict[str, Any]]:
     """UserError (exit code 3) when a setting is missing or unknown."""
     rest = {key: value for key, value in config.items() if key not in ("algo", "hyperparameters", "theory_slope")}
+    check_config(PGSettings, rest)
+    check_device(config)
     try:
         rest["hidden"] = tuple(rest["hidden"])
+        if not isinstance(config["algo"], str) or not isinstance(config["hyperparameters"], dict):
+            raise TypeError("algo is no text, or hyperparameters is no table")
         return config["algo"], PGSettings(**rest), config["hyperparameters"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"config.json does not fit this version: {error}", exit_code=3) from error
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Annotated, Literal
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -38,6 +39,13 @@ def choose(name: str, usable: Callable[[], bool], seconds: Callable[[str], float
         return min(devices, key=seconds) if len(devices) > 1 else "cpu"
     require_device(name)
     return name
+
+
+def check_device(config: Mapping[str, Any]) -> None:
+    """UserError (exit code 3) where a config names a device that is none."""
+    device = config.get("device", "cpu")
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise UserError(f"config.json does not fit: device is {device!r:.40}, expected cpu, cuda or cuda:1", exit_code=3)
 
 
 def require_device(name: str) -> None:

@@ -90,7 +90,7 @@ def _wrong(row: Any) -> str:
     """What a log row lacks; empty where it is one."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
         return "it has no integer 'step'"
-    if not _number(row.get("wall")) or row["wall"] is None:
+    if row.get("wall") is None or not _number(row["wall"]):
         return "it has no number 'wall'"
     odd = next((tag for tag, value in row.items() if not _entry(value)), None)
     return "" if odd is None else f"{odd[:40]!r} is neither a number, nor a list of numbers, nor a histogram"

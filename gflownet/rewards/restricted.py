@@ -108,8 +108,10 @@ def read_npz(path: Path) -> dict[str, Array]:
                 raise ValueError(f"it unpacks to more than {LIMIT} bytes")
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as fault:
-        raise ValueError(f"cannot read {path}: {fault}; give an .npz of float arrays") from None
+    except FileNotFoundError:
+        raise
+    except Exception as fault:  # a hostile archive can raise any exception
+        raise ValueError(f"cannot read {path}: {type(fault).__name__}, {fault}; give an .npz of float arrays") from None
 
 
 def read_weights(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:

@@ -1,0 +1,1 @@
+"""Loaders and hostile files."""
