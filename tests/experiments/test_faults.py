@@ -119,7 +119,7 @@ SINGLE = [
     *(f"truncated = {x}" for x in ("None", "{}", "obs")),
     *("info = None", "out = (obs, reward, terminated, info)", "out = 7", "out = (obs, reward, terminated, truncated, info, 1)"),
 ]
-LATE = 400
+LATE = 120
 
 
 def run(program: str, *arguments: object) -> int:
@@ -148,7 +148,7 @@ def saved(out: Path) -> dict[str, torch.Tensor]:
 
 
 def train(env: Path, out: Path, *more: object) -> list[object]:
-    few = ["--seeds", 2, "--env-steps", 2000, "--horizon", 5, "--evaluations", 1, "--quiet", "--device", "cpu"]
+    few = ["--seeds", 2, "--env-steps", 600, "--horizon", 5, "--evaluations", 1, "--log-rows", 4, "--quiet", "--device", "cpu"]
     return ["train", "n-pg", "--env", f"{env}:make", "--step-size", 0.01, *few, "--out", out, *more]
 
 
@@ -163,7 +163,7 @@ def single(path: Path, *, calls: int = 0, **faults: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("fault", STEPS)
+@pytest.mark.parametrize("fault", STEPS[::2])
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_a_batched_environment_that_fails_while_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str, fault: str
@@ -178,7 +178,7 @@ def test_a_batched_environment_that_fails_while_training(
     assert "continue with: pgrl resume" in error
 
 
-@pytest.mark.parametrize("fault", [*STEPS, *EARLY])
+@pytest.mark.parametrize("fault", [*STEPS[1::2], *EARLY])
 def test_a_batched_environment_that_fails_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str) -> None:
     finite = "nan" in fault or "inf" in fault  # found in training, where the step is named
     for part in ("step",) if finite else ("step", "reset"):
