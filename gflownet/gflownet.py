@@ -21,7 +21,7 @@ from torch import Tensor
 
 from envs.core import LearnerFault, Trajectories
 from envs.random import Rng
-from envs.ranges import Count, Finite, Fraction, Natural, Positive, Range, Weight, Widths, check_fields
+from envs.ranges import Count, Fraction, Natural, Positive, Range, Weight, Widths, check_fields
 from envs.rollout import Act
 from gflownet.flows.flows import BACKWARD, Flows
 from gflownet.model import Model
@@ -62,7 +62,7 @@ class GFlowNet:
     """learning rate of log Z, where the objective has that parameter"""
     final_rate: Weight = 1.0
     """factor to which both learning rates decay by the end of training, geometrically"""
-    log_z_start: Finite | Literal["auto"] = "auto"
+    log_z_start: Annotated[float, Range(-1e6, 1e6)] | Literal["auto"] = "auto"
     """initial log Z, where the objective has it; auto: the mean of log R + Σ log P_B - Σ log P_F of the first batch"""
     hidden: Widths = (256, 256)
     """widths of the network's hidden layers"""
