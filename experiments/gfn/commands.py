@@ -68,13 +68,13 @@ def made(config: dict[str, Any], saved: Saved | None = None) -> GFNRun:
     saved: a checkpoint, so that no reward is asked for again that it holds.
     """
     choice, settings = from_config(config)
-    if str(config["device"]).startswith("cuda") and not torch.cuda.is_available():
+    if str(config.get("device", "cpu")).startswith("cuda") and not torch.cuda.is_available():
         raise UserError("the run was made on a GPU, and this machine has none: go on where there is one")
-    use_deterministic(config["device"], settings.deterministic, settings.compile)
-    use_matmul(config["device"], settings.matmul)
+    use_deterministic(config.get("device", "cpu"), settings.deterministic, settings.compile)
+    use_matmul(config.get("device", "cpu"), settings.matmul)
     with faults_as_sentences(BEFORE, config):
         method = make_method(choice)
-        problem = make_problem(choice, settings, method, config["device"])
+        problem = make_problem(choice, settings, method, config.get("device", "cpu"))
         held = saved[0] if saved else {}
         rewards.restore_cache(problem, held)
         exact = truth(choice.env, problem.env, settings.metrics, rewards.known(held))

@@ -77,7 +77,7 @@ def finished(folder: Path) -> bool:
 def made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
     """The problem, with its workers while they are needed, and the agent."""
     algo, settings, hyperparameters = from_config(config)
-    use_deterministic(config["device"], settings.deterministic)
+    use_deterministic(config.get("device", "cpu"), settings.deterministic)
     with faults_as_sentences(BEFORE, config):
         agent, problem = make_agent(algo, hyperparameters), make_problem(settings, config["device"])
     if tabular(problem):
