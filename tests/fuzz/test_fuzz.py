@@ -10,6 +10,7 @@ import pickle
 import random
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -54,11 +55,25 @@ seen: list[str] = []
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if armed and event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork"):
+    if armed and event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "socket.connect"):
         seen.append(event)
+    if armed and event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        path = str(arguments[0])
+        if not path.startswith((tempfile.gettempdir(), os.devnull)) and not isinstance(arguments[0], int):
+            seen.append(f"{path} is opened for writing")
 
 
 sys.addaudithook(_audit)
+
+
+@pytest.fixture(autouse=True)
+def evil(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """evil.py, which some inputs name, is where the process is; it is never executed."""
+    here = tmp_path_factory.mktemp("evil")
+    (here / "evil.py").write_text(f"open({str(here / 'ran')!r}, 'w').close()\ndef make(): pass\n")
+    monkeypatch.chdir(here)
+    yield
+    assert not (here / "ran").exists()
 
 
 def bytes_of(data: bytes, dice: random.Random) -> bytes:
