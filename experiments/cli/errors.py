@@ -34,7 +34,8 @@ def guarded(work: Callable[[], None], debug: bool = False, program: str = "pgrl"
     """Runs a command; faults become one line on stderr and an exit code."""
     try:
         work()
-        sys.stdout.flush()  # here, where a full disk is a sentence
+        if sys.stdout is not None:  # it was closed
+            sys.stdout.flush()  # here, where a full disk is a sentence
     except (UserError, ImportError) as error:
         if debug:
             raise
@@ -63,7 +64,7 @@ def guarded(work: Callable[[], None], debug: bool = False, program: str = "pgrl"
 
 def forget_output() -> None:
     """Python tries once more at exit to write what standard output did not take, and complains at length: let it go nowhere."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # the latter where it was closed
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

@@ -115,11 +115,16 @@ def resume(
     saved = run.load(checkpoint)
     with run.user_code(trust):
         begun = made(run.config, saved)
+
+        def restored(tensors: dict[str, Tensor], meta: dict[str, Any]) -> GFNTraining:
+            training = begun.training.restored(tensors, meta)
+            rewards.restore(begun.problem, tensors, meta)  # of this checkpoint: another process may have saved since
+            return training
+
         with Run.open(folder, begun.descriptions, given=given) as run:
-            training = run.resume(begun.training.restored, checkpoint, trust)
+            training = run.resume(restored, checkpoint, trust)
             if run.way_back and not (quiet or checkpoint):
                 print(f"continues from the newest checkpoint{run.way_back}", file=sys.stderr)
-            rewards.restore(begun.problem, *saved)
             _to_the_end(run, begun._replace(training=training), quiet)
 
 

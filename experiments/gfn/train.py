@@ -30,7 +30,7 @@ from experiments.gfn.faults import stepped as _step
 from experiments.gfn.metrics import DESCRIPTIONS, TESTS, Scored, evaluation, modes
 from experiments.gfn.warn import Warnings, equal_rewards
 from experiments.run.faults import FAULT, as_sentence, keep_fault
-from experiments.run.log import finite, read_metrics
+from experiments.run.log import finite, is_counts, is_row, read_metrics
 from experiments.run.run import Run
 from experiments.run.schedule import Marks
 from gflownet.flows.states import key_of
@@ -94,8 +94,12 @@ class GFNTraining:
         wanted, tensors = {name: (x.shape, x.dtype) for name, x in self.tensors().items()}, rewards.without(tensors)
         if (actions := tensors.get(REPLAYED)) is not None and actions.dtype == torch.int16:  # before 0.3
             tensors = {**tensors, REPLAYED: actions.int()}
-        numbers = {name: x for name, x in meta.items() if name in self.numbers()}
-        if wanted != {name: (x.shape, x.dtype) for name, x in tensors.items()} or set(numbers) != set(self.numbers()):
+        numbers, due = {name: x for name, x in meta.items() if name in self.numbers()}, meta.get("due")
+        fits = set(numbers) == set(self.numbers()) and all(isinstance(x, int | float) for x in numbers.values())
+        fits = fits and is_counts([numbers["states"]], 1)
+        if due is not None:
+            fits = fits and is_row(due) and (due.get("iteration"), due.get("states")) == (meta["iteration"], numbers["states"])
+        if not fits or wanted != {name: (x.shape, x.dtype) for name, x in tensors.items()}:
             raise UserError("the checkpoint does not fit this method and problem: was a file changed since?", exit_code=3)
         return GFNTraining(
             rebuilt(self.state, tensors, numbers, "state/"),
@@ -104,7 +108,7 @@ class GFNTraining:
             None if self.top_k is None else rebuilt(self.top_k, tensors, numbers, "gallery/"),
             numbers["states"],
             meta["iteration"],
-            due=meta.get("due"),
+            due=due,
         )
 
     def after(self, state: Any, outcome: Outcome) -> GFNTraining:

@@ -5,6 +5,7 @@ The last two look at the evaluations in the second half of training: a policy of
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -35,9 +36,9 @@ class Warnings:
     def of(self, row: Mapping[str, Any]) -> list[str]:
         """The sentences that a row of metrics gives rise to, each at most once in a run."""
         # where evaluations call no reward, the molecules of the last iteration stand for those of the policy
-        known = row.get("rollout/log_reward") if "mol/valid" in row else None
-        reward, residual = row.get("mol/log_reward", known), row.get("train/residual")
-        late = row.get("states", 0) >= self._total / 2
+        known = _of_seeds(row, "rollout/log_reward") if "mol/valid" in row else None
+        reward, residual = _of_seeds(row, "mol/log_reward") or known, _of_seeds(row, "train/residual")
+        late = (row.get("states") or 0) >= self._total / 2
         if reward is not None:
             self._untrained = self._untrained or reward
             if late:
@@ -76,6 +77,12 @@ def equal_rewards(log_reward: Tensor) -> list[str]:
             "is the reward what you meant? (--r-min raises what is lower)"
         ]
     return []
+
+
+def _of_seeds(row: Mapping[str, Any], tag: str) -> list[float] | None:
+    """An entry for each seed; a number that was not finite, which metrics.jsonl has as null, is NaN."""
+    values = row.get(tag)
+    return [math.nan if x is None else x for x in values] if isinstance(values, list) else None
 
 
 def _by_seed(values: Iterable[list[float]]) -> list[tuple[float, ...]]:

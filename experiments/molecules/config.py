@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -156,11 +157,22 @@ def _reward(settings: MoleculeSettings, fragments: tuple[Fragment, ...], env: An
 
     tempering = Tempering(settings.beta, settings.r_min, settings.r_max)
     expression = Expression.parse(settings.reward, ("seh",))
-    where = json.loads(settings.files)
-    functions = {name: load_object(where[name]) for name in expression.functions}
+    functions = {name: load_object(where) for name, where in _named(settings.files, expression.functions).items()}
     reward = MoleculeReward.of(settings.reward, tempering, ("seh",), functions, workers=settings.reward_workers)
     scores = {"seh": _seh(settings, fragments, device)} if "seh" in expression.outside else {}
     return TreeReward(fragments, reward, env.index, scores)
+
+
+def _named(files: str, functions: Iterable[str]) -> dict[str, str]:
+    """file.py:function as in the formula -> with the absolute path. UserError (exit code 3) for a damaged config."""
+    try:
+        found = json.loads(files)
+        named = {name: found[name] for name in functions}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError("config.json does not fit: files does not name each function of the reward", exit_code=3) from error
+    if not all(isinstance(where, str) for where in named.values()):
+        raise UserError("config.json does not fit: files names a function by what is no text", exit_code=3)
+    return named
 
 
 def _seh(settings: MoleculeSettings, fragments: tuple[Fragment, ...], device: str) -> Any:

@@ -24,6 +24,7 @@ from experiments.pg.build import exact_values
 from experiments.pg.config import PGSettings
 from experiments.pg.faults import batch_of, begun, finite_rows, kept, stepped
 from experiments.run.faults import FAULT, as_sentence, keep_fault
+from experiments.run.log import is_counts
 from experiments.run.run import Run
 from experiments.run.schedule import EvenMarks
 from pgrl.agent import Agent, Metrics, norm
@@ -99,15 +100,25 @@ class PGTraining:
         """Raises UserError when the checkpoint belongs to another agent or problem."""
         fresh = PGTraining.begin(agent, problem)
         wanted = {name: (x.shape, x.dtype) for name, x in fresh.tensors().items()}
-        if wanted != {name: (x.shape, x.dtype) for name, x in tensors.items()} or set(meta["state"]) != set(fresh.numbers()):
+        held, own = meta.get("state"), fresh.numbers()
+        counts = {name: meta.get(name, list(getattr(fresh, name))) for name in ("skipped", "failing")}
+        restarts = meta.get("restarts", 0)
+        fits = isinstance(held, dict) and set(held) == set(own) and all(isinstance(x, int | float) for x in held.values())
+        fits = fits and all(is_counts(x, len(problem.seeds)) for x in counts.values()) and is_counts([restarts], 1)
+        if not fits or wanted != {name: (x.shape, x.dtype) for name, x in tensors.items()}:
             raise UserError("the checkpoint does not fit this agent and problem: was a file changed since?", exit_code=3)
         numbers = {f"state/{name}": x for name, x in meta["state"].items()}
         state = rebuilt(fresh.state, tensors, numbers, "state/")
         fitted = {name: tensors[f"baseline/{name}"].to(problem.device) for name in fresh.fitted}
-        counts = {name: tuple(meta.get(name, getattr(fresh, name))) for name in ("skipped", "failing")}
-        restarts = meta.get("restarts", 0)
         return PGTraining(
-            state, fitted, tensors["env_steps"], tensors["eval_steps"], meta["iteration"], **counts, restarts=restarts
+            state,
+            fitted,
+            tensors["env_steps"],
+            tensors["eval_steps"],
+            meta["iteration"],
+            tuple(counts["skipped"]),
+            tuple(counts["failing"]),
+            restarts,
         )
 
 
@@ -138,8 +149,10 @@ def train(
         nonlocal training
         if run.empty:
             save()  # before the first row: a run killed from here on is continued
+            first = replace(training)
             with asked.interruptible():
-                row = measured(problem, exact, settings, training, {}, None, evaluate=True)
+                row = measured(problem, exact, settings, first, {}, None, evaluate=True)
+            training = first
             note(row)
             run.better(0, row)  # or a metric that is not there is refused
         while bool((training.env_steps < settings.env_steps).any()):
@@ -159,14 +172,14 @@ def train(
                 note(row)
             if made.fault:
                 keep_fault(run.folder, before.iteration, made.fault)
-            stop = max(training.failing) >= settings.max_faults
+            counts = zip(problem.seeds, before.failing, training.failing, strict=True)  # a seed that is done keeps its count
+            stop = [seed for seed, was, failing in counts if failing > was and failing >= settings.max_faults]
             if (evaluate and run.better(int(now), row)) or last or asked or stop or checkpoints.passed(used, now):
                 save()
             tick(int(now))
             if stop:
-                seed = problem.seeds[training.failing.index(max(training.failing))]
                 raise UserError(
-                    f"{settings.max_faults} updates of seed {seed} in a row were skipped, because they were not finite; "
+                    f"{settings.max_faults} updates of seed {stop[0]} in a row were skipped, because they were not finite; "
                     f"iteration {training.iteration}; batches in {run.folder / 'faults'}: try a smaller --step-size"
                     f"{run.way_back}",
                     exit_code=FAULT,

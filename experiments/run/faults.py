@@ -51,8 +51,10 @@ def users_code(config: Mapping[str, Any]) -> dict[str, str]:
         note(config.get(key), kind)
     settings = config.get("env_settings")
     settings = settings if isinstance(settings, dict) else {}
-    functions = json.loads(settings.get("files") or "{}")  # of a formula for molecules
-    for value in functions.values() if functions else (settings.get("reward"),):
+    functions: Any = {}  # of a formula for molecules
+    with contextlib.suppress(ValueError, TypeError):  # a forged config is refused elsewhere
+        functions = json.loads(settings.get("files") or "{}")
+    for value in functions.values() if functions and isinstance(functions, dict) else (settings.get("reward"),):
         note(value, "reward")
     return found
 

@@ -12,6 +12,7 @@ machine. What the file imports is not looked at.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -103,7 +104,8 @@ def _paths(value: Any) -> Iterator[str]:
         if found := SOURCE.fullmatch(value) or MAP.fullmatch(value):
             yield found[1]
         elif value.startswith("{") and ".py" in value:
-            yield from _paths(json.loads(value))
+            with contextlib.suppress(ValueError):  # it is no JSON
+                yield from _paths(safe.parse_json(value.encode()))
 
 
 def _digest(path: Path) -> str | None:

@@ -114,6 +114,16 @@ def _entry(value: Any) -> bool:
     )
 
 
+def is_row(value: Any) -> bool:
+    """Whether it is tag -> number, list of numbers, or histogram."""
+    return isinstance(value, dict) and all(map(_entry, value.values()))
+
+
+def is_counts(value: Any, n: int) -> bool:
+    """Whether it is a list of n whole numbers from 0 on."""
+    return isinstance(value, list) and len(value) == n and all(type(x) is int and x >= 0 for x in value)
+
+
 def finite(value: Any) -> Any:
     """A number, or a list of numbers, as JSON has them: NaN and infinities become None; tensors and arrays become lists.
 

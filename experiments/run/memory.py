@@ -8,7 +8,12 @@ from pathlib import Path
 
 from experiments.cli.errors import UserError
 
-LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+LIMITS = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+CACHED = ("active_file", "inactive_file")  # in memory.stat: given back when memory is wanted
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def available(device: str = "cpu") -> int:
@@ -20,10 +25,13 @@ def available(device: str = "cpu") -> int:
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     free = [] if most == resource.RLIM_INFINITY else [most]
     free += [int(line.split()[1]) * 1024 for line in _lines(Path("/proc/meminfo")) if line.startswith("MemAvailable")]
-    for limit, used in LIMITS:
-        numbers = [line for name in (limit, used) for line in _lines(Path("/sys/fs/cgroup", name))]
+    for limit, used, stat in LIMITS:
+        numbers = [line for name in (limit, used) for line in _lines(CGROUP / name)]
         if len(numbers) == 2 and all(x.isdigit() for x in numbers):
-            free.append(max(0, int(numbers[0]) - int(numbers[1])))
+            held = dict(line.split() for line in _lines(CGROUP / stat))
+            prefix = "total_" if "total_inactive_file" in held else ""
+            cached = sum(int(held.get(f"{prefix}{name}", 0)) for name in CACHED)
+            free.append(max(0, int(numbers[0]) - int(numbers[1]) + cached))
     return min(free, default=1 << 62)
 
 

@@ -53,6 +53,7 @@ OWN = BEGUN | {"config.json", "metrics.jsonl", "best"}  # beside event files
 DIGESTS = {"fragments": "digest", "seh_weights": "seh_digest"}  # files that settings name -> SHA-256 of what was read
 OPENED = (*OWN, *SUB_RUNS, "tensorboard", "faults", "environment.*", ".environment.*", "active.png", "curves.png", "curves.csv")
 LOWER = re.compile(r"(gap|gradient_norm|l1|l1_mean|tv|jsd|kl|error|all_modes_at)$")  # metrics that are better when lower
+ASIDE = "discarded-"  # before the name of a checkpoint that a resume has gone back behind
 FAILURES = 3  # of one kind in a row stop the run
 OWN_TAGS = {"wall": "time/wall", "iteration": "time/iteration"}  # in TensorBoard, where tags are grouped by their first word
 OWN_DESCRIPTIONS = {
@@ -303,8 +304,9 @@ class Run:
         """
         folder = self.named(checkpoint) if checkpoint else checkpoints.latest(self.checkpoints)
         tensors, meta = checkpoints.load(folder)
+        number = folder.name.removeprefix(ASIDE).lstrip("0") or "0"
         length, iteration, wall = (meta.get(key) for key in ("metrics_bytes", "iteration", "wall"))
-        counts = type(length) is int and length >= 0 and type(iteration) is int and iteration == int(folder.name)
+        counts = type(length) is int and length >= 0 and type(iteration) is int and str(iteration) == number
         if not counts or type(wall) not in (int, float) or not 0 <= wall < 1e12:  # type: ignore[operator]
             raise RunError(f"{folder} is not a checkpoint of a run: meta.json lacks the length of the metrics", exit_code=3)
         if meta.get("run") not in (None, self.identity.id):  # versions before 0.4 wrote none
@@ -344,7 +346,7 @@ class Run:
                 rows_of(safe.read(self.metrics, LARGEST)[:length], self.metrics)  # damaged ones, before anything is changed
             for later in checkpoints.saved(self.checkpoints):  # before the cut: each names a length that must be there
                 if int(later.name) > iteration:
-                    shutil.rmtree(aside := self.checkpoints / f"discarded-{later.name}", ignore_errors=True)
+                    shutil.rmtree(aside := self.checkpoints / f"{ASIDE}{later.name}", ignore_errors=True)
                     later.rename(aside)
             record = checkpoints.best_of(checkpoints.folder_of(self.checkpoints, iteration))
             self._best = record if record and record.get("tag") == self.config.get("best") else None

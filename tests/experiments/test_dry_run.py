@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.run.dry_run import duration
+from tests.experiments.test_faults import fails, outside_agent, train_agent
 from tests.experiments.test_numbers_of_flags import SMALL, TOOLS
 
 MORE = {"pgrl": [["train", "n-harpg", "--env=CartPole-v1", "--env-steps=3000", "--seeds=2", "--hidden=8"]], "gflownet": []}
@@ -36,6 +37,14 @@ def test_a_dry_run_says_what_the_run_would_be_and_writes_nothing(
             assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
             TOOLS[tool].main([*arguments, f"--out={tmp_path / 'run'}", "--dry-run"])  # a folder that is there is not touched
             (tmp_path / "run").rename(tmp_path.parent / f"{tool}-{tmp_path.name}")
+
+
+def test_an_agent_that_fails_in_a_dry_run_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for fault in ("raise ValueError('boo')", "return None"):
+        agent = outside_agent(tmp_path / "mine.py", step=fault)
+        agent.write_text(agent.read_text().replace("state.t == 7", "state.t == 1"))
+        error = fails(capsys, 5, "pgrl", *train_agent(agent, tmp_path / "run", "--dry-run"))
+        assert "dry run" in error
 
 
 def test_seconds_for_people() -> None:

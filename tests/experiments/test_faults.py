@@ -15,6 +15,7 @@ import experiments.cli.gflownet
 import experiments.cli.pgrl
 from experiments.run import checkpoint as checkpoints
 from experiments.run.log import read_metrics
+from experiments.run.run import Run
 
 HEAD = """
 import sys
@@ -336,3 +337,15 @@ def test_too_many_updates_that_are_not_finite_stop_the_run(tmp_path: Path, capsy
     _, meta = checkpoints.load_latest(out / "checkpoints")
     assert meta["skipped"] == meta["failing"] == [4, 4]
     assert len(list((out / "faults").iterdir())) == 3
+
+
+def test_a_seed_that_is_done_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Seed 1 has used its steps, and its last updates were skipped."""
+    out = tmp_path / "run"
+    assert run("pgrl", *train_agent(outside_agent(tmp_path / "mine.py"), out, "--max-faults", 2)) == 0
+    opened = Run.open(out)
+    first, *_ = checkpoints.saved(opened.checkpoints)
+    tensors, meta = checkpoints.load(first)
+    tensors["env_steps"][1] = 2000
+    checkpoints.save(first, tensors, {**meta, "failing": [0, 2]}, keep=9)
+    assert run("pgrl", "resume", out, "--checkpoint", first.name, "--quiet") == 0

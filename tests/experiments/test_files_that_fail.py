@@ -84,3 +84,11 @@ def test_faults_of_the_system_are_a_sentence(fault: Exception, said: str, capsys
     assert capsys.readouterr().err == said
     with pytest.raises(type(fault)):
         guarded(work, debug=True)
+
+
+def test_closed_standard_output_is_no_fault() -> None:
+    for tool in ("pgrl", "gflownet"):
+        code = f"from experiments.cli.{tool} import main; main(['list'])"
+        words = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", code]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        assert (done.returncode, done.stderr) == (0, "")

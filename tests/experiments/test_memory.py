@@ -59,6 +59,17 @@ def test_a_gaussian_process_that_would_not_fit_is_refused(tmp_path: Path) -> Non
     assert (code, "of memory (Gaussian process " in said, (tmp_path / "run").exists()) == (2, True, False)
 
 
+def test_the_cache_of_files_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    for name, text in (
+        ("max", "1000000"),
+        ("current", "900000"),
+        ("stat", "anon 100000\nactive_file 300000\ninactive_file 500000"),
+    ):
+        (tmp_path / f"memory.{name}").write_text(text + "\n")
+    assert memory.available() == 900_000
+
+
 def test_what_is_free_is_the_least_of_all_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < memory.available() < 1 << 50
     monkeypatch.setattr(memory, "available", lambda device: 10**9)

@@ -17,7 +17,7 @@ import pgrl
 from experiments.cli.errors import UserError
 from experiments.cli.gflownet import main as gflownet_main
 from experiments.cli.pgrl import main as pgrl_main
-from experiments.run import identity
+from experiments.run import checkpoint, identity
 from experiments.run.checkpoint import folder_of
 from experiments.run.run import Run
 
@@ -384,9 +384,56 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     assert Run.open(second.folder).load(Path("000000001"))[1]["run"] == second.identity.id
 
 
-def test_checkpoints_of_earlier_versions_have_no_id(tmp_path: Path) -> None:
-    from experiments.run import checkpoint
+FORGED = {
+    "pgrl": [
+        "skipped=5",
+        'skipped=["a","b"]',
+        "failing=null",
+        "failing=[]",
+        'restarts="x"',
+        "state=3",
+        'state={"t":"x"}',
+        "state={}",
+    ],
+    "gflownet": ["due=[1]", 'due={"states":"x"}', "due={}", 'states="x"', "states=-5", "reward=5", 'reward={"calls":"x"}'],
+}
 
+
+@pytest.mark.parametrize("program", FORGED)
+def test_forged_numbers_are_refused(program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = {"pgrl": pgrl_main, "gflownet": gflownet_main}[program]
+    few = GRID if program == "gflownet" else ["--env-steps", "300", "--seeds", "2", *FEW]
+    assert code(main, "train", "hypergrid" if program == "gflownet" else "reinforce", *few, "--out", tmp_path / "run") == 0
+    run = Run.open(tmp_path / "run")
+    tensors, meta = run.load()
+    folder = folder_of(run.checkpoints, meta["iteration"])
+    for forged in FORGED[program]:
+        name, _, value = forged.partition("=")
+        checkpoint.save(folder, tensors, {**meta, name: json.loads(value)})
+        assert code(main, "resume", run.folder, "--quiet") == 3, forged
+        assert "checkpoint" in capsys.readouterr().err
+    checkpoint.save(folder, tensors, meta)
+    assert code(main, "resume", run.folder, "--quiet") == 0
+
+
+def test_a_checkpoint_that_was_set_aside_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--env-steps", "300", "--seeds", "2", *FEW]
+    assert code(pgrl_main, "train", "reinforce", *few, "--out", tmp_path / "run") == 0
+    folder = Run.open(tmp_path / "run").checkpoints
+    newest = max(path.name for path in folder.iterdir())
+    (folder / newest).rename(folder / f"discarded-{newest}")
+    assert code(pgrl_main, "eval", tmp_path / "run", "--episodes", 2, "--checkpoint", f"discarded-{newest}") == 0
+    (folder / f"discarded-{newest}").rename(folder / "mine")
+    assert code(pgrl_main, "eval", tmp_path / "run", "--episodes", 2, "--checkpoint", "mine") == 3
+
+
+def test_text_that_looks_like_json_names_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--env-steps", "300", "--seeds", "2", *FEW]
+    assert code(pgrl_main, "train", "reinforce", *few, "--best", "{.py", "--out", tmp_path / "run") == 2
+    assert "got --best {.py, which" in capsys.readouterr().err
+
+
+def test_checkpoints_of_earlier_versions_have_no_id(tmp_path: Path) -> None:
     run = small(tmp_path / "run")
     tensors, meta = run.load()
     checkpoint.save(folder_of(run.checkpoints, 2), tensors, {k: v for k, v in meta.items() if k != "run"})

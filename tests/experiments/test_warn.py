@@ -57,6 +57,11 @@ def test_a_resumed_run_remembers_its_rows() -> None:
     assert len(resumed.of(rows[7])) == 2
 
 
+def test_a_resumed_run_reads_what_was_not_finite() -> None:
+    rows = [{"states": 10 * i, "mol/log_reward": [-9.0], "train/residual": [None]} for i in range(11)]
+    assert len(Warnings(100, rows[:-1]).of(rows[-1])) == 0
+
+
 def test_equal_rewards() -> None:
     assert equal_rewards(torch.tensor([[1.0, 2.0]])) == []
     assert "all 2 molecules of the first iteration have log R = 1:" in equal_rewards(torch.ones(1, 2))[0]
