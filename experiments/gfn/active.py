@@ -79,14 +79,21 @@ class ActiveRun:
         return (self.known.shape[1] - self.settings.initial) // self.settings.queries
 
     def restored(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> ActiveRun:
-        """This one as the checkpoint has it. Raises UserError when it belongs to another run."""
+        """This one as the checkpoint has it, with its count of calls. Raises UserError when it belongs to another run."""
         known, settings = tensors.get("known"), self.settings
         asked = settings.queries * int(meta.get("iteration", 0))
         if known is None or known.dtype != torch.int64 or known.shape != (settings.seeds, settings.initial + asked):
             raise UserError("the checkpoint does not fit these settings: was a file changed since?", exit_code=3)
         if not torch.equal(known[:, : settings.initial], self.known):
             raise UserError("the checkpoint began with other cells: was a file changed since?", exit_code=3)
+        if rewards.META in meta:  # versions before 0.4 did not count
+            rewards.restore_count(self.calls, meta[rewards.META])
         return replace(self, known=known)
+
+    def save(self, run: Run, i: int, known: Tensor) -> None:
+        """A checkpoint after i rounds; it holds what code of the user's said of all cells."""
+        held = {rewards.TRUTH + "log_reward": self.pool.dag.log_reward} if self.calls.of_user else {}
+        run.checkpoint(i, {"known": known, **held}, {rewards.META: self.calls.numbers()})
 
 
 def settings_for(method: str, env: str, preset: str) -> tuple[Settings, Choice, str]:
@@ -110,8 +117,11 @@ def is_active(folder: Path) -> bool:
     return {"rounds", "queries"} <= set(Run.open(folder).config)
 
 
-def made(config: dict[str, Any]) -> ActiveRun:
-    """Everything as it is before the first round. UserError where something does not fit."""
+def made(config: dict[str, Any], held: Tensor | None = None) -> ActiveRun:
+    """Everything as it is before the first round. UserError where something does not fit.
+
+    held: log R of all cells, where a checkpoint has them.
+    """
     choice, _ = from_config({f.name: config.get(f.name) for f in fields(Choice)})
     try:
         settings = Settings(**{f.name: config[f.name] for f in fields(Settings)})
@@ -120,7 +130,7 @@ def made(config: dict[str, Any]) -> ActiveRun:
     check(settings)
     if settings.proxy == "gp" and importlib.util.find_spec("sklearn") is None:
         raise MissingPackage("scikit-learn", "active", "a Gaussian process (--proxy gp)")
-    pool, calls = pool_of(choice)
+    pool, calls = pool_of(choice, held)
     wanted, there = settings.initial + settings.rounds * settings.queries, len(pool.cells)
     if wanted > there:
         raise UserError(
@@ -147,15 +157,20 @@ def check(settings: Settings) -> None:
         raise UserError(f"--proxy is {settings.proxy!r}, expected gp or oracle")
 
 
-def pool_of(choice: Choice) -> tuple[Pool, RewardCalls]:
-    """The grid with the rewards of all cells, which the metrics need, and the count of what was asked."""
+def pool_of(choice: Choice, held: Tensor | None = None) -> tuple[Pool, RewardCalls]:
+    """The grid with the rewards of all cells, which the metrics need, and the count of what was asked.
+
+    held: log R of all cells, where a checkpoint has them.
+    """
     calls = RewardCalls()
     if ".py" in str(choice.env_settings.get("reward", "")):
         calls.of_user, calls.around = True, stdout_to_stderr
     env = make_dag_env(choice.env, find_env(choice.env).settings(**choice.env_settings), "cpu")
     assert isinstance(env, HyperGrid)
     try:
-        dag = enumerate_dag(env, LIMIT, partial(calls, env.log_reward))
+        dag = enumerate_dag(
+            env, LIMIT, partial(calls, env.log_reward) if held is None else partial(rewards.of_checkpoint, held)
+        )
     except TooManyStates as error:
         raise UserError(
             f"the grid has {env.n_states:,} cells, the proxy evaluates all of them in every round and at most {LIMIT:,}: "
@@ -184,13 +199,14 @@ def resume(
 ) -> Path:
     """Continue a run to its last round. given: settings, of which those that change no number are taken."""
     with Run.open(folder, DESCRIPTIONS, given=given) as run, run.user_code(trust):
-        return _to_the_end(run, run.resume(_begun(run.config).restored, checkpoint, trust), quiet)
+        begun = _begun(run.config, rewards.known(run.load(checkpoint)[0]))
+        return _to_the_end(run, run.resume(begun.restored, checkpoint, trust), quiet)
 
 
-def _begun(config: dict[str, Any]) -> ActiveRun:
+def _begun(config: dict[str, Any], held: Tensor | None = None) -> ActiveRun:
     """`made`, its faults as sentences."""
     with faults_as_sentences("before the first round", config):
-        return made(config)
+        return made(config, held)
 
 
 def finished(folder: Path) -> bool:
@@ -218,7 +234,7 @@ def play(run: Run, begun: ActiveRun, tick: Callable[[int], None], quiet: bool) -
     """All rounds that are left. Raises UserError, 130 or 143 when asked to stop (after the round, and a checkpoint)."""
     settings, known = begun.settings, begun.known
     if run.empty:
-        run.checkpoint(0, {"known": known}, {})
+        begun.save(run, 0, known)
         run.log(known.shape[1], _row(begun, known, 0, []))
     with deferred_signals() as asked:
         for i in range(begun.round, settings.rounds):
@@ -231,7 +247,7 @@ def play(run: Run, begun: ActiveRun, tick: Callable[[int], None], quiet: bool) -
             known = torch.stack([x.known for x in done])
             row = _row(begun, known, i + 1, done)
             run.log(known.shape[1], row)
-            run.checkpoint(i + 1, {"known": known}, {})
+            begun.save(run, i + 1, known)
             if not quiet:
                 gain, modes = (sum(row[tag]) / settings.seeds for tag in ("eval/top_return", "eval/modes"))
                 print(f"round {i + 1} of {settings.rounds}: top-k return {gain:.3f}, modes {modes:.1f}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.cli.stdout import stdout_to_stderr
 from experiments.gfn.environments import find_env
-from experiments.gfn.rewards import counted
+from experiments.gfn.rewards import counted, of_checkpoint
 from experiments.molecules.config import tree_reward
 
 LIMIT = 2_000_000  # states that are enumerated for exact metrics
@@ -86,19 +87,10 @@ def truth(name: str, env: DagEnv, metrics: str, known: Tensor | None = None) -> 
     if metrics == "sampled" or (metrics == "auto" and reward is not None and reward.reward.expression.functions):
         return None
 
-    def log_reward(obs: Tensor) -> Tensor:
-        if known is None:
-            return env.log_reward(obs)
-        if len(known) != len(obs):
-            raise UserError(
-                f"the checkpoint has {len(known):,} rewards for {len(obs):,} objects: was a file changed?", exit_code=3
-            )
-        return known.to(obs.device)
-
     try:
         if isinstance(env, BlockTrees):  # first: a step too far takes long
             count_states(env, TREES if metrics == "auto" else 10 * TREES)
-        found = enumerate_dag(env, LIMIT, log_reward)
+        found = enumerate_dag(env, LIMIT, None if known is None else partial(of_checkpoint, known))
     except TooManyStates as error:
         if metrics == "exact":
             raise UserError(f"--metrics exact: {_size(env, error)}; use --metrics sampled") from error

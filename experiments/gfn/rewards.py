@@ -98,8 +98,13 @@ def restore(problem: DagProblem, held: Mapping[str, Tensor], meta: Mapping[str, 
     restore_cache(problem, held)
     visited = meta["states"] * len(problem.seeds)  # of a version that did not count, as it was documented there
     numbers = meta.get(META, {"calls": visited, "cache_hits": 0, "seconds": 0.0})
+    restore_count(problem.calls, numbers)
+
+
+def restore_count(calls: RewardCalls, numbers: Any) -> None:
+    """Go on counting. UserError (exit code 3) where these are no counts."""
     try:
-        problem.calls.restore(numbers)
+        calls.restore(numbers)
     except (ValueError, AttributeError) as error:
         raise UserError(f"the checkpoint holds no count of reward calls: {error}; was a file changed?", exit_code=3) from error
 
@@ -108,3 +113,10 @@ def known(held: Mapping[str, Tensor]) -> Tensor | None:
     """log R of all objects, where a checkpoint holds it."""
     found = held.get(TRUTH + "log_reward")
     return found if found is not None and found.dtype == torch.float64 and found.dim() == 1 else None
+
+
+def of_checkpoint(known: Tensor, obs: Tensor) -> Tensor:
+    """log R of all objects, obs, from a checkpoint. UserError (exit code 3) where it has another number of them."""
+    if len(known) != len(obs):
+        raise UserError(f"the checkpoint has {len(known):,} rewards for {len(obs):,} objects: was a file changed?", exit_code=3)
+    return known.to(obs.device)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,10 @@ def test_active_learning_counts_and_its_table_is_data(here: Path, capfd: pytest.
     assert counts(here / "run") == [16, 16]
     assert asked(here) == 16
     assert "python says so" not in capfd.readouterr().out
+    before, count = asked(here), read_metrics(here / "run")[-1]["oracle/calls"]
+    shutil.rmtree(checkpoints.saved(here / "run" / "checkpoints")[-1])
+    gflownet("resume", here / "run", "--quiet")
+    assert (asked(here), read_metrics(here / "run")[-1]["oracle/calls"]) == (before, count)  # no cell is asked for twice
 
 
 def test_curves_against_reward_calls(here: Path) -> None:
