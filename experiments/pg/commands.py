@@ -70,7 +70,7 @@ def finished(folder: Path) -> bool:
     """Whether every seed of a run has used its environment steps, by the newest checkpoint."""
     run = Run.open(folder)
     tensors, _ = run.load()
-    return bool((tensors["env_steps"] >= run.config["env_steps"]).all())
+    return bool((tensors["env_steps"] >= from_config(run.config)[1].env_steps).all())
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
     algo, settings, hyperparameters = from_config(config)
     use_deterministic(config.get("device", "cpu"), settings.deterministic)
     with faults_as_sentences(BEFORE, config):
-        agent, problem = make_agent(algo, hyperparameters), make_problem(settings, config["device"])
+        agent, problem = make_agent(algo, hyperparameters), make_problem(settings, config.get("device", "cpu"))
     if tabular(problem):
         torch.set_num_threads(1)  # the arrays are small: a second thread costs more than it brings
     count = worker_count(settings, problem.env)
@@ -89,7 +89,7 @@ def made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
     try:
         ForkingPickler.dumps(problem.env)  # as it travels to another process of this run; nothing is written
     except Exception as error:
-        raise UserError(f"--workers {count}: {config['env']} cannot be copied to another process ({error}); use 0") from error
+        raise UserError(f"--workers {count}: {settings.env} cannot be copied to another process ({error}); use 0") from error
     with Workers(problem.env, count) as workers:
         yield replace(problem, workers=workers), agent
 
