@@ -129,9 +129,10 @@ def resume(
 
 
 def finished(folder: Path) -> bool:
-    """Whether every seed of a run has visited its objects, by the newest checkpoint."""
+    """Whether every seed of a run has visited its objects and no row is due, by the newest checkpoint."""
     run = Run.open(folder)
-    return bool(run.load()[1]["states"] >= run.config["states"])
+    _, meta = run.load()
+    return bool(meta["states"] >= run.config["states"]) and meta.get("due") is None
 
 
 def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:

@@ -120,6 +120,24 @@ def test_a_reward_that_fails_in_an_evaluation_costs_no_row(
         assert torch.equal(x, saved(part)[name]), name
 
 
+def test_a_reward_that_fails_in_the_last_evaluation_leaves_a_run_to_finish(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All objects are visited, and the last row is due: the same command with --resume auto writes it."""
+    flag, part = tmp_path / "flag", tmp_path / "part"
+    flag.touch()
+    when = f"Path({str(flag)!r}).exists() and len(cells) > 8 and calls.count(8) >= 20"
+    file = outside_reward(tmp_path / "r.py", when, "raise RuntimeError('in an evaluation')")
+    command = grid("--objective", "tb", "--metrics", "sampled", "--reward", f"{file}:reward", "--resume", "auto", "--out", part)
+    fails(capsys, 6, "gflownet", *command)
+    before = rows(part)
+    assert before[-1]["states"] < 160
+    flag.unlink()
+    assert run("gflownet", *command) == 0
+    assert rows(part)[:-1] == before
+    assert rows(part)[-1]["states"] == 160
+
+
 def test_a_reward_of_molecules_that_exits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rdkit")
     file = tmp_path / "r.py"
