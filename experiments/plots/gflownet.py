@@ -104,16 +104,13 @@ def distribution(run: Path, out: Path, checkpoint: Path | None = None, trust: bo
 
     ready(out)
     opened_run, (_, method, problem, truth, training, _) = opened(run, checkpoint, trust)
+    on = opened_run.config.get("title", opened_run.config["env"])
     if truth is None or training.window is None or truth.obs.shape[1:] != (2,):
-        raise CurvesError(
-            f"{run} is on {opened_run.config.get('title', opened_run.config['env'])}: only enumerated two-dimensional grids can be drawn"
-        )
+        raise CurvesError(f"{run} is on {on}: only enumerated two-dimensional grids can be drawn")
     policy = has_policy(method, training.state, problem)
     learned = exact_distribution(method, training.state, problem, truth) if policy else training.window.distribution
     cells, distance = truth.obs[truth.objects].cpu().numpy(), float(l1_sum(learned[0], truth.target))
-    title = plain(
-        f"{opened_run.config.get('title', opened_run.config['env'])}, {opened_run.config['method']}, {training.states:,} objects visited"
-    )
+    title = plain(f"{on}, {opened_run.config['method']}, {training.states:,} objects visited")
     what = "learned: exact distribution of the policy" if policy else f"visited: the last {training.window.held:,} objects"
     _heat(
         cells,
