@@ -132,7 +132,7 @@ def finished(folder: Path) -> bool:
     """Whether every seed of a run has visited its objects and no row is due, by the newest checkpoint."""
     run = Run.open(folder)
     _, meta = run.load()
-    return bool(meta["states"] >= run.config["states"]) and meta.get("due") is None
+    return bool(meta["states"] >= from_config(run.config)[1].states) and meta.get("due") is None
 
 
 def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:
