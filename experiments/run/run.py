@@ -150,7 +150,7 @@ class Run:
         """Whether `out` holds a run of these settings with a checkpoint, which `resume` continues.
 
         A run that stopped before its first checkpoint, or while it was being made, has nothing to continue: its folder is
-        emptied and it starts again.
+        emptied and it starts again. Rows without a checkpoint are refused.
 
         Args:
             out: the run folder, which need not be there.
@@ -162,7 +162,7 @@ class Run:
             False where a new run is to be made in `out`.
 
         Raises:
-            RunError: `out` holds a run with other settings, or another process writes it.
+            RunError: `out` holds a run with other settings or without its checkpoints, or another process writes it.
         """
         if not (out / "config.json").exists():
             if out.is_dir() and {"cmd.txt"} <= set(os.listdir(out)) <= BEGUN:
@@ -185,6 +185,10 @@ class Run:
             )
         if checkpoints.saved(run.checkpoints):
             return True
+        if run.metrics.is_file() and run.metrics.stat().st_size:  # rows come after the first checkpoint: somebody removed it
+            raise RunError(
+                f"{out} has rows of metrics and no checkpoint: restore its checkpoints, or choose another --out", exit_code=3
+            )
         run._clear()
         return False
 
@@ -198,7 +202,9 @@ class Run:
         try:
             clear(self.folder)
             last = ("config.json", "environment.json", "cmd.txt")  # what is left is at any moment a folder to clear, or to use
-            for path in (self.folder / name for name in (*sorted(OWN - {"lock", *last}), *last)):
+            for path in (
+                self.folder / name for name in ("metrics.jsonl", *sorted(OWN - {"lock", "metrics.jsonl", *last}), *last)
+            ):
                 if path.exists():
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         finally:

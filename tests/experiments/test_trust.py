@@ -427,6 +427,16 @@ def test_a_checkpoint_that_was_set_aside_is_evaluated(tmp_path: Path, capsys: py
     assert code(pgrl_main, "eval", tmp_path / "run", "--episodes", 2, "--checkpoint", "mine") == 3
 
 
+def test_rows_whose_checkpoints_were_removed_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["train", "reinforce", "--env-steps", "300", "--seeds", "2", *FEW, "--out", tmp_path / "run"]
+    assert code(pgrl_main, *few) == 0
+    rows = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert code(pgrl_main, *few, "--resume", "auto") == 3
+    assert "has rows of metrics and no checkpoint" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == rows
+
+
 def test_text_that_looks_like_json_names_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--env-steps", "300", "--seeds", "2", *FEW]
     assert code(pgrl_main, "train", "reinforce", *few, "--best", "{.py", "--out", tmp_path / "run") == 2
