@@ -1,8 +1,9 @@
 """run.json: the id of a run, and the user's files that it was trained with.
 
-    id      a random number that every checkpoint of the run carries
-    files   absolute path -> SHA-256 of each file that config.json names
-    seal    HMAC-SHA-256 of the two with a key that only this account has; null where no key could be kept
+    id        a random number that every checkpoint of the run carries
+    unmarked  checkpoints up to this iteration need not: they are of a version before 0.4; -1 for a run begun with an id
+    files     absolute path -> SHA-256 of each file that config.json names
+    seal      HMAC-SHA-256 of id and files with a key that only this account has; null where no key could be kept
 
 A run folder may come from anybody, and its record may be forged. So a file of code is executed only if all of these hold: it
 is named by its absolute path, lies outside the run folder, has the SHA-256 of the record, and the record carries this account's
@@ -47,14 +48,15 @@ class Identity:
     id: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     seal: str | None = None
+    unmarked: int = -1
 
     @staticmethod
-    def new(config: Mapping[str, Any], id: str | None = None) -> Identity:
-        """Of a run with this config; `id`: of one that is there already."""
+    def new(config: Mapping[str, Any], id: str | None = None, unmarked: int = -1) -> Identity:
+        """Of a run with this config; `id` and `unmarked`: of one that is there already."""
         id = id or secrets.token_hex(8)
         files = {path: digest for path in sorted(set(_paths(config))) if (digest := _digest(Path(path)))}
         key = _key() if any(path.endswith(".py") for path in files) else None
-        return Identity(id, files, None if key is None else _seal(key, id, files))
+        return Identity(id, files, None if key is None else _seal(key, id, files), unmarked)
 
     @staticmethod
     def of(folder: Path) -> Identity:
@@ -66,10 +68,13 @@ class Identity:
         id, files, seal = (found.get(name) for name in ("id", "files", "seal"))
         if not isinstance(id, str) or not isinstance(files, dict) or not all(isinstance(x, str) for x in files.values()):
             raise safe.Refused(f"{folder / NAME} is damaged: it has no id and files; restore it to use this run")
-        return Identity(id, files, seal if isinstance(seal, str) else None)
+        unmarked = found.get("unmarked", -1)
+        if type(unmarked) is not int:
+            raise safe.Refused(f"{folder / NAME} is damaged: unmarked is no integer; restore it to use this run")
+        return Identity(id, files, seal if isinstance(seal, str) else None, unmarked)
 
     def write(self, folder: Path) -> None:
-        text = json.dumps({"id": self.id, "files": dict(self.files), "seal": self.seal}, indent=1)
+        text = json.dumps({"id": self.id, "unmarked": self.unmarked, "files": dict(self.files), "seal": self.seal}, indent=1)
         safe.write(folder / NAME, f"{text}\n".encode())
 
     def judge(self, folder: Path, name: str, content: bytes | None) -> None:

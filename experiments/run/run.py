@@ -315,9 +315,11 @@ class Run:
         counts = type(length) is int and length >= 0 and type(iteration) is int and str(iteration) == number
         if not counts or type(wall) not in (int, float) or not 0 <= wall < 1e12:  # type: ignore[operator]
             raise RunError(f"{folder} is not a checkpoint of a run: meta.json lacks the length of the metrics", exit_code=3)
-        if meta.get("run") not in (None, self.identity.id):  # versions before 0.4 wrote none
+        known, found = self.identity, meta.get("run")
+        unmarked = found is None and (known.id is None or iteration <= known.unmarked)  # type: ignore[operator]
+        if found != known.id and not unmarked:
             raise RunError(
-                f"{folder} is a checkpoint of another run: {folder / checkpoints.META} has the id {meta['run']!r:.40}, "
+                f"{folder} is a checkpoint of another run: {folder / checkpoints.META} has the id {found!r:.40}, "
                 f"{self.folder / identity.NAME} has {self.identity.id!r}; put back the checkpoint that belongs here",
                 exit_code=3,
             )
@@ -359,7 +361,9 @@ class Run:
             now = dump(provenance(str(self.config.get("device", "cpu"))))
             safe.write(self.folder / f"environment.{iteration:09d}.json", now.encode())
             if trust or self.identity.id is None:  # a run of an earlier version gets an id
-                self._identity = Identity.new(self.config, self.identity.id) if trust else Identity(secrets.token_hex(8))
+                id, unmarked = self.identity.id, self.identity.unmarked if self.identity.id else iteration
+                new = Identity.new(self.config, id, unmarked) if trust else Identity(secrets.token_hex(8), unmarked=unmarked)
+                self._identity = new
                 self._identity.write(self.folder)
             self._start(length, float(wall))
         return restored

@@ -74,6 +74,7 @@ def write(path: Path, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(handle, view) :]
+        os.fsync(handle)
     finally:
         os.close(handle)
     os.replace(part, path)

@@ -179,7 +179,7 @@ def test_a_run_of_flow_matching_from_before_is_read(tmp_path: Path) -> None:
     (run.folder / "config.json").write_text(json.dumps(config))
     assert gflownet.load(run.folder).evaluate(50)[0]["l1"] > 0  # type: ignore[call-arg]
     (run.folder / "config.json").write_text(json.dumps(config | {"objective": None}))
-    with pytest.raises(UserError, match=r"fm: .*must be a mapping, not NoneType"):
+    with pytest.raises(UserError, match="objective is None"):
         gflownet.load(run.folder).evaluate(50)  # type: ignore[call-arg]
 
 

@@ -453,6 +453,11 @@ def test_checkpoints_of_earlier_versions_have_no_id(tmp_path: Path) -> None:
         again.log(3, {"eval/gap": [0.0, 1.0]})
         again.checkpoint(3, {"x": torch.zeros(2)}, {})
     assert Run.open(run.folder).load()[1]["run"] == again.identity.id is not None
+    earlier, later = (folder_of(run.checkpoints, iteration) for iteration in (2, 4))
+    assert "run" not in Run.open(run.folder).load(earlier)[1]
+    checkpoint.save(later, tensors, {**{k: v for k, v in meta.items() if k != "run"}, "iteration": 4})
+    with pytest.raises(UserError, match="is a checkpoint of another run"):
+        Run.open(run.folder).load(later)
 
 
 def test_equal_seeds_give_equal_tensors_with_ids_of_their_own(tmp_path: Path) -> None:

@@ -231,7 +231,8 @@ def boom(smiles: list[str]) -> list[float]:
         (lambda smiles: [math.inf] * 6, r"^my.py:f of CC\(=O\)Oc1ccccc1C\(=O\)O is inf, expected a finite number \(6 of 6"),
         (
             boom,
-            r"^my.py:f raised RuntimeError: no licence; it was given a batch of 6 molecules, the first being CC\(=O\)",
+            r"^my.py:f raised RuntimeError: no licence \(test_chemistry_rewards.py, line \d+\); "
+            r"it was given a batch of 6 molecules, the first being CC\(=O\)",
         ),
     ],
 )
@@ -257,7 +258,9 @@ def not_a_number(mol: Chem.Mol) -> float:
 
 
 def test_a_quantity_that_fails_is_named_with_its_molecule() -> None:
-    with pytest.raises(ValueError, match=r"^size of C raised OverflowError: too large$"):
+    with pytest.raises(
+        ValueError, match=r"^size of C raised OverflowError: too large \(test_chemistry_rewards.py, line \d+\)$"
+    ):
         Quantities({"size": fails}, {})(*from_smiles(["C"]))
     with pytest.raises(ValueError, match=r"^size of CC is nan, expected a finite number$"):
         Quantities({"size": not_a_number}, {})(*from_smiles(["C", "CC"]))
