@@ -73,7 +73,7 @@ class GFNSettings:
     checkpoints: Rows = 20
     """number of checkpoints, of which the last three are kept"""
     best: str = "none"
-    """metric of evaluations, e.g. eval/exact_l1, eval/correlation: the checkpoint with its best value in training is kept too"""
+    """metric of evaluations, e.g. eval/exact_l1, eval/correlation: the checkpoint of its best value in training is kept"""
 
 
 @dataclass(frozen=True)

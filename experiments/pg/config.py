@@ -84,7 +84,7 @@ class PGSettings:
     checkpoints: Rows = 20
     """number of checkpoints, of which the last three are kept"""
     best: str = "none"
-    """metric of evaluations, e.g. eval/return or eval/gap: the checkpoint with its best value in training is kept too"""
+    """metric of evaluations, e.g. eval/return or eval/gap: the checkpoint of its best value in training is kept"""
 
 
 def find_agent(algo: str) -> AgentEntry:
