@@ -83,6 +83,9 @@ def test_resume_starts_again_what_has_no_checkpoint(tmp_path: Path) -> None:
     theta = whole.theta
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         checkpoint.rename(tmp_path / checkpoint.name)
+    with pytest.raises(UserError, match="has rows of metrics and no checkpoint"):  # rows are never thrown away
+        pgrl.train("n-pg", out=tmp_path / "run", resume=True, **settings)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
     assert bool((pgrl.train("n-pg", out=tmp_path / "run", resume=True, **settings).theta == theta).all())
 
 
