@@ -94,7 +94,7 @@ def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], keep: i
         _sweep(folder.parent)
         temporary.mkdir()
         for name, data in files.items():
-            _write(temporary / name, data)
+            safe.write_new(temporary / name, data)
         sync_folder(temporary)
         if folder.exists():  # a folder cannot be renamed onto a full one
             os.rename(folder, old)
@@ -239,17 +239,6 @@ def _packed(tensors: dict[str, Tensor]) -> bytes:
 
 def _to_json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(handle, view) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _drop(folder: Path) -> None:

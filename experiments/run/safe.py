@@ -69,7 +69,13 @@ def write(path: Path, data: bytes) -> None:
     _check(path, stat.S_IFREG)
     part = path.with_name(f".{path.name}.part")
     part.unlink(missing_ok=True)  # of a writer that was killed
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    write_new(part, data)
+    os.replace(part, path)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet, to the disk. OSError where something has its name, or the disk fails."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         view = memoryview(data)
         while view:
@@ -77,7 +83,6 @@ def write(path: Path, data: bytes) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-    os.replace(part, path)
 
 
 def folder(path: Path, make: bool = False) -> bool:

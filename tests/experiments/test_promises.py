@@ -234,7 +234,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint(package: str, number: int, cod
 
 def test_a_reward_that_hangs_does_not_hold_a_signal_up(tmp_path: Path) -> None:
     """One SIGTERM; what is saved is the state before the iteration, which goes on to the end once the reward answers."""
-    command = molecules(tmp_path, f"while calls > 4 and not os.path.exists({str(tmp_path / 'mended')!r}): time.sleep(0.1)")
+    command = molecules(tmp_path, f"while calls > 4 and not os.path.exists({str(tmp_path / 'fixed')!r}): time.sleep(0.1)")
     running = process("gflownet", *command, "--out", tmp_path / "run")
     wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), running)
     time.sleep(2)
@@ -243,7 +243,7 @@ def test_a_reward_that_hangs_does_not_hold_a_signal_up(tmp_path: Path) -> None:
     _, error = running.communicate(timeout=60)
     assert time.monotonic() - sent < 20
     assert running.returncode == 143, error
-    (tmp_path / "mended").touch()
+    (tmp_path / "fixed").touch()
     gflownet.main(["resume", str(tmp_path / "run"), "--quiet"])
     assert read_metrics(tmp_path / "run")[-1]["states"] == 64
 
@@ -316,12 +316,12 @@ def test_an_update_that_is_not_finite_is_skipped_counted_and_dumped(tmp_path: Pa
 def test_a_reward_s_fault_ends_the_run_after_a_checkpoint(
     fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = molecules(tmp_path, f"if calls > 3 and not os.path.exists({str(tmp_path / 'mended')!r}): {fault}")
+    command = molecules(tmp_path, f"if calls > 3 and not os.path.exists({str(tmp_path / 'fixed')!r}): {fault}")
     code, sentence = refused(capsys, gflownet.main, *command, "--out", tmp_path / "run")
     assert code == 6
     assert "mine.py:score" in sentence
     assert f"gflownet resume {tmp_path / 'run'}" in sentence
-    (tmp_path / "mended").touch()
+    (tmp_path / "fixed").touch()
     gflownet.main(["resume", str(tmp_path / "run"), "--quiet"])
     assert read_metrics(tmp_path / "run")[-1]["states"] == 64
 
