@@ -91,6 +91,8 @@ def draw(found: list[Curve], out: Path, metric: str, x: str, env: str, log: bool
         if log:
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # matplotlib's own labels of decades are formulas, see BASE
+            axes.xaxis.set_minor_formatter(lambda value, _: _between_decades(value, *axes.get_xlim()))
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter(lambda value, _: _between_decades(value, *axes.get_ylim()))
         else:
