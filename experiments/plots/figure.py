@@ -150,6 +150,12 @@ def _guide(axes: Any, curve: Curve, at: Array, mean: Array, colour: str) -> None
     axes.plot(np.exp(ends), np.exp(v.mean() + curve.theory * (ends - u.mean())), "--", color=colour, linewidth=1.2, zorder=3)
 
 
+def label_decades(axis: Any) -> None:
+    """Label the decades of a logarithmic axis with numbers; matplotlib's own labels are formulas, which BASE shows as text."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: "")
+
+
 def _between_decades(value: float, low: float, high: float) -> str:
     """Labels at 2 and 5 where the axis shows less than two decades, none otherwise."""
     return f"{value:g}" if high < 100 * low and f"{value:e}"[0] in "25" else ""

@@ -20,7 +20,7 @@ from tyro.conf import Positional
 from experiments.cli.errors import guarded
 from experiments.cli.text import plain
 from experiments.plots.curves import CurvesError, gather, ready
-from experiments.plots.figure import BASE, COLOURS, FLOOR, Curve
+from experiments.plots.figure import BASE, COLOURS, FLOOR, Curve, label_decades
 from experiments.run.run import Run
 
 Array = NDArray[np.float64]
@@ -45,7 +45,7 @@ def figure2(runs: Positional[tuple[Path, ...]], out: Path) -> Path:
     methods = list(dict.fromkeys(curve.algo for rows in found.values() for curve in rows[0]))
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(3.6 * len(found) + 0.8, 7.0), 6.4), dpi=160, layout="constrained")
@@ -56,16 +56,14 @@ def figure2(runs: Positional[tuple[Path, ...]], out: Path) -> Path:
                     _line(axes[row, column], curve, COLOURS[methods.index(curve.algo) % len(COLOURS)], row == 0)
                 _floor(axes[row, column], curves)
                 axes[row, column].set_xscale("log")
-                axes[row, column].xaxis.set_major_formatter(EngFormatter(sep=""))  # see BASE
-                axes[row, column].xaxis.set_minor_formatter(NullFormatter())
+                label_decades(axes[row, column].xaxis)
                 axes[row, column].grid(True, color="#d9d9d9", linewidth=0.7)
             axes[0, column].set_title(title.replace(", ", "\n", 1), loc="left", fontsize=10, fontweight="bold")
             axes[1, column].set_xlabel("objects visited per seed")
         for row, (_, label) in enumerate(ROWS):
             axes[row, 0].set_ylabel(label)
         axes[0, 0].set_yscale("log")
-        axes[0, 0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes[0, 0].yaxis.set_minor_formatter(NullFormatter())
+        label_decades(axes[0, 0].yaxis)
         axes[1, 0].yaxis.set_major_locator(MaxNLocator(integer=True))
         handles = {h.get_label(): h for ax in axes.flat for h in ax.get_lines() if not h.get_label().startswith("_")}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 6), frameon=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.plots.curves import CurvesError, gather, ready, write_csv
-from experiments.plots.figure import FLOOR, Curve
+from experiments.plots.figure import FLOOR, Curve, label_decades
 from experiments.plots.gflownet import STYLE
 
 COLUMNS = 5
@@ -70,6 +70,8 @@ def _draw(found: list[Curve], title: str, out: Path) -> None:
                 ax.plot(curve.x[1:], curve.floor[1:], ":", color="#555555", linewidth=1.2)
             ax.set_xscale("log")
             ax.set_yscale("log")
+            label_decades(ax.xaxis)
+            label_decades(ax.yaxis)
             ax.set_title(curve.algo, loc="left", fontweight="bold", fontsize=9)
             ax.grid(True, color="#e6e6e6", linewidth=0.6)
         for ax in axes.flat[len(found) :]:
