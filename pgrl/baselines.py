@@ -4,8 +4,8 @@
     leave-one-out   at time t, the mean reward-to-go of the seed's *other* episodes of the same batch (n ≥ 2)
     time, value     ridge regression of the reward-to-go on features of t, or of (t, s), fitted on *earlier* iterations
 
-The fitted parameters are a dict of tensors that the caller keeps. Predictions are discount^t b_t, in the units of Ψ_t, so that
-no division by powers of the discount is needed, which may underflow.
+The fitted parameters are a dict of tensors that the caller keeps. Predictions are in the units of Ψ_t, discount^t b_t, or b_t
+with `undiscounted_states`, so that no division by powers of the discount is needed, which may underflow.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Baseline(Protocol):
     """A baseline; `seeds` is S, and the B = S·n episodes of tau are grouped by seed.
 
     init(seeds)                  the parameters before any fit
-    predict(fitted, tau, seeds)  discount^t b_t, [T, B], or None for no baseline
+    predict(fitted, tau, seeds)  discount^t b_t (or b_t), [T, B], or None for no baseline
     fit(fitted, tau, seeds)      the parameters after one more batch
     """
 
@@ -60,6 +60,7 @@ class LeaveOneOut:
     """
 
     discount: float
+    undiscounted_states: bool = False
 
     def init(self, seeds: int) -> Fitted:
         return {}
@@ -68,7 +69,7 @@ class LeaveOneOut:
         n = tau.mask.shape[1] // seeds
         if n < 2:
             raise ValueError(f"the leave-one-out baseline got {n} episode for each seed, expected a batch size of 2 or more")
-        to_go = rewards_to_go(tau, self.discount)
+        to_go = rewards_to_go(tau, self.discount, undiscounted_states=self.undiscounted_states)
         grouped = to_go.reshape(len(to_go), seeds, n)
         return ((grouped.sum(2, keepdim=True) - grouped) / (n - 1)).reshape(to_go.shape)
 
@@ -88,6 +89,7 @@ class Linear:
     n_states   number of states, if an observation is the index of a state
     keep       weight of earlier batches at each fit, in [0, 1)
     ridge      relative to the mean of the diagonal
+    undiscounted_states  predict b_t, not discount^t b_t
     """
 
     discount: float
@@ -97,6 +99,7 @@ class Linear:
     n_states: int = 0
     keep: float = 0.9
     ridge: float = 1e-5
+    undiscounted_states: bool = False
 
     @property
     def features(self) -> int:
@@ -128,20 +131,38 @@ class Linear:
         w = torch.linalg.solve(gram + ridge[:, None, None] * eye, moment)
         n = tau.mask.shape[1] // seeds
         value = (self._features(tau) * w.repeat_interleave(n, 0)).sum(-1)
-        return discounts(tau, self.discount, torch.float64) * value
+        return value if self.undiscounted_states else discounts(tau, self.discount, torch.float64) * value
 
     def fit(self, fitted: Fitted, tau: Trajectories, seeds: int) -> Fitted:
-        scale = discounts(tau, self.discount, torch.float64)
-        known = tau.mask & (scale > 1e-280)  # later steps have no weight in any estimate
+        known, y = values_to_go(tau, self.discount, self.undiscounted_states)
         x = self._features(tau) * known[..., None]
-        y = torch.where(known, rewards_to_go(tau, self.discount, torch.float64) / scale.clamp_min(1e-280), 0.0)
         x, y = by_seed(x, seeds), by_seed(y, seeds)  # [S, T·n, F], [S, T·n]
         gram = self.keep * fitted["gram"].to(x.device) + x.mT @ x
         moment = self.keep * fitted["moment"].to(x.device) + (x.mT @ y[..., None])[..., 0]
         return {"gram": gram, "moment": moment}
 
 
-def baseline_for(name: str, *, discount: float, horizon: int, observation_size: int, n_states: int = 0) -> Baseline:
+def values_to_go(tau: Trajectories, discount: float, undiscounted_states: bool) -> tuple[Tensor, Tensor]:
+    """The steps that count and Σ_{h≥t} discount^{h-t} r_h there, 0 elsewhere: [T, B] bool and float64.
+
+    Steps at which discount^t vanishes do not count, unless states are undiscounted: they have no weight in any estimate.
+    """
+    if undiscounted_states:
+        return tau.mask, rewards_to_go(tau, discount, torch.float64, undiscounted_states)
+    scale = discounts(tau, discount, torch.float64)
+    known = tau.mask & (scale > 1e-280)
+    return known, torch.where(known, rewards_to_go(tau, discount, torch.float64) / scale.clamp_min(1e-280), 0.0)
+
+
+def baseline_for(
+    name: str,
+    *,
+    discount: float,
+    horizon: int,
+    observation_size: int,
+    n_states: int = 0,
+    undiscounted_states: bool = False,
+) -> Baseline:
     """Make a baseline by name.
 
     Args:
@@ -150,6 +171,7 @@ def baseline_for(name: str, *, discount: float, horizon: int, observation_size: 
         horizon: of the problem; time is divided by it.
         observation_size: entries of an observation.
         n_states: number of states if an observation is the index of a state, else 0.
+        undiscounted_states: as of the `Estimator`.
 
     Raises:
         ValueError: there is no baseline of this name.
@@ -158,7 +180,8 @@ def baseline_for(name: str, *, discount: float, horizon: int, observation_size: 
         case "none":
             return NoBaseline()
         case "leave-one-out":
-            return LeaveOneOut(discount)
+            return LeaveOneOut(discount, undiscounted_states)
         case "time" | "value":
-            return Linear(discount, horizon, observation_size, name == "value", n_states)
+            states = name == "value"
+            return Linear(discount, horizon, observation_size, states, n_states, undiscounted_states=undiscounted_states)
     raise ValueError(f"baseline is {name!r}, expected none, leave-one-out, time or value")

@@ -9,6 +9,15 @@ Subtracting a baseline b_t(s_t) that does not depend on the trajectory's own act
 both means unchanged. The *causal* form of B keeps the products of scores at times (t, k) weighted by Ψ_{max(t,k)} only (DiCE;
 Foerster et al. 2018). It has the same mean and a smaller variance.
 
+Two usual changes of Ψ are biased, and off by default:
+
+    no γ^t    Ψ_t = Σ_{h≥t} discount^{h-t} r_h; the mean of g is no gradient of any function (Nota and Thomas 2020)
+    GAE-λ     Ψ_t = Σ_{h≥t} λ^{h-t} δ_h with δ_h = discount^h (r_h + discount b_{h+1}(s_{h+1}) - b_h(s_h)), or both, with
+              (discount λ)^{h-t} and without discount^h; b is 0 after the last step (Schulman et al. 2016)
+
+Since Ψ depends on the trajectory alone, E Bu is still exactly the derivative of E g along u, in both forms of B. A product of
+scores at times t < k keeps the part of Ψ_t from time k on: λ^{k-t} Ψ_k, (discount λ)^{k-t} Ψ_k without γ^t.
+
 All results are per seed: theta [S, D], trajectories of S·n episodes, results [S, D], the mean over a seed's n episodes.
 """
 
@@ -35,9 +44,24 @@ def tail_sums(x: Tensor) -> Tensor:
     return x.flip(0).cumsum(0).flip(0)
 
 
-def rewards_to_go(tau: Trajectories, discount: float, dtype: torch.dtype | None = None) -> Tensor:
-    """Ψ_t = Σ_{h≥t} discount^h r_h, [T, B]; 0 at steps not taken."""
+def discounted_sums(x: Tensor, rate: float) -> Tensor:
+    """Σ_{h≥t} rate^{h-t} x_h along the first axis, [T, ...] -> [T, ...], in log2 T operations."""
+    if rate == 1:
+        return tail_sums(x)
+    step = 1
+    while step < len(x):  # sums over `step` terms become sums over twice as many
+        x = torch.cat([x[:-step] + rate**step * x[step:], x[-step:]])
+        step *= 2
+    return x
+
+
+def rewards_to_go(
+    tau: Trajectories, discount: float, dtype: torch.dtype | None = None, undiscounted_states: bool = False
+) -> Tensor:
+    """Ψ_t = Σ_{h≥t} discount^h r_h, or Σ_{h≥t} discount^{h-t} r_h, [T, B]; 0 at steps not taken."""
     reward = (tau.reward * tau.mask).to(dtype or tau.reward.dtype)
+    if undiscounted_states:
+        return discounted_sums(reward, discount) * tau.mask
     return tail_sums(discounts(tau, discount, reward.dtype) * reward) * tau.mask
 
 
@@ -45,21 +69,46 @@ def rewards_to_go(tau: Trajectories, discount: float, dtype: torch.dtype | None 
 class Estimator:
     """The estimators g and B for one policy.
 
-    policy    its log_prob is differentiated
-    discount  in (0, 1]
-    causal    use the causal form of B
+    policy               its log_prob is differentiated
+    discount             in (0, 1]
+    causal               use the causal form of B
+    undiscounted_states  biased: no γ^t
+    gae_lambda           biased below 1: λ of GAE, in [0, 1]
+
+    A `baseline` [T, B] of the methods is discount^t b_t, with `undiscounted_states` b_t.
     """
 
     policy: Policy
     discount: float
     causal: bool = False
+    undiscounted_states: bool = False
+    gae_lambda: float = 1.0
+
+    @property
+    def _rate(self) -> float:
+        """The discount of a step in the units of Ψ."""
+        return self.discount if self.undiscounted_states else 1.0
 
     def weights(self, theta: Tensor, tau: Trajectories, baseline: Tensor | None = None) -> Tensor:
-        """(Ψ_t - discount^t b_t)/n, [T, B]; `baseline` is discount^t b_t, [T, B], or None for 0."""
-        psi = rewards_to_go(tau, self.discount, theta.dtype)
-        if baseline is not None:
-            psi = (psi - baseline.to(theta.dtype)) * tau.mask
+        """The weight of ∇log π_t, [T, B]: (Ψ_t - discount^t b_t)/n, or Ψ_t/n of GAE."""
+        if self.gae_lambda < 1:
+            psi = self._advantages(theta.dtype, tau, baseline)
+        else:
+            psi = rewards_to_go(tau, self.discount, theta.dtype, self.undiscounted_states)
+            if baseline is not None:
+                psi = (psi - baseline.to(theta.dtype)) * tau.mask
         return psi * (len(theta) / tau.mask.shape[1])
+
+    def _advantages(self, dtype: torch.dtype, tau: Trajectories, baseline: Tensor | None) -> Tensor:
+        """Ψ_t of GAE, [T, B]."""
+        delta = (tau.reward * tau.mask).to(dtype)
+        if not self.undiscounted_states:
+            delta = discounts(tau, self.discount, dtype) * delta
+        if baseline is not None:
+            b = baseline.to(dtype) * tau.mask  # 0 after the last step
+            delta = delta - b
+            delta[:-1] += self._rate * b[1:]
+        return discounted_sums(delta, self._rate * self.gae_lambda) * tau.mask
 
     def gradient(self, theta: Tensor, tau: Trajectories, baseline: Tensor | None = None) -> Tensor:
         """The estimate g of ∇J_H(θ).
@@ -67,7 +116,7 @@ class Estimator:
         Args:
             theta: [S, D].
             tau: S·n episodes sampled at theta, grouped by seed.
-            baseline: discount^t b_t, [T, B]; None: no baseline.
+            baseline: [T, B]; None: no baseline.
 
         Returns:
             [S, D], the mean over the n episodes of each seed.
@@ -95,7 +144,7 @@ class Estimator:
             theta: [S, D].
             tau: S·n episodes sampled at theta, grouped by seed.
             u: [S, D].
-            baseline: discount^t b_t, [T, B]; None: no baseline.
+            baseline: [T, B]; None: no baseline.
 
         Returns:
             [S, D], the mean over the n episodes of each seed.
@@ -121,7 +170,7 @@ class Estimator:
         """The weights of ∇log π_t in the first term of Bu, [T, B]; c is 0 at steps not taken."""
         if not self.causal:
             return c.sum(0) * psi
-        later = tail_sums(psi * c) - psi * c
+        later = discounted_sums(psi * c, self._rate * self.gae_lambda) - psi * c
         return psi * c.cumsum(0) + later
 
     def per_trajectory(self, theta: Tensor, tau: Trajectories, u: Tensor | None = None) -> Tensor:
@@ -147,6 +196,8 @@ class Estimator:
             raise ValueError(f"{tau.mask.shape[1]} episodes cannot be divided among {len(theta)} seeds: expected a multiple")
         if not 0 < self.discount <= 1:
             raise ValueError(f"discount is {self.discount}, expected a number in (0, 1]")
+        if not 0 <= self.gae_lambda <= 1:
+            raise ValueError(f"gae_lambda is {self.gae_lambda}, expected a number in [0, 1]")
 
 
 def importance_weights(log_p: Tensor, log_q: Tensor, mask: Tensor, *, stepwise: bool) -> Tensor:

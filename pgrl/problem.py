@@ -34,6 +34,7 @@ class Problem:
     baseline    of the estimators
     device      of parameters and random keys
     workers     processes with copies of env that sample in parallel; None: this process only
+    undiscounted_states, gae_lambda  of the `Estimator`, biased
     """
 
     env: Env
@@ -46,6 +47,13 @@ class Problem:
     baseline: Baseline = field(default_factory=NoBaseline)
     device: str = "cpu"
     workers: Workers | None = None
+    undiscounted_states: bool = False
+    gae_lambda: float = 1.0
+
+    @property
+    def estimator(self) -> Estimator:
+        """The estimators g and B."""
+        return Estimator(self.policy, self.discount, self.causal, self.undiscounted_states, self.gae_lambda)
 
     def _rng(self, stream: int) -> Rng:
         return self._streams[stream].rows(0, len(self.seeds))  # a new object: it counts its draws
@@ -99,7 +107,7 @@ class Iteration:
     def __init__(self, problem: Problem, rng: Rng, fitted: Fitted) -> None:
         self.problem, self._fitted, self._sample_rng = problem, fitted, rng.fold(SAMPLE)
         self._algorithm_rng = rng.fold(ALGORITHM)
-        self._estimator = Estimator(problem.policy, problem.discount, problem.causal)
+        self._estimator = problem.estimator
         self.policy, self.discount = problem.policy, problem.discount
         self._uniforms = 0
         self.sampled: list[Trajectories] = []

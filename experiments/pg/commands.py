@@ -24,7 +24,17 @@ from experiments.cli.stdout import stdout_to_stderr
 from experiments.cli.text import plain
 from experiments.cli.verbs import Record
 from experiments.pg.build import check_user_env
-from experiments.pg.config import as_config, defaults, find_agent, from_config, make_agent, make_problem, tabular, worker_count
+from experiments.pg.config import (
+    as_config,
+    biases,
+    defaults,
+    find_agent,
+    from_config,
+    make_agent,
+    make_problem,
+    tabular,
+    worker_count,
+)
 from experiments.pg.memory import sampled
 from experiments.pg.train import DESCRIPTIONS, PGTraining
 from experiments.pg.train import train as run_loop
@@ -108,6 +118,8 @@ def _settings(config: dict[str, Any], problem: Problem) -> str:
     )
     shared = ("discount", "batch_size", "hidden", "baseline", "dtype", "device")
     rest = ", ".join(f"{name} {config[name]}" for name in shared)
+    if found := biases(config):
+        rest += f"\n  biased: {', '.join(found)}"
     return (
         f"  {config['seeds']} seeds × {config['env_steps']:,} environment steps, horizon {problem.horizon}, "
         f"{problem.policy.size} parameters\n  {hyperparameters}\n  {rest}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import torch
 
 from envs.core import Env
-from envs.ranges import Count, Range, Rows, Seed, Seeds, Steps, Weight, Widths, Workers
+from envs.ranges import Count, Fraction, Range, Rows, Seed, Seeds, Steps, Weight, Widths, Workers
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
 from experiments.cli.ranges import check_config, check_flags
@@ -60,6 +61,10 @@ class PGSettings:
     """baseline of the gradient estimate: none, leave-one-out, time or value; all unbiased"""
     causal: bool = False
     """causal (DiCE) form of the Hessian estimate: same mean, less variance"""
+    undiscounted_states: bool = False
+    """biased: no factor γ^t of the gradient at time t, as in most libraries: its weight is Σ_{h≥t} γ^(h-t) r_h"""
+    gae_lambda: Fraction = 1.0
+    """biased below 1: λ of generalised advantage estimation; needs the baseline time or value"""
     log_std: Annotated[float, Range(-50, 50)] = 0.0
     """initial log standard deviation of Gaussian policies"""
     learn_std: bool = True
@@ -136,6 +141,8 @@ def make_problem(train: PGSettings, device: str) -> Problem:
         raise UserError(f"--dtype is {train.dtype!r}, expected float32 or float64")
     if train.baseline == "leave-one-out" and train.batch_size < 2:
         raise UserError("the leave-one-out baseline needs --batch-size 2 or more")
+    if train.gae_lambda < 1 and train.baseline in ("none", "leave-one-out"):
+        raise UserError(f"--gae-lambda needs a baseline of values, got {train.baseline}: use --baseline value")
     env = make_env(train.env, train.horizon, device)
     try:
         policy = policy_for(
@@ -149,7 +156,12 @@ def make_problem(train: PGSettings, device: str) -> Problem:
         )
         size, states = observation_size(env)
         baseline = baseline_for(
-            train.baseline, discount=train.discount, horizon=env.horizon, observation_size=size, n_states=states
+            train.baseline,
+            discount=train.discount,
+            horizon=env.horizon,
+            observation_size=size,
+            n_states=states,
+            undiscounted_states=train.undiscounted_states,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -164,7 +176,17 @@ def make_problem(train: PGSettings, device: str) -> Problem:
         train.causal,
         baseline,
         device,
+        undiscounted_states=train.undiscounted_states,
+        gae_lambda=train.gae_lambda,
     )
+
+
+def biases(config: Mapping[str, Any]) -> list[str]:
+    """The biased settings of a run, for people: `no γ^t`, `GAE 0.95`; empty if its estimates are unbiased."""
+    found = ["no γ^t"] if config.get("undiscounted_states") else []
+    if config.get("gae_lambda", 1.0) < 1:
+        found.append(f"GAE {config['gae_lambda']:g}")
+    return found
 
 
 def sizes(train: PGSettings, env: Env, policy: Policy, baseline: Baseline) -> dict[str, int]:

@@ -21,7 +21,7 @@ from envs.pytree import numbers_of, rebuilt, tensors_of
 from experiments.cli.errors import UserError
 from experiments.cli.signals import Asked, Stopped, deferred_signals
 from experiments.pg.build import exact_values
-from experiments.pg.config import PGSettings
+from experiments.pg.config import PGSettings, biases
 from experiments.pg.faults import batch_of, begun, finite_rows, kept, stepped
 from experiments.run.faults import FAULT, as_sentence, keep_fault
 from experiments.run.log import is_counts
@@ -48,6 +48,7 @@ DESCRIPTIONS = {
     "opt/eta": "η_t, the weight of the new gradient.",
     "opt/look_ahead": "‖θ~_t - θ_t‖: distance between the iterate and the point at which N-PG-IGT samples.",
     "opt/correction_norm": "‖v_t‖: norm of the Hessian correction.",
+    "train/biased": "Number of biased settings of the estimates (no γ^t, GAE); there only if there are any.",
     "train/skipped": "Updates skipped so far because they were not finite; their environment steps count.",
     "time/worker_restarts": "Worker processes that died and were replaced so far; their episodes were sampled again.",
     "time/env_steps_per_second": "Environment steps of all seeds together per second of training, evaluation included.",
@@ -140,7 +141,10 @@ def train(
         run.checkpoint(training.iteration, training.tensors(), meta)
         return f"the state before it is saved; continue with: pgrl resume {run.folder}"
 
+    biased = {"train/biased": float(len(found))} if (found := biases(run.config)) else {}
+
     def note(row: dict[str, Any]) -> None:
+        row |= biased
         run.log(
             int(training.env_steps.double().mean()), {tag: x.tolist() if isinstance(x, Tensor) else x for tag, x in row.items()}
         )
