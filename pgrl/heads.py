@@ -2,6 +2,7 @@
 
 log_prob(out [S, M, O], params [S, P], action [S, M, ...], action_mask) -> [S, M]
 sampler(params [B, P]) -> a function (out [B, O], action_mask, rng) -> actions [B, ...], torch or numpy like its inputs
+mode(out [B, O], action_mask) -> the mean actions, or the most probable ones of discrete actions, [B, ...]
 """
 
 from __future__ import annotations
@@ -60,6 +61,12 @@ class Categorical:
 
         return sample
 
+    def mode(self, out: Array, action_mask: Array | None) -> Array:
+        logits = to_tensor(out)
+        if action_mask is not None:
+            logits = logits.masked_fill(~to_tensor(action_mask), -1e9)
+        return logits.argmax(-1).numpy() if isinstance(out, np.ndarray) else logits.argmax(-1)
+
 
 @dataclass(frozen=True)
 class MultiCategorical:
@@ -90,12 +97,17 @@ class MultiCategorical:
 
         return sample
 
+    def mode(self, out: Array, action_mask: Array | None) -> Array:
+        parts = torch.split(to_tensor(out), list(self.sizes), -1)
+        action = torch.stack([part.argmax(-1) for part in parts], -1)
+        return action.numpy() if isinstance(out, np.ndarray) else action
+
 
 @dataclass(frozen=True)
 class Gaussian:
     """Independent normal distributions whose standard deviations do not depend on the state.
 
-    Actions are not clipped or squashed. The density is that of the sampled action; an environment may clip it.
+    The density is that of the sampled action. `envs.mdp.bounded` clips or squashes it before a step.
 
     dim           D, entries of an action
     log_std       the initial log standard deviation, or the constant one if `learn` is False
@@ -138,3 +150,6 @@ class Gaussian:
             return action if flat else action.reshape(len(action), *self.action_shape)
 
         return sample
+
+    def mode(self, out: Array, action_mask: Array | None) -> Array:
+        return out.reshape(len(out), *(self.action_shape or (self.dim,)))

@@ -60,6 +60,7 @@ class MLP:
     activation  tanh or softplus
     one_hot     observations are integers below `inputs`
     bias        False: no layer has biases (linear policies of LQR)
+    scale       factor of the last layer's initial weights
     """
 
     inputs: int
@@ -68,6 +69,7 @@ class MLP:
     activation: str = "tanh"
     one_hot: bool = False
     bias: bool = True
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.activation not in ("tanh", "softplus"):
@@ -85,8 +87,10 @@ class MLP:
     def init(self, rng: Rng) -> Tensor:
         u = (2 * rng.uniform(self.size) - 1) * bool(self.hidden)
         parts, at = [], 0
-        for a, b in self._widths:
-            parts += [u[:, at : at + a * b] * math.sqrt(6 / (a + b)), torch.zeros(len(u), b * self.bias, device=u.device)]
+        limits = [math.sqrt(6 / (a + b)) for a, b in self._widths]
+        limits[-1] *= self.scale
+        for (a, b), limit in zip(self._widths, limits, strict=True):
+            parts += [u[:, at : at + a * b] * limit, torch.zeros(len(u), b * self.bias, device=u.device)]
             at += a * b + b * self.bias
         return torch.cat(parts, 1)
 

@@ -1,6 +1,6 @@
 """`Policy`: a distribution over actions as a function of one flat parameter vector, and its actors for `rollout`.
 
-    Policy(net, head)     theta [S, D] = [parameters of the net | parameters of the head]
+    Policy(net, head)     theta [S, D] = [parameters of the net | parameters of the head | statistics of observations]
       net   TabularNet, MLP    observation -> parameters of the distribution; an MLP without hidden layers is linear
       head  Categorical, MultiCategorical, Gaussian
 
@@ -23,6 +23,7 @@ from envs.random import Rng
 from envs.rollout import Act
 from pgrl.heads import Categorical, Gaussian, MultiCategorical
 from pgrl.nets import MLP, TabularNet
+from pgrl.normalise import identity, normalised_observations, statistics
 
 
 class PolicyNet(Protocol):
@@ -53,29 +54,48 @@ class Head(Protocol):
 
     def sampler(self, params: Tensor) -> Any: ...
 
+    def mode(self, out: Array, action_mask: Array | None) -> Array: ...
+
 
 @dataclass(frozen=True)
 class Policy:
     """A stochastic policy π_θ(a | s); theta is [S, D] with D = `size`.
 
-    net    maps observations to the inputs of the head
-    head   the distribution over actions
-    dtype  of theta and of all results
+    net         maps observations to the inputs of the head
+    head        the distribution over actions
+    dtype       of theta and of all results
+    normalised  entries of an observation, which are normalised by statistics at the end of theta; 0: raw observations
     """
 
     net: PolicyNet
     head: Head
     dtype: torch.dtype = torch.float32
+    normalised: int = 0
 
     @property
     def size(self) -> int:
-        """D, the number of parameters."""
-        return self.net.size + self.head.size
+        """D, the length of theta."""
+        return self.net.size + self.head.size + 2 * self.normalised
 
     def init(self, rng: Rng) -> Tensor:
         """Initial parameters of each of the S rows of `rng`, [S, D]; a row depends on its own key only."""
         net = self.net.init(rng).to(self.dtype)
-        return torch.cat([net, self.head.init(net)], 1)
+        return torch.cat([net, self.head.init(net), identity(net, self.normalised)], 1)
+
+    def parts(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The parameters of the net and of the head, and the statistics of observations, which have no gradient."""
+        net, head = self.net.size, self.net.size + self.head.size
+        return theta[:, :net], theta[:, net:head], theta[:, head:].detach()
+
+    def outputs(self, theta: Tensor, obs: Tensor) -> Tensor:
+        """The inputs of the head at observations [S, M, *obs], [S, M, O], differentiable in theta."""
+        net, _, stats = self.parts(theta)
+        return self.net.forward(self.net.unpack(net), normalised_observations(obs, stats) if self.normalised else obs)
+
+    def normalised_by(self, theta: Tensor, observations: list[Tensor]) -> Tensor:
+        """theta with the statistics of each seed's observations, a list of S tensors [M, *obs]."""
+        stats = torch.stack([statistics(obs) for obs in observations]).to(theta)
+        return torch.cat([theta[:, : self.size - 2 * self.normalised], stats], 1)
 
     def log_prob(self, theta: Tensor, tau: Trajectories) -> Tensor:
         """log π_θ(a_t | s_t) of every step, differentiable in theta.
@@ -99,15 +119,14 @@ class Policy:
             index = by_seed(tau.obs, S) * table.shape[-1] + by_seed(tau.action, S)
             log_p = table.flatten(1).gather(1, index)
         else:
-            out = self.net.forward(self.net.unpack(theta[:, : self.net.size]), by_seed(tau.obs, S))
+            out = self.outputs(theta, by_seed(tau.obs, S))
             mask = None if tau.action_mask is None else by_seed(tau.action_mask, S)
-            log_p = self.head.log_prob(out, theta[:, self.net.size :], by_seed(tau.action, S), mask)
+            log_p = self.head.log_prob(out, self.parts(theta)[1], by_seed(tau.action, S), mask)
         return log_p.reshape(S, T, B // S).transpose(0, 1).reshape(T, B)
 
     def log_probs_at(self, theta: Tensor, obs: Tensor) -> Tensor:
         """log π_θ(a | s) of all A actions at observations obs [M, *obs], [S, M, A], differentiable; Categorical heads only."""
-        out = self.net.forward(self.net.unpack(theta[:, : self.net.size]), obs.expand(len(theta), *obs.shape))
-        return torch.log_softmax(out, -1)
+        return torch.log_softmax(self.outputs(theta, obs.expand(len(theta), *obs.shape)), -1)
 
     def gain(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """K [S, m, n] and σ [S, m] of a linear Gaussian policy without bias, a ~ N(K s, σ²), differentiable.
@@ -116,15 +135,16 @@ class Policy:
             ValueError: the policy is another.
         """
         net, head = self.net, self.head
-        if not (isinstance(net, MLP) and isinstance(head, Gaussian)) or net.hidden or net.bias:
-            raise ValueError("only a linear Gaussian policy without bias has a gain")
-        return net.unpack(theta[:, : net.size])[0].mT, head.std(theta[:, net.size :])
+        if not (isinstance(net, MLP) and isinstance(head, Gaussian)) or net.hidden or net.bias or self.normalised:
+            raise ValueError("only a linear Gaussian policy of raw observations without bias has a gain")
+        weights, std, _ = self.parts(theta)
+        return net.unpack(weights)[0].mT, head.std(std)
 
     @property
     def _tabular(self) -> bool:
         return isinstance(self.net, TabularNet) and isinstance(self.head, Categorical)
 
-    def actor(self, theta: Tensor, n: int, backend: str = "torch", masked: bool = False) -> Act:
+    def actor(self, theta: Tensor, n: int, backend: str = "torch", masked: bool = False, mode: bool = False) -> Act:
         """Make the `Act` of `rollout` for S·n episodes, grouped by seed.
 
         Args:
@@ -132,14 +152,15 @@ class Policy:
             n: episodes of each seed.
             backend: of the environment, torch or numpy.
             masked: whether states have an action_mask.
+            mode: take the mean action (of discrete actions: the most probable one) instead of a sample.
 
         Raises:
             ValueError: theta has a wrong shape.
         """
         self.check(theta)
-        if self._tabular and not masked:
+        if self._tabular and not (masked or mode):
             return TableActor.of(self.net.unpack(theta.detach())[0], n, backend)
-        return Actor(self, theta.detach(), n, backend)
+        return Actor(self, theta.detach(), n, backend, mode)
 
     def check(self, theta: Tensor) -> None:
         """Check the shape of theta.
@@ -165,37 +186,44 @@ class Actor:
     For numpy environments the matrix products are numpy's, which take half the time of torch's for a few rows.
     """
 
-    def __init__(self, policy: Policy, theta: Tensor, n: int, backend: str) -> None:
-        self.policy, self.theta, self.n, self.backend = policy, theta, n, backend
+    def __init__(self, policy: Policy, theta: Tensor, n: int, backend: str, mode: bool = False) -> None:
+        self.policy, self.theta, self.n, self.backend, self.mode = policy, theta, n, backend, mode
         net, head = policy.net, policy.head
-        weights = net.unpack(theta[:, : net.size])
-        self._head: Array = theta[:, net.size :].repeat_interleave(n, 0)
+        params, of_head, of_observations = policy.parts(theta)
+        weights: Any = net.unpack(params)
+        self._head: Array = of_head.repeat_interleave(n, 0)
+        self._stats: Array = of_observations
         if backend == "numpy":
             weights, self._head = [w.cpu().numpy() for w in weights], self._head.cpu().numpy()
+            self._stats = self._stats.cpu().numpy()
         self._alone = backend == "numpy" and len(theta) == 1 and isinstance(net, MLP)
         if self._alone:
-            weights = [np.ascontiguousarray(w[0]) for w in weights]
+            weights, self._stats = [np.ascontiguousarray(w[0]) for w in weights], self._stats[0]
         self._weights, self._forward, self._shape = weights, net.forward, (len(theta), n)
         self._sample = head.sampler(self._head)
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
-        if self._alone:
-            return self._sample(self._forward(self._weights, obs), action_mask, rng)
-        out = self._forward(self._weights, obs.reshape(self._shape + obs.shape[1:]))
-        return self._sample(out.reshape(-1, out.shape[-1]), action_mask, rng)
+        if not self._alone:
+            obs = obs.reshape(self._shape + obs.shape[1:])
+        if self.policy.normalised:
+            obs = normalised_observations(obs, self._stats)
+        out = self._forward(self._weights, obs)
+        if not self._alone:
+            out = out.reshape(-1, out.shape[-1])
+        return self.policy.head.mode(out, action_mask) if self.mode else self._sample(out, action_mask, rng)
 
     def __reduce__(self) -> Any:  # to another process, as numpy: torch would send shared memory and a file descriptor
-        return _actor_from_numpy, (self.policy, self.theta.cpu().numpy(), self.n, self.backend)
+        return _actor_from_numpy, (self.policy, self.theta.cpu().numpy(), self.n, self.backend, self.mode)
 
     def rows(self, lo: int, hi: int) -> Actor:
         n = self.n
         if lo % n == 0 and hi % n == 0:
-            return Actor(self.policy, self.theta[lo // n : hi // n], n, self.backend)
-        return Actor(self.policy, self.theta.repeat_interleave(n, 0)[lo:hi], 1, self.backend)
+            return Actor(self.policy, self.theta[lo // n : hi // n], n, self.backend, self.mode)
+        return Actor(self.policy, self.theta.repeat_interleave(n, 0)[lo:hi], 1, self.backend, self.mode)
 
 
-def _actor_from_numpy(policy: Policy, theta: Any, n: int, backend: str) -> Actor:
-    return Actor(policy, torch.from_numpy(theta), n, backend)
+def _actor_from_numpy(policy: Policy, theta: Any, n: int, backend: str, mode: bool) -> Actor:
+    return Actor(policy, torch.from_numpy(theta), n, backend, mode)
 
 
 @dataclass(frozen=True)
@@ -241,6 +269,8 @@ def policy_for(
     learn_std: bool = True,
     reduced: bool = False,
     bias: bool = True,
+    output_scale: float = 1.0,
+    normalise: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Policy:
     """Make the policy that fits the spaces of an environment.
@@ -256,6 +286,8 @@ def policy_for(
         learn_std: train the standard deviation; False: it is constant.
         reduced: of tables: fix the last logit of each state at 0, which removes the redundant parameter.
         bias: whether MLPs have biases; LQR needs a linear policy without.
+        output_scale: factor of the last layer's initial weights; below 1 the first actions hardly depend on the state.
+        normalise: normalise observations by statistics that are part of theta.
         dtype: of the parameters and of all results.
 
     Raises:
@@ -272,11 +304,15 @@ def policy_for(
     else:
         raise ValueError(f"no policy for action space {actions}: expected Discrete, MultiDiscrete (one axis) or Box")
     if isinstance(space, gymnasium.spaces.Discrete):
+        if normalise:
+            raise ValueError(f"observations {space} are states by number, which cannot be normalised")
         if not hidden:
             return Policy(TabularNet(int(space.n), head.outputs, reduced), head, dtype)
-        return Policy(MLP(int(space.n), hidden, head.outputs, activation, one_hot=True, bias=bias), head, dtype)
+        return Policy(MLP(int(space.n), hidden, head.outputs, activation, True, bias, output_scale), head, dtype)
     if isinstance(space, gymnasium.spaces.Box):
-        return Policy(MLP(int(np.prod(space.shape)), hidden, head.outputs, activation, bias=bias), head, dtype)
+        size = int(np.prod(space.shape))
+        net = MLP(size, hidden, head.outputs, activation, False, bias, output_scale)
+        return Policy(net, head, dtype, size if normalise else 0)
     raise ValueError(
         f"no policy for observation space {space}: expected Discrete or Box; try gymnasium.wrappers.FlattenObservation"
     )

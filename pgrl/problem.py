@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -16,7 +16,7 @@ from pgrl.baselines import Baseline, Fitted, NoBaseline
 from pgrl.gradients import Estimator
 from pgrl.policy import Policy
 
-INIT, ITERATION, EVALUATION = 0, 1, 2  # random streams of a seed
+INIT, ITERATION, EVALUATION, FIRST = 0, 1, 2, 3  # random streams of a seed
 SAMPLE, ALGORITHM = 0, 1  # random streams of an iteration
 
 
@@ -28,12 +28,13 @@ class Problem:
     policy      the policy
     discount    in (0, 1]
     seeds       S independent runs that are trained side by side
-    horizon     H, steps after which episodes are truncated
+    horizon     H, steps after which training episodes are cut; evaluation episodes have the environment's own length
     batch_size  episodes of each seed at each theta that an agent samples at
     causal      use the causal form of the Hessian-vector product
     baseline    of the estimators
     device      of parameters and random keys
     workers     processes with copies of env that sample in parallel; None: this process only
+    normalise_steps  environment steps of each seed whose observations the policy's normalisation is computed from
     undiscounted_states, gae_lambda  of the `Estimator`, biased
     """
 
@@ -47,6 +48,7 @@ class Problem:
     baseline: Baseline = field(default_factory=NoBaseline)
     device: str = "cpu"
     workers: Workers | None = None
+    normalise_steps: int = 0
     undiscounted_states: bool = False
     gae_lambda: float = 1.0
 
@@ -63,23 +65,53 @@ class Problem:
         """A generator for each stream, cached to copy the seeds to the device only once."""
         rng = Rng.of_seeds(self.seeds, self.device)
         rng.dtype = self.policy.dtype
-        return {stream: rng.fold(stream) for stream in (INIT, ITERATION, EVALUATION)}
+        return {stream: rng.fold(stream) for stream in (INIT, ITERATION, EVALUATION, FIRST)}
 
     def theta(self) -> Tensor:
         """The initial parameters, [S, D]."""
         return self.policy.init(self._rng(INIT))
 
+    def start(self) -> tuple[Tensor, Tensor]:
+        """The initial parameters, [S, D], and the environment steps of each seed that they took, [S].
+
+        With `normalise_steps`, episodes of the initial policy are sampled until each seed has as many steps; the mean and the
+        standard deviation of their observations become part of theta, for good.
+
+        Raises:
+            EnvironmentFault: an observation or a reward is not finite.
+        """
+        theta, steps = self.theta(), torch.zeros(len(self.seeds), dtype=torch.int64)
+        if not self.normalise_steps:
+            return theta, steps
+        observations = []
+        for i, seed in enumerate(self.seeds):  # one by one: how many episodes a seed needs depends on their lengths
+            alone = replace(self, seeds=(seed,))
+            seen: list[Tensor] = []
+            episodes = 0
+            while (missing := self.normalise_steps - int(steps[i])) > 0:
+                length = self.horizon if not episodes else max(1, int(steps[i]) // episodes)
+                rng, n = alone._rng(FIRST).fold(episodes), -(-missing // length)
+                (tau,) = alone._play((theta[i : i + 1],), n, rng, self.horizon)
+                seen.append(tau.obs[tau.mask])
+                if not len(seen[-1]):
+                    raise EnvironmentFault("state", seed=seed, how="ended every episode at reset")
+                steps[i] += len(seen[-1])
+                episodes += n
+            observations.append(torch.cat(seen))
+        return self.policy.normalised_by(theta, observations), steps
+
     def iteration(self, t: int, fitted: Fitted | None = None) -> Iteration:
         """The `World` of iteration t, with the baseline fitted on the iterations before."""
         return Iteration(self, self._rng(ITERATION).fold(t), {} if fitted is None else fitted)
 
-    def evaluate(self, theta: Tensor, episodes: int, t: int) -> Trajectories:
+    def evaluate(self, theta: Tensor, episodes: int, t: int, mean_action: bool = False) -> Trajectories:
         """Sample evaluation episodes from a random stream of their own, which does not affect training.
 
         Args:
             theta: [S, D].
             episodes: of each seed.
             t: number of the iteration; equal numbers give equal random numbers.
+            mean_action: act without noise; of discrete actions take the most probable one.
 
         Returns:
             Trajectories [T, S·episodes], grouped by seed.
@@ -87,14 +119,16 @@ class Problem:
         Raises:
             EnvironmentFault: an observation or a reward is not finite.
         """
-        return self._play((theta,), episodes, self._rng(EVALUATION).fold(t))[0]
+        return self._play((theta,), episodes, self._rng(EVALUATION).fold(t), self.env.horizon, mean_action)[0]
 
-    def _play(self, thetas: tuple[Tensor, ...], n: int, rng: Rng) -> tuple[Trajectories, ...]:
+    def _play(
+        self, thetas: tuple[Tensor, ...], n: int, rng: Rng, horizon: int, mean_action: bool = False
+    ) -> tuple[Trajectories, ...]:
         keys = torch.cat([rng.fold(p).spawn(n).key for p in range(len(thetas))])
         masked = getattr(self.env, "masked", False)
-        act = self.policy.actor(torch.cat(thetas), n, self.env.backend, masked)
+        act = self.policy.actor(torch.cat(thetas), n, self.env.backend, masked, mean_action)
         try:
-            tau = rollout(self.env, act, Rng(keys, dtype=rng.dtype), self.horizon, self.workers)
+            tau = rollout(self.env, act, Rng(keys, dtype=rng.dtype), horizon, self.workers)
         except EnvironmentFault as fault:
             raise fault.of_seed(self.seeds, n) from fault.__cause__
         B = len(self.seeds) * n
@@ -113,7 +147,8 @@ class Iteration:
         self.sampled: list[Trajectories] = []
 
     def sample(self, *thetas: Tensor, n: int | None = None) -> tuple[Trajectories, ...]:
-        taus = self.problem._play(thetas, n or self.problem.batch_size, self._sample_rng.fold(len(self.sampled)))
+        problem, rng = self.problem, self._sample_rng.fold(len(self.sampled))
+        taus = problem._play(thetas, n or problem.batch_size, rng, problem.horizon)
         self.sampled += taus
         return taus
 

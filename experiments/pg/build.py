@@ -9,6 +9,7 @@ path/to/file.py:name                                         a function that ret
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,10 @@ from pgrl.policy import Policy
 
 
 def make_env(name: str, horizon: int | None = None, device: str = "cpu") -> Env:
-    """The environment called `name`, its episodes cut at `horizon` where given. UserError when there is none."""
+    """The environment called `name`. UserError when there is none.
+
+    horizon  the length of its episodes, where it has none of its own
+    """
     kind, _, rest = name.partition(":")
     limit: dict[str, Any] = {} if horizon is None else {"horizon": horizon}
     try:
@@ -108,14 +112,22 @@ def _outside(name: str, horizon: int | None) -> Env:
     if isinstance(made, gymnasium.Env):
         from envs.mdp.gymnasium_env import GymnasiumEnv
 
-        return GymnasiumEnv(make, horizon=horizon)
+        return _with_length(GymnasiumEnv, make, horizon)
     if not isinstance(made, Env):
         raise UserError(
             f"the environment function returned a {type(made).__name__}, expected an envs.core.Env or a gymnasium.Env"
         )
-    if horizon is not None:
-        setattr(made, "horizon", horizon)  # noqa: B010  the protocol only reads it
     return made
+
+
+def _with_length(make: Callable[..., Env], given: Any, horizon: int | None) -> Env:
+    """A Gymnasium environment with its own time limit, or with `horizon` where it has none."""
+    try:
+        return make(given)
+    except ValueError:
+        if horizon is None:
+            raise
+        return make(given, horizon=horizon)
 
 
 def _gymnasium(name: str, horizon: int | None) -> Env:
@@ -127,7 +139,7 @@ def _gymnasium(name: str, horizon: int | None) -> Env:
     if base in TASKS:
         from envs.mdp.mujoco_env import MujocoEnv
 
-        return MujocoEnv(name, horizon=horizon)
+        return MujocoEnv(name)
     if ":" in name:  # module:Id, and Gymnasium imports the module
         refuse_import(name)
     if name not in gymnasium.registry and not version.isdigit():
@@ -136,7 +148,7 @@ def _gymnasium(name: str, horizon: int | None) -> Env:
         raise UserError(f"no environment is called {name!r}; close: {', '.join(close) or 'none'}. `pgrl list` shows all")
     from envs.mdp.gymnasium_env import GymnasiumEnv
 
-    return GymnasiumEnv(name, horizon=horizon)
+    return _with_length(GymnasiumEnv, name, horizon)
 
 
 def exact_values(env: Env, policy: Policy, discount: float) -> Exact | None:

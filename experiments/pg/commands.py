@@ -128,7 +128,7 @@ def _settings(config: dict[str, Any], problem: Problem) -> str:
 
 @stdout_to_stderr()
 def evaluate(folder: Path, episodes: Count, checkpoint: Path | None = None, trust: bool = False) -> list[Record]:
-    """For each seed: seed, episodes, mean and standard deviation of the return, discounted return, length."""
+    """For each seed: seed, episodes, mean and standard deviation of the return, without noise, discounted return, length."""
     check_flags(evaluate, {"episodes": episodes})
     run = Run.open(folder)
     tensors, meta = run.load(checkpoint)
@@ -136,9 +136,10 @@ def evaluate(folder: Path, episodes: Count, checkpoint: Path | None = None, trus
     with run.user_code(trust), made(run.config) as (problem, agent), sentences:
         require({"episodes": sampled(problem.env, len(problem.seeds) * episodes)}, {"episodes": "lower --episodes"})
         theta = PGTraining.restored(agent, problem, tensors, meta).state.theta
-        tau = problem.evaluate(theta, episodes, -1)  # a stream that training never used
+        tau, quiet = (problem.evaluate(theta, episodes, -1, mean) for mean in (False, True))  # a stream of its own
     S = len(problem.seeds)
     plain, discounted = (tau.returns(c).reshape(S, -1).double() for c in (1.0, problem.discount))
+    without_noise = quiet.returns().reshape(S, -1).double()
     lengths = tau.mask.sum(0).reshape(S, -1).double()
     return [
         {
@@ -146,6 +147,7 @@ def evaluate(folder: Path, episodes: Count, checkpoint: Path | None = None, trus
             "episodes": episodes,
             "return": plain[i].mean().item(),
             "return_std": plain[i].std().item() if episodes > 1 else 0.0,
+            "return_mean_action": without_noise[i].mean().item(),
             "discounted_return": discounted[i].mean().item(),
             "length": lengths[i].mean().item(),
         }

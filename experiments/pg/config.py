@@ -8,14 +8,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 
 from envs.core import Env
-from envs.ranges import Count, Fraction, Range, Rows, Seed, Seeds, Steps, Weight, Widths, Workers
+from envs.mdp.bounded import BoundedActions
+from envs.mdp.mujoco_env import MujocoEnv
+from envs.ranges import Count, Fraction, Natural, Positive, Range, Rows, Seed, Seeds, Steps, Weight, Widths, Workers
 from experiments.cli.errors import UserError
-from experiments.cli.load import absolute, load_object
+from experiments.cli.load import absolute, load_object, short_name
 from experiments.cli.ranges import check_config, check_flags
 from experiments.cli.verbs import RESERVED, refuse_shared
 from experiments.pg.build import make_env
@@ -31,6 +33,7 @@ from pgrl.nets import TabularNet
 from pgrl.policy import Policy, policy_for
 from pgrl.problem import Problem
 from pgrl.registry import AgentEntry, register
+from pgrl.theory import suggest_horizon
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ class PGSettings:
     """preset of hyperparameters: recipe, theorem (the exponents of the theorem, η_0 = 1) or constant (no decay, η = 0.3)"""
     discount: Weight = 0.99
     """discount factor; rewards are discounted from time 0"""
-    horizon: Count | None = None
-    """steps after which an episode is cut; default: the environment's own"""
+    horizon: Count | Literal["auto"] | None = None
+    """steps after which a training episode is cut and begins anew: auto is log(T)/(1 - discount) for T iterations; default: the
+    environment's own. Evaluation episodes always have the environment's own length"""
     batch_size: Count = 1
     """episodes of a seed at each parameter point that is sampled"""
     hidden: Widths = ()
@@ -71,6 +75,14 @@ class PGSettings:
     """learn the standard deviation"""
     bias: bool = True
     """biases in the policy's network"""
+    output_scale: Positive = 1.0
+    """factor of the initial weights of the policy's last layer"""
+    normalise_steps: Natural = 0
+    """steps of the initial policy whose observations give the mean and standard deviation that all observations are normalised
+    by, for good; they count. 0: raw observations"""
+    bounds: Literal["none", "clip", "tanh"] = "none"
+    """how actions are brought within the environment's bounds; densities are those of the action before. Gymnasium
+    environments that are not MuJoCo tasks always clip"""
     dtype: str = "float32"
     """precision of parameters and gradients: float32 or float64"""
     device: Device = "auto"
@@ -143,8 +155,11 @@ def make_problem(train: PGSettings, device: str) -> Problem:
         raise UserError("the leave-one-out baseline needs --batch-size 2 or more")
     if train.gae_lambda < 1 and train.baseline in ("none", "leave-one-out"):
         raise UserError(f"--gae-lambda needs a baseline of values, got {train.baseline}: use --baseline value")
-    env = make_env(train.env, train.horizon, device)
+    env = make_env(train.env, own_horizon(train), device)
+    horizon = training_horizon(train, env)
     try:
+        if train.bounds != "none":
+            env = BoundedActions(env, train.bounds)
         policy = policy_for(
             env,
             hidden=train.hidden,
@@ -152,32 +167,35 @@ def make_problem(train: PGSettings, device: str) -> Problem:
             log_std=train.log_std,
             learn_std=train.learn_std,
             bias=train.bias,
+            output_scale=train.output_scale,
+            normalise=train.normalise_steps > 0,
             dtype=getattr(torch, train.dtype),
         )
         size, states = observation_size(env)
         baseline = baseline_for(
             train.baseline,
             discount=train.discount,
-            horizon=env.horizon,
+            horizon=horizon,
             observation_size=size,
             n_states=states,
             undiscounted_states=train.undiscounted_states,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    require(sizes(train, env, policy, baseline), HINTS, device)
+    require(sizes(train, env, policy, baseline, horizon), HINTS, device)
     return Problem(
         env,
         policy,
         train.discount,
         tuple(range(train.seed, train.seed + train.seeds)),
-        env.horizon,
+        horizon,
         train.batch_size,
         train.causal,
         baseline,
         device,
         undiscounted_states=train.undiscounted_states,
         gae_lambda=train.gae_lambda,
+        normalise_steps=train.normalise_steps,
     )
 
 
@@ -189,10 +207,39 @@ def biases(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def sizes(train: PGSettings, env: Env, policy: Policy, baseline: Baseline) -> dict[str, int]:
+def own_horizon(train: PGSettings) -> int | None:
+    """The length of an episode for an environment that has none of its own."""
+    return train.horizon if isinstance(train.horizon, int) else None
+
+
+def training_horizon(train: PGSettings, env: Env) -> int:
+    """Steps of a training episode.
+
+    Raises:
+        UserError: more than an episode has.
+    """
+    if train.horizon == "auto":
+        return auto_horizon(train.env_steps, train.batch_size, train.discount, env.horizon)
+    if train.horizon is not None and train.horizon > env.horizon:
+        raise UserError(
+            f"--horizon is {train.horizon:,}, but an episode of {short_name(train.env)} has {env.horizon:,} steps: leave it out"
+        )
+    return train.horizon or env.horizon
+
+
+def auto_horizon(env_steps: int, batch_size: int, discount: float, own: int) -> int:
+    """⌈log(T + 1)/(1 - discount)⌉ for the T iterations that `env_steps` allow, at most `own`."""
+    horizon = own
+    for _ in range(10 if discount < 1 else 0):  # T depends on the horizon, by its logarithm
+        horizon = min(own, suggest_horizon(max(1, env_steps // (batch_size * horizon)), discount))
+    return horizon
+
+
+def sizes(train: PGSettings, env: Env, policy: Policy, baseline: Baseline, horizon: int) -> dict[str, int]:
     """Estimated bytes of the arrays of a run, by what they are for."""
     names = ("seeds", "batch_size", "env_steps", "discount", "eval_episodes")
-    return arrays(env, policy, baseline, observation_size(env)[0], **{name: getattr(train, name) for name in names})
+    shared = {name: getattr(train, name) for name in names}
+    return arrays(env, policy, baseline, observation_size(env)[0], horizon=horizon, **shared)
 
 
 def observation_size(env: Env) -> tuple[int, int]:
@@ -210,7 +257,7 @@ def choose_device(train: PGSettings) -> str:
     """The device of a new run; see `experiments.run.device.choose`."""
 
     def on_tensors() -> bool:
-        return train.env.partition(":")[0] in OWN or make_env(train.env, train.horizon).backend == "torch"
+        return train.env.partition(":")[0] in OWN or make_env(train.env, own_horizon(train)).backend == "torch"
 
     use_deterministic(train.device, train.deterministic)
     device = choose(train.device, on_tensors, lambda device: _iteration_seconds(make_problem(train, device)))
@@ -222,7 +269,7 @@ def choose_device(train: PGSettings) -> str:
 def _iteration_seconds(problem: Problem) -> float:
     import time
 
-    theta = problem.theta()
+    theta, _ = problem.start()
     for t in range(3):
         started = time.perf_counter()
         iteration = problem.iteration(t)
@@ -235,7 +282,10 @@ def as_config(algo: str, train: PGSettings, hyperparameters: dict[str, Any], dev
     slope, agent = find_agent(algo).slope, make_agent(algo, hyperparameters)
     hyperparameters = {f.name: getattr(agent, f.name) for f in dataclasses.fields(type(agent))}  # type: ignore[arg-type]
     rest = {**dataclasses.asdict(train), "env": _absolute(train.env)}
-    rest["workers"] = worker_count(train, make_env(train.env, train.horizon, device))
+    env = make_env(train.env, own_horizon(train), device)
+    rest["workers"] = worker_count(train, env)
+    if train.horizon == "auto":
+        rest["horizon"] = training_horizon(train, env)
     return {
         "algo": _absolute(algo),
         "hyperparameters": hyperparameters,
@@ -271,7 +321,7 @@ def worker_count(train: PGSettings, env: Env) -> int:
         if train.workers and env.backend != "numpy":
             raise UserError(f"--workers is for environments outside torch; {train.env} is a tensor program: leave it out")
         return train.workers
-    return cpus() - 1 if type(env).__name__ == "MujocoEnv" else 0
+    return cpus() - 1 if isinstance(getattr(env, "env", env), MujocoEnv) else 0
 
 
 def cpus() -> int:

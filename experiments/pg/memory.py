@@ -28,6 +28,7 @@ def arrays(
     baseline: Baseline,
     observation: int,
     *,
+    horizon: int,
     seeds: int,
     batch_size: int,
     env_steps: int,
@@ -41,11 +42,13 @@ def arrays(
         policy: the policy.
         baseline: the baseline.
         observation: numbers in an observation.
+        horizon: of training episodes.
     """
     item = policy.dtype.itemsize
     wide = observation * 8 + 48  # of a step: observation, action, reward, masks
     ends = getattr(env, "terminates", True)
-    steps = min(env.horizon, max(1, env_steps // batch_size)) if ends else env.horizon
+    most = max(1, env_steps // batch_size) if ends else env.horizon
+    steps = min(horizon, most)
     found = {
         "parameters": COPIES * seeds * policy.size * item,
         "episodes": POINTS * seeds * batch_size * steps * (wide + 4 * item * _activations(policy)),
@@ -53,7 +56,7 @@ def arrays(
     if isinstance(baseline, Linear):
         found["baseline"] = 3 * 8 * seeds * baseline.features**2
     if exact_values(env, policy, discount) is None:
-        found["evaluation"] = seeds * eval_episodes * steps * wide
+        found["evaluation"] = seeds * eval_episodes * min(env.horizon, most) * wide
     elif isinstance(env, FiniteMDP):
         n, a, k = env.successors.shape
         found["exact values"] = 8 * n * (a * n + 6 * seeds * n if not env.is_sparse else a * k * 6 + seeds * (12 * a + 24))

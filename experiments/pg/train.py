@@ -37,6 +37,7 @@ DESCRIPTIONS = {
     "eval/J": "J(θ): exact expected discounted return of the policy, for all time.",
     "eval/gradient_norm": "‖∇J(θ)‖: exact norm of the gradient of the discounted return.",
     "eval/return": "Mean undiscounted return of the current policy on evaluation episodes, which are not used for training.",
+    "eval/return_mean_action": "The same without exploration noise: the mean action, or the most probable discrete action.",
     "eval/discounted_return": "Mean discounted return of the current policy on evaluation episodes.",
     "eval/env_steps": "Environment steps of each seed used for evaluation so far; not counted in env_steps.",
     "train/estimator_error": "‖d - ∇J_H(θ)‖: distance of the agent's direction from the exact gradient at the iterate.",
@@ -91,15 +92,19 @@ class PGTraining:
 
     @staticmethod
     def begin(agent: Agent, problem: Problem) -> PGTraining:
-        S = len(problem.seeds)
-        steps, none = torch.zeros(S, dtype=torch.int64), (0,) * S
-        state = begun(agent, problem.theta())
-        return PGTraining(state, problem.baseline.init(S), steps, steps.clone(), skipped=none, failing=none)
+        """Before the first iteration; the steps that observations are normalised by are sampled here."""
+        return PGTraining._of(agent, problem, *problem.start())
+
+    @staticmethod
+    def _of(agent: Agent, problem: Problem, theta: Tensor, steps: Tensor) -> PGTraining:
+        none = (0,) * len(problem.seeds)
+        fitted = problem.baseline.init(len(problem.seeds))
+        return PGTraining(begun(agent, theta), fitted, steps, torch.zeros_like(steps), skipped=none, failing=none)
 
     @staticmethod
     def restored(agent: Agent, problem: Problem, tensors: dict[str, Tensor], meta: dict[str, Any]) -> PGTraining:
         """Raises UserError when the checkpoint belongs to another agent or problem."""
-        fresh = PGTraining.begin(agent, problem)
+        fresh = PGTraining._of(agent, problem, problem.theta(), torch.zeros(len(problem.seeds), dtype=torch.int64))
         wanted = {name: (x.shape, x.dtype) for name, x in fresh.tensors().items()}
         held, own = meta.get("state"), fresh.numbers()
         counts = {name: meta.get(name, list(getattr(fresh, name))) for name in ("skipped", "failing")}
@@ -293,9 +298,11 @@ def measured(
             taken = torch.as_tensor(metrics["train/direction_norm"]).isfinite()
             row["train/estimator_error"] = torch.where(taken, norm(error)[:, 0].cpu(), torch.nan)
     elif evaluate:
-        tau = problem.evaluate(theta, settings.eval_episodes, training.iteration)
+        tau, quiet = (problem.evaluate(theta, settings.eval_episodes, training.iteration, mean) for mean in (False, True))
         row["eval/return"] = tau.returns().reshape(S, -1).double().mean(1)
+        row["eval/return_mean_action"] = quiet.returns().reshape(S, -1).double().mean(1)
         row["eval/discounted_return"] = tau.returns(problem.discount).reshape(S, -1).double().mean(1)
-        training.eval_steps = training.eval_steps + tau.mask.sum(0).reshape(S, -1).sum(1).cpu()
+        for sampled in (tau, quiet):
+            training.eval_steps = training.eval_steps + sampled.mask.sum(0).reshape(S, -1).sum(1).cpu()
         row["eval/env_steps"] = training.eval_steps.double()
     return row

@@ -191,7 +191,7 @@ def test_seeds_alone_are_seeds_in_company_on_halfcheetah(tmp_path: Path) -> None
     pgrl(*common, "--seeds", 10, "--out", tmp_path / "ten")
     pgrl(*common, "--seeds", 1, "--seed", 7, "--out", tmp_path / "one")
     ten, one = rows(tmp_path / "ten")[-1], rows(tmp_path / "one")[-1]
-    assert one["eval/return"][0] == pytest.approx(ten["eval/return"][7], rel=1e-4)
+    assert one["rollout/return"][0] == pytest.approx(ten["rollout/return"][7], rel=1e-4)
     assert one["train/direction_norm"][0] == pytest.approx(ten["train/direction_norm"][7], rel=1e-4)
 
 
