@@ -11,7 +11,8 @@ last step. An agent calls nothing but `world`, which counts every episode that i
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,17 +21,21 @@ from envs.core import Trajectories
 from pgrl.policy import Policy
 
 Metrics = dict[str, Tensor | float]
+Sizes = int | Sequence[int | None] | None  # episodes at each point, for all thetas or for each; None: the batch size
 
 
 class World(Protocol):
     """What an agent may call in one iteration.
 
     sample(theta, ...)            sample a batch of episodes at each given theta [S, D], independently; `n` overrides the number
-                                  of episodes of each seed; one Trajectories for each theta
+                                  of episodes of each seed, for all or for each theta; one Trajectories for each theta
     gradient(theta, tau)          g(τ, θ), [S, D]: unbiased for ∇J_H(θ) if tau was sampled at theta
     hessian_vector(theta, tau, u) B(τ, θ)u, [S, D]: unbiased for ∇²J_H(θ)u if tau was sampled at theta
-    uniform()                     one number in (0, 1) for each seed, [S, 1], new at each call
+    uniform(m)                    m numbers in (0, 1) for each seed, [S, m], new at each call; m is 1 by default
+    batch_size                    the number of episodes that `n` overrides
     policy, discount              for other estimators: policy.log_prob(theta, tau) -> [T, B] is differentiable
+
+    A theta may also be [S·m, D], m points for each seed, grouped by seed: a batch is then of each point, and so are results.
     """
 
     @property
@@ -39,13 +44,16 @@ class World(Protocol):
     @property
     def discount(self) -> float: ...
 
-    def sample(self, *thetas: Tensor, n: int | None = None) -> tuple[Trajectories, ...]: ...
+    @property
+    def batch_size(self) -> int: ...
+
+    def sample(self, *thetas: Tensor, n: Sizes = None) -> tuple[Trajectories, ...]: ...
 
     def gradient(self, theta: Tensor, tau: Trajectories) -> Tensor: ...
 
     def hessian_vector(self, theta: Tensor, tau: Trajectories, u: Tensor) -> Tensor: ...
 
-    def uniform(self) -> Tensor: ...
+    def uniform(self, m: int = 1) -> Tensor: ...
 
 
 class Agent(Protocol):
@@ -56,15 +64,31 @@ class Agent(Protocol):
               without noise, with exact gradients and Hessians. 0: no claim
 
     Whatever it claims, d_0 is held to be unbiased, and an agent that is not unbiased to take the mean of its estimates:
-    E[d_t | history] is the d_t of exact gradients.
+    E[d_t | history] is the d_t of exact gradients. That is not tested of an agent with an attribute `biases`, the names of its
+    biased hyperparameters that are set, as long as there are any.
     """
 
-    unbiased: ClassVar[bool]
-    order: ClassVar[int | None]
+    @property
+    def unbiased(self) -> bool: ...
+
+    @property
+    def order(self) -> int | None: ...
 
     def init(self, theta: Tensor) -> Any: ...
 
     def step(self, state: Any, world: World) -> tuple[Any, Metrics]: ...
+
+
+def batch_sizes(n: Sizes, batch_size: int, points: int) -> tuple[int, ...]:
+    """`n` of `World.sample` as a number for each theta.
+
+    Raises:
+        ValueError: there are not as many numbers as points.
+    """
+    each = n if isinstance(n, Sequence) else [n] * points
+    if len(each) != points:
+        raise ValueError(f"got {len(each)} numbers of episodes, expected one for each of {points} points")
+    return tuple(k or batch_size for k in each)
 
 
 def norm(x: Tensor) -> Tensor:

@@ -83,8 +83,12 @@ def verdict(agent: Agent, found: dict[str, list[Finding]] | None = None) -> list
     claims = [_exact_claim("start", "must start without bias (d_0)", exact, slice(1))]
     if unbiased:
         claims.append(_exact_claim("bias", "claims no bias at t > 0", exact, slice(1, None)))
+    elif found_biases := called(lambda: getattr(agent, "biases", ()), "biases"):
+        why = f"cannot be tested, because {' and '.join(found_biases)} makes it biased"
+        claims.append(Claim("estimates", None, math.nan, f"must take the mean of its estimates: {why}"))
     else:
         claims.append(_estimates(agent))
+    if not unbiased:
         claims += [_noise_free(agent)] if order is None else [_of_order(agent, order)] if order else []
     return claims if found is None else [*claims, _sampled(found, unbiased)]
 

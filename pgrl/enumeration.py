@@ -27,7 +27,7 @@ from torch.func import grad, jvp
 
 from envs.core import LearnerFault, Trajectories, raised
 from envs.pytree import numbers_of, rebuilt, tensors_of
-from pgrl.agent import Agent
+from pgrl.agent import Agent, Sizes, batch_sizes
 from pgrl.gradients import Estimator
 from pgrl.heads import Categorical
 from pgrl.nets import TabularNet
@@ -132,13 +132,13 @@ class Outcomes:
     weight  [rows], the probability of each row's outcome given its history, complete after the iteration
     sizes   number of values of each draw so far
     kinds   what each of them is: "sample" or "uniform"
-    points  each θ at which episodes were asked for, [rows, D]
+    points  each θ at which episodes were asked for, [rows, m·D] for m points of a row
     """
 
     nodes: ClassVar[int] = NODES
 
     def __init__(self, mdp: TinyMDP, histories: int, sizes: tuple[int, ...] | None = None) -> None:
-        self.mdp, self.policy, self.discount = mdp, mdp.policy, mdp.discount
+        self.mdp, self.policy, self.discount, self.batch_size = mdp, mdp.policy, mdp.discount, mdp.batch_size
         self._estimator = Estimator(mdp.policy, mdp.discount)
         self._planned = sizes
         inner = torch.arange(1 if sizes is None else math.prod(sizes))
@@ -159,19 +159,25 @@ class Outcomes:
             raise NotEnumerable("what it draws depends on what it drew before")
         return self._inner // math.prod(self._planned[at + 1 :]) % size
 
-    def sample(self, *thetas: Tensor, n: int | None = None) -> tuple[Any, ...]:
+    def sample(self, *thetas: Tensor, n: Sizes = None) -> tuple[Any, ...]:
+        rows = len(self.weight)
         for theta in thetas:
-            if not isinstance(theta, Tensor) or tuple(theta.shape) != (len(self.weight), self.policy.size):
-                raise LearnerFault(f"asked for episodes at {_kind(theta)}, expected θ [{len(self.weight)}, {self.policy.size}]")
-        return tuple(self._episodes(theta.detach(), n or self.mdp.batch_size) for theta in thetas)
+            fits = isinstance(theta, Tensor) and theta.dim() == 2 and theta.shape[1] == self.policy.size
+            if not fits or not len(theta) or len(theta) % rows:
+                raise LearnerFault(f"asked for episodes at {_kind(theta)}, expected θ [{rows}, {self.policy.size}]")
+        sizes = batch_sizes(n, self.batch_size, len(thetas))
+        return tuple(self._episodes(theta.detach(), k) for theta, k in zip(thetas, sizes, strict=True))
 
     def _episodes(self, theta: Tensor, n: int) -> Any:
-        M = len(self.mdp.trajectories.terminated)
-        if n * math.log(M) > math.log(ROWS):
-            raise NotEnumerable(f"it samples {n} episodes at once")
-        chosen = self._draw(M**n, "sample")[:, None] // M ** torch.arange(n) % M  # [rows, n]
-        self.points.append(theta)
-        self.weight = self.weight * self.mdp.probabilities(theta).gather(1, chosen).prod(1)
+        """n episodes at each of the m points that a row has in theta [rows·m, D]."""
+        M, rows = len(self.mdp.trajectories.terminated), len(self.weight)
+        drawn = n * (len(theta) // rows)
+        if drawn * math.log(M) > math.log(ROWS):
+            raise NotEnumerable(f"it samples {drawn} episodes at once")
+        chosen = self._draw(M**drawn, "sample")[:, None] // M ** torch.arange(drawn) % M  # [rows, m·n]
+        self.points.append(theta.reshape(rows, -1))
+        of_point = self.mdp.probabilities(theta).gather(1, chosen.reshape(len(theta), n)).prod(1)
+        self.weight = self.weight * of_point.reshape(rows, -1).prod(1)
         return self.mdp.trajectories.columns(chosen.flatten())
 
     def gradient(self, theta: Tensor, tau: Any) -> Tensor:
@@ -180,11 +186,11 @@ class Outcomes:
     def hessian_vector(self, theta: Tensor, tau: Any, u: Tensor) -> Tensor:
         return self._estimator.hessian_vector(theta, tau, u)
 
-    def uniform(self) -> Tensor:
-        at = self._draw(self.nodes, "uniform")
+    def uniform(self, m: int = 1) -> Tensor:
+        at = self._draw(self.nodes**m, "uniform")[:, None] // self.nodes ** torch.arange(m) % self.nodes  # [rows, m]
         q, weight = _gauss(self.nodes)
-        self.weight = self.weight * weight[at]
-        return q[at][:, None]
+        self.weight = self.weight * weight[at].prod(1)
+        return q[at]
 
 
 @cache

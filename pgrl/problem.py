@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,6 +16,7 @@ from envs.core import Env, EnvironmentFault, Trajectories
 from envs.random import Rng
 from envs.rollout import rollout
 from envs.workers import Workers
+from pgrl.agent import Sizes, batch_sizes
 from pgrl.baselines import Baseline, Fitted, NoBaseline
 from pgrl.gradients import Estimator
 from pgrl.policy import Policy
@@ -91,7 +96,7 @@ class Problem:
             while (missing := self.normalise_steps - int(steps[i])) > 0:
                 length = self.horizon if not episodes else max(1, int(steps[i]) // episodes)
                 rng, n = alone._rng(FIRST).fold(episodes), -(-missing // length)
-                (tau,) = alone._play((theta[i : i + 1],), n, rng, self.horizon)
+                (tau,) = alone._play((theta[i : i + 1],), (n,), rng, self.horizon)
                 seen.append(tau.obs[tau.mask])
                 if not len(seen[-1]):
                     raise EnvironmentFault("state", seed=seed, how="ended every episode at reset")
@@ -119,20 +124,29 @@ class Problem:
         Raises:
             EnvironmentFault: an observation or a reward is not finite.
         """
-        return self._play((theta,), episodes, self._rng(EVALUATION).fold(t), self.env.horizon, mean_action)[0]
+        return self._play((theta,), (episodes,), self._rng(EVALUATION).fold(t), self.env.horizon, mean_action)[0]
 
     def _play(
-        self, thetas: tuple[Tensor, ...], n: int, rng: Rng, horizon: int, mean_action: bool = False
+        self, thetas: Sequence[Tensor], n: Sequence[int], rng: Rng, horizon: int, mean_action: bool = False
     ) -> tuple[Trajectories, ...]:
-        keys = torch.cat([rng.fold(p).spawn(n).key for p in range(len(thetas))])
+        """One rollout of n[p] episodes of each row of thetas[p], for every p; the rows of thetas[p] are grouped by seed."""
+        S, unit = len(self.seeds), math.gcd(*n)
+        for theta in thetas:
+            if len(theta) % S:
+                raise ValueError(f"asked for episodes at {len(theta)} parameter vectors, expected a multiple of {S} seeds")
+        each = [k * (len(theta) // S) for k, theta in zip(n, thetas, strict=True)]  # episodes of a seed
+        keys = torch.cat([rng.fold(p).spawn(k).key for p, k in enumerate(each)])
         masked = getattr(self.env, "masked", False)
-        act = self.policy.actor(torch.cat(thetas), n, self.env.backend, masked, mean_action)
+        rows = [theta if k == unit else theta.repeat_interleave(k // unit, 0) for k, theta in zip(n, thetas, strict=True)]
+        act = self.policy.actor(torch.cat(rows), unit, self.env.backend, masked, mean_action)
+        starts = list(itertools.accumulate((S * k for k in each), initial=0))
         try:
             tau = rollout(self.env, act, Rng(keys, dtype=rng.dtype), horizon, self.workers)
         except EnvironmentFault as fault:
-            raise fault.of_seed(self.seeds, n) from fault.__cause__
-        B = len(self.seeds) * n
-        return tuple(tau.rows(p * B, (p + 1) * B) for p in range(len(thetas))) if len(thetas) > 1 else (tau,)
+            p = bisect_right(starts, fault.row or 0) - 1
+            within = fault if fault.row is None else fault.at(row=fault.row - starts[p])
+            raise within.of_seed(self.seeds, each[p]) from fault.__cause__
+        return tuple(tau.rows(*ends) for ends in itertools.pairwise(starts)) if len(thetas) > 1 else (tau,)
 
 
 class Iteration:
@@ -142,13 +156,13 @@ class Iteration:
         self.problem, self._fitted, self._sample_rng = problem, fitted, rng.fold(SAMPLE)
         self._algorithm_rng = rng.fold(ALGORITHM)
         self._estimator = problem.estimator
-        self.policy, self.discount = problem.policy, problem.discount
+        self.policy, self.discount, self.batch_size = problem.policy, problem.discount, problem.batch_size
         self._uniforms = 0
         self.sampled: list[Trajectories] = []
 
-    def sample(self, *thetas: Tensor, n: int | None = None) -> tuple[Trajectories, ...]:
-        problem, rng = self.problem, self._sample_rng.fold(len(self.sampled))
-        taus = problem._play(thetas, n or problem.batch_size, rng, problem.horizon)
+    def sample(self, *thetas: Tensor, n: Sizes = None) -> tuple[Trajectories, ...]:
+        sizes = batch_sizes(n, self.batch_size, len(thetas))
+        taus = self.problem._play(thetas, sizes, self._sample_rng.fold(len(self.sampled)), self.problem.horizon)
         self.sampled += taus
         return taus
 
@@ -158,9 +172,9 @@ class Iteration:
     def hessian_vector(self, theta: Tensor, tau: Trajectories, u: Tensor) -> Tensor:
         return self._estimator.hessian_vector(theta, tau, u, self._baseline(tau))
 
-    def uniform(self) -> Tensor:
+    def uniform(self, m: int = 1) -> Tensor:
         self._uniforms += 1
-        return self._algorithm_rng.fold(self._uniforms).uniform(1)
+        return self._algorithm_rng.fold(self._uniforms).uniform(m)
 
     def _baseline(self, tau: Trajectories) -> Tensor | None:
         return self.problem.baseline.predict(self._fitted, tau, len(self.problem.seeds))

@@ -31,5 +31,5 @@ class SyntheticWorld:
         assert torch.equal(theta, tau), "differentiated elsewhere than sampled"
         return self.bend(theta, u) + self._noise(theta) * u.norm(dim=1, keepdim=True)
 
-    def uniform(self) -> Tensor:
-        return torch.rand(self.seeds, 1, generator=self.draw, dtype=torch.float64)
+    def uniform(self, m: int = 1) -> Tensor:
+        return torch.rand(self.seeds, m, generator=self.draw, dtype=torch.float64)

@@ -112,7 +112,9 @@ def run(arguments: list[str]) -> Path:
 
         print(dry_run(config))
         return Path()
-    if parsed.resume == "auto" and continued(parsed.out, config, parsed.train, finished, go_on, parsed.quiet, parsed.trust):
+    if parsed.resume == "auto" and continued(
+        parsed.out, config, parsed.train, finished, go_on, parsed.quiet, parsed.trust, parsed.agent
+    ):
         return Path(parsed.out)
     return start(config, parsed.out, ["pgrl", "train", *arguments], parsed.quiet)
 

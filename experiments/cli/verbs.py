@@ -152,6 +152,7 @@ def continued(
     resume: Callable[..., Any],
     quiet: bool,
     trust: bool = False,
+    agent: Any = None,
 ) -> bool:
     """`train --resume auto`: whether `out` held a run of these settings, which has now been trained to its end.
 
@@ -166,6 +167,7 @@ def continued(
             from `given`.
         quiet: print nothing.
         trust: execute the files that the run names even if they have changed.
+        agent: a dataclass of hyperparameters, whose defaults a run takes too.
 
     Returns:
         False where a new run is to be made in `out`.
@@ -178,7 +180,8 @@ def continued(
     if out is None:
         raise UserError("got --resume auto without --out: name the run folder to continue")
     free = FREE | {name for name in ("device", "matmul") if getattr(settings, name, "") == "auto"}
-    defaults = {f.name: f.default for f in dataclasses.fields(settings) if f.default is not dataclasses.MISSING}
+    fields = [*dataclasses.fields(settings), *(dataclasses.fields(agent) if agent else ())]
+    defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
     if not Run.resumable(out, config, free, defaults):
         return False
     if not finished(out):

@@ -89,7 +89,8 @@ def made(config: dict[str, Any]) -> Iterator[tuple[Problem, Agent]]:
     algo, settings, hyperparameters = from_config(config)
     use_deterministic(config.get("device", "cpu"), settings.deterministic)
     with faults_as_sentences(BEFORE, config):
-        agent, problem = make_agent(algo, hyperparameters), make_problem(settings, config.get("device", "cpu"))
+        agent = make_agent(algo, hyperparameters)
+        problem = make_problem(settings, config.get("device", "cpu"), getattr(agent, "hvp_batch_size", None))
     if tabular(problem):
         torch.set_num_threads(1)  # the arrays are small: a second thread costs more than it brings
     count = worker_count(settings, problem.env)

@@ -68,7 +68,7 @@ class PGSettings:
     undiscounted_states: bool = False
     """biased: no factor γ^t of the gradient at time t, as in most libraries: its weight is Σ_{h≥t} γ^(h-t) r_h"""
     gae_lambda: Fraction = 1.0
-    """biased below 1: λ of generalised advantage estimation; needs the baseline time or value"""
+    """biased: λ of generalised advantage estimation; needs the baseline time or value; 1 is off"""
     log_std: Annotated[float, Range(-50, 50)] = 0.0
     """initial log standard deviation of Gaussian policies"""
     learn_std: bool = True
@@ -146,8 +146,8 @@ def make_agent(algo: str, hyperparameters: dict[str, Any]) -> Agent:
         raise UserError(f"{algo}: {error}") from error
 
 
-def make_problem(train: PGSettings, device: str) -> Problem:
-    """UserError for a setting outside its range."""
+def make_problem(train: PGSettings, device: str, hvp_batch_size: int | None = None) -> Problem:
+    """UserError for a setting outside its range. hvp_batch_size: of the agent."""
     check_flags(train)
     if train.dtype not in ("float32", "float64"):
         raise UserError(f"--dtype is {train.dtype!r}, expected float32 or float64")
@@ -182,7 +182,7 @@ def make_problem(train: PGSettings, device: str) -> Problem:
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    require(sizes(train, env, policy, baseline, horizon), HINTS, device)
+    require(sizes(train, env, policy, baseline, horizon, hvp_batch_size), HINTS, device)
     return Problem(
         env,
         policy,
@@ -204,6 +204,8 @@ def biases(config: Mapping[str, Any]) -> list[str]:
     found = ["no γ^t"] if config.get("undiscounted_states") else []
     if config.get("gae_lambda", 1.0) < 1:
         found.append(f"GAE {config['gae_lambda']:g}")
+    if (clip := config.get("hyperparameters", {}).get("clip_correction")) is not None:
+        found.append(f"correction clipped at {clip:g}")
     return found
 
 
@@ -235,11 +237,13 @@ def auto_horizon(env_steps: int, batch_size: int, discount: float, own: int) -> 
     return horizon
 
 
-def sizes(train: PGSettings, env: Env, policy: Policy, baseline: Baseline, horizon: int) -> dict[str, int]:
+def sizes(
+    train: PGSettings, env: Env, policy: Policy, baseline: Baseline, horizon: int, hvp_batch_size: int | None = None
+) -> dict[str, int]:
     """Estimated bytes of the arrays of a run, by what they are for."""
     names = ("seeds", "batch_size", "env_steps", "discount", "eval_episodes")
     shared = {name: getattr(train, name) for name in names}
-    return arrays(env, policy, baseline, observation_size(env)[0], horizon=horizon, **shared)
+    return arrays(env, policy, baseline, observation_size(env)[0], horizon=horizon, hvp_batch_size=hvp_batch_size, **shared)
 
 
 def observation_size(env: Env) -> tuple[int, int]:
@@ -280,6 +284,8 @@ def _iteration_seconds(problem: Problem) -> float:
 def as_config(algo: str, train: PGSettings, hyperparameters: dict[str, Any], device: str) -> dict[str, Any]:
     """What config.json holds: enough to make the same problem and agent again."""
     slope, agent = find_agent(algo).slope, make_agent(algo, hyperparameters)
+    if train.baseline == "leave-one-out" and getattr(agent, "hvp_batch_size", None) == 1:
+        raise UserError("the leave-one-out baseline needs --hvp-batch-size 2 or more")
     hyperparameters = {f.name: getattr(agent, f.name) for f in dataclasses.fields(type(agent))}  # type: ignore[arg-type]
     rest = {**dataclasses.asdict(train), "env": _absolute(train.env)}
     env = make_env(train.env, own_horizon(train), device)

@@ -33,6 +33,7 @@ def dry_run(config: dict[str, Any]) -> str:
             row = measured(lambda: problem.evaluate(theta, settings.eval_episodes, -1))
         else:
             row = measured(lambda: (exact.J(theta), exact.gap(theta), gradient(exact, theta), gradient(exact, theta, 1)))
-        parts = sizes(settings, problem.env, problem.policy, problem.baseline, problem.horizon)
+        correction = getattr(agent, "hvp_batch_size", None)
+        parts = sizes(settings, problem.env, problem.policy, problem.baseline, problem.horizon, correction)
         rows = settings.evaluations if exact is None else settings.log_rows
         return report(config, problem.policy.size, parts, settings.env_steps / steps, seconds, row, rows)

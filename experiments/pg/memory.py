@@ -13,12 +13,11 @@ from pgrl.policy import Policy
 
 HINTS = {
     "parameters": "lower --hidden or --seeds",
-    "episodes": "lower --batch-size, --horizon or --seeds",
+    "episodes": "lower --batch-size, --hvp-batch-size, --horizon or --seeds",
     "baseline": "use --baseline time, or lower --seeds",
     "evaluation": "lower --eval-episodes or --seeds",
     "exact values": "lower --seeds",
 }
-POINTS = 2  # parameters at which an agent samples in an iteration
 COPIES = 8  # iterates, directions, gradients and tangents of an agent, and a checkpoint on its way
 
 
@@ -34,6 +33,7 @@ def arrays(
     env_steps: int,
     discount: float,
     eval_episodes: int,
+    hvp_batch_size: int | None = None,
 ) -> dict[str, int]:
     """Bytes of the arrays of a run, by what they are for. Settings as of `PGSettings`.
 
@@ -43,6 +43,7 @@ def arrays(
         baseline: the baseline.
         observation: numbers in an observation.
         horizon: of training episodes.
+        hvp_batch_size: of the agent; an agent samples at two points at most, and a batch at the second is this or the same.
     """
     item = policy.dtype.itemsize
     wide = observation * 8 + 48  # of a step: observation, action, reward, masks
@@ -51,7 +52,7 @@ def arrays(
     steps = min(horizon, most)
     found = {
         "parameters": COPIES * seeds * policy.size * item,
-        "episodes": POINTS * seeds * batch_size * steps * (wide + 4 * item * _activations(policy)),
+        "episodes": seeds * (batch_size + (hvp_batch_size or batch_size)) * steps * (wide + 4 * item * _activations(policy)),
     }
     if isinstance(baseline, Linear):
         found["baseline"] = 3 * 8 * seeds * baseline.features**2
