@@ -29,6 +29,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from envs.ranges import Calls, Count
 from experiments.cli.completion import completion_verb
+from experiments.cli.curves import curves_verb
 from experiments.cli.errors import UserError
 from experiments.cli.molecules import fragments, sample
 from experiments.cli.text import plain
@@ -43,7 +44,6 @@ from experiments.cli.verbs import (
     call,
     columns,
     continued,
-    curves_verb,
     parse,
     print_csv,
     resume_verb,

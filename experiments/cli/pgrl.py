@@ -22,6 +22,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from envs.ranges import Batch, Count, Range, Rows, Seed, Seeds
 from experiments.cli.completion import completion_verb
+from experiments.cli.curves import curves_verb
 from experiments.cli.errors import UserError
 from experiments.cli.threads import quiet
 from experiments.cli.verbs import (
@@ -34,7 +35,6 @@ from experiments.cli.verbs import (
     call,
     columns,
     continued,
-    curves_verb,
     parse,
     print_csv,
     required,

@@ -101,31 +101,6 @@ def resume_verb(program: str, resume: Callable[[Path, Path | None, bool, bool], 
     return verb
 
 
-def curves_verb(program: str, x_axis: str) -> Verb:
-    """The verb that draws learning curves. x_axis: the horizontal axis by default."""
-
-    def verb(arguments: list[str]) -> None:
-        def command(runs: Positional[tuple[Path, ...]], out: Path, metric: str | None = None, x: str = x_axis) -> None:
-            """Draw a metric over training for one or more runs, and write the numbers as CSV beside the figure.
-
-            Args:
-                runs: run folders; runs of one method are pooled
-                out: figure, .png or .svg
-                metric: a logged tag; default: eval/gap, eval/return, eval/l1 or eval/correlation, the first that is there
-                x: horizontal axis: env_steps (pgrl), states (gflownet: objects visited), oracle/calls (gflownet: reward calls),
-                    iteration or wall (seconds)
-            """
-            from experiments.plots.curves import curves, table
-
-            made = curves(list(runs), out, metric, x)
-            print(table(list(runs), metric))
-            print(plain(f"figure: {made}   numbers: {made.with_suffix('.csv')}"))
-
-        call(command, f"{program} curves", arguments)
-
-    return verb
-
-
 def columns(rows: Mapping[str, str]) -> str:
     """Names and what they stand for, a line each."""
     return "\n".join(f"  {name:12s} {text}" for name, text in rows.items())

@@ -29,6 +29,7 @@ Y_LABELS = {
     "rollout/log_reward": "mean log-reward",
     "eval/gap": "optimality gap  J* − J(θ)  [return]",
     "eval/return": "evaluation return per episode",
+    "eval/return_mean_action": "evaluation return of the mean action",
     "rollout/return": "training return per episode",
 }
 BASE: dict[Any, Any] = {
@@ -39,14 +40,16 @@ BASE: dict[Any, Any] = {
 }
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, less its yellow
 MARKERS = "osD^vPX"
+LEGEND = 95  # characters across the figure, a line's sample counts as 7
 FLOOR = "as many exact samples (noise floor)"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One method on the common grid: x [K], y [S, K] finite; `mixed` names the settings that differ among its pooled runs.
+    """One line on the common grid: x [K], y [S, K] finite; `mixed` names the settings that differ among its pooled runs.
 
-    floor  [K] the least that sampling allows, where it was logged
+    floor     [K] the least that sampling allows, where it was logged
+    repeated  seeds left out because two runs have them
     """
 
     algo: str
@@ -55,6 +58,7 @@ class Curve:
     theory: float | None
     mixed: tuple[str, ...]
     floor: Array | None = None
+    repeated: int = 0
 
     def interval(self) -> tuple[Array, Array, Array]:
         """(iqm, low, high), each [K]."""
@@ -97,12 +101,13 @@ def draw(found: list[Curve], out: Path, metric: str, x: str, env: str, log: bool
             axes.yaxis.set_minor_formatter(lambda value, _: _between_decades(value, *axes.get_ylim()))
         else:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        counts = sorted({len(c.y) for c in found})
         for k, curve in enumerate(found):
             colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
             dashes = "-" if k < len(COLOURS) else "--"
             mean, low, high = curve.interval()
             shown = (curve.x > 0) & (mean > 0) & (low > 0) if log else np.isfinite(mean)
-            at, label = curve.x[shown], curve.algo
+            at, label = curve.x[shown], curve.algo + (f"  ({_seeds(len(curve.y))})" if len(counts) > 1 else "")
             if metric == "eval/gap":
                 label += _exponents(curve)
             if log:
@@ -121,16 +126,20 @@ def draw(found: list[Curve], out: Path, metric: str, x: str, env: str, log: bool
         axes.set_axisbelow(True)
         axes.set_xlabel(X_LABELS[x])
         axes.set_ylabel(Y_LABELS.get(metric, metric))
-        counts = sorted({len(c.y) for c in found})
-        seeds = f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else str(counts[0])
-        title = f"{env}, {seeds} seed{'s' if counts[-1] > 1 else ''}"
+        title = f"{env}, {counts[0]}–{_seeds(counts[-1])}" if len(counts) > 1 else f"{env}, {_seeds(counts[0])}"
         axes.set_title(title, loc="left", fontweight="bold", pad=24)
         note = "interquartile mean over seeds, shaded: 95 % bootstrap interval"
         note += "; dashed: the theory's slope" if log and any(c.theory is not None for c in found) else ""
         axes.text(0, 1.025, note, transform=axes.transAxes, fontsize=9, color="#555555")
-        columns = 1 if any(c.mixed for c in found) or log else min(len(found), 4)
+        labels = [str(line.get_label()) for line in axes.get_lines()]
+        widest = max(len(label) for label in labels if not label.startswith("_"))
+        columns = 1 if log else max(1, min(len(found), 4, LEGEND // (widest + 7)))
         figure.legend(loc="outside lower center", ncols=columns, frameon=False)
         figure.savefig(out, metadata={"Date": None} if out.suffix.lower() == ".svg" else None)
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' if count > 1 else ''}"
 
 
 def _exponents(curve: Curve) -> str:

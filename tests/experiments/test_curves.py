@@ -94,12 +94,13 @@ def test_long_runs_are_thinned_to_logged_steps(tmp_path: Path) -> None:
     assert [int(rows[0]["env_steps"]), int(rows[-1]["env_steps"])] == [0, 2998]
 
 
-def test_pooling_unlike_runs_is_said(tmp_path: Path) -> None:
+def test_pooling_unlike_runs_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     runs = [power(tmp_path / str(k), "a", -0.3, seed=k, hyperparameters={"step_size": 0.1 * k, "eta": 1}) for k in range(2)]
-    _, found, _ = module.gather(runs, None, "env_steps")
+    _, found, _ = module.gather(runs, None, "env_steps", by=("none",))
     assert found[0].mixed == ("step_size",)
-    curves(runs, tmp_path / "f.png")
+    curves(runs, tmp_path / "f.png", by=("none",))
+    assert capsys.readouterr().err == "a: runs that differ in step_size are pooled into one line\n"
 
 
 def test_table_at_shares_of_the_common_budget(tmp_path: Path) -> None:
