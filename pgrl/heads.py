@@ -2,6 +2,7 @@
 
 log_prob(out [S, M, O], params [S, P], action [S, M, ...], action_mask) -> [S, M]
 sampler(params [B, P]) -> a function (out [B, O], action_mask, rng) -> actions [B, ...], torch or numpy like its inputs
+fisher(out, params, v_out, v_params, action_mask) -> F v for the Fisher information of (out, params)
 mode(out [B, O], action_mask) -> the mean actions, or the most probable ones of discrete actions, [B, ...]
 """
 
@@ -61,6 +62,12 @@ class Categorical:
 
         return sample
 
+    def fisher(
+        self, out: Tensor, params: Tensor, v_out: Tensor, v_params: Tensor, action_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        p = torch.softmax(out if action_mask is None else out.masked_fill(~action_mask, -1e9), -1)
+        return p * (v_out - (p * v_out).sum(-1, keepdim=True)), v_params
+
     def mode(self, out: Array, action_mask: Array | None) -> Array:
         logits = to_tensor(out)
         if action_mask is not None:
@@ -96,6 +103,12 @@ class MultiCategorical:
             return action.numpy() if isinstance(out, np.ndarray) else action
 
         return sample
+
+    def fisher(
+        self, out: Tensor, params: Tensor, v_out: Tensor, v_params: Tensor, action_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        pairs = zip(torch.split(out, list(self.sizes), -1), torch.split(v_out, list(self.sizes), -1), strict=True)
+        return torch.cat([Categorical(o.shape[-1]).fisher(o, params, v, v_params, None)[0] for o, v in pairs], -1), v_params
 
     def mode(self, out: Array, action_mask: Array | None) -> Array:
         parts = torch.split(to_tensor(out), list(self.sizes), -1)
@@ -150,6 +163,11 @@ class Gaussian:
             return action if flat else action.reshape(len(action), *self.action_shape)
 
         return sample
+
+    def fisher(
+        self, out: Tensor, params: Tensor, v_out: Tensor, v_params: Tensor, action_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return v_out / self.std(params)[:, None] ** 2, 2 * v_params
 
     def mode(self, out: Array, action_mask: Array | None) -> Array:
         return out.reshape(len(out), *(self.action_shape or (self.dim,)))

@@ -54,6 +54,10 @@ class Head(Protocol):
 
     def sampler(self, params: Tensor) -> Any: ...
 
+    def fisher(
+        self, out: Tensor, params: Tensor, v_out: Tensor, v_params: Tensor, action_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]: ...
+
     def mode(self, out: Array, action_mask: Array | None) -> Array: ...
 
 

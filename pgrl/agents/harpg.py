@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from envs.core import Trajectories
 from envs.ranges import Count, NonNegative, Positive, Weight, check_fields
 from pgrl.agent import Metrics, Transport, World, norm
 from pgrl.schedules import polynomial
@@ -75,7 +76,7 @@ class HARPG:
     def step(self, state: Transport, world: World) -> tuple[Transport, Metrics]:
         step = polynomial(self.step_size, self.step_power, state.t)
         eta = polynomial(self.eta, self.eta_power, state.t)
-        d, metrics = direction(state, world, eta, self.hvp_batch_size, self.q_per_episode, self.clip_correction)
+        d, _, metrics = direction(state, world, eta, self.hvp_batch_size, self.q_per_episode, self.clip_correction)
         return Transport(state.theta + step * d, state.theta, d, state.t + 1), {"opt/step_size": step, **metrics}
 
 
@@ -86,12 +87,12 @@ def direction(
     hvp_batch_size: int | None = None,
     q_per_episode: bool = False,
     clip: float | None = None,
-) -> tuple[Tensor, Metrics]:
-    """d_t of HARPG and of everything built on it, [S, D]."""
+) -> tuple[Tensor, Trajectories, Metrics]:
+    """d_t of HARPG and of everything built on it, [S, D], and the episodes at θ_t."""
     theta, theta_prev, d, t = state
     if t == 0:
         (tau,) = world.sample(theta)
-        return world.gradient(theta, tau), {"opt/eta": 1.0}
+        return world.gradient(theta, tau), tau, {"opt/eta": 1.0}
     m, n = (hvp_batch_size or world.batch_size, 1) if q_per_episode else (1, hvp_batch_size)
     q = world.uniform(m).reshape(-1, 1)
     new, old = theta.repeat_interleave(m, 0), theta_prev.repeat_interleave(m, 0)
@@ -103,4 +104,4 @@ def direction(
         length, most = norm(v), clip * norm(d)
         v = torch.where(length > most, v * (most / length), v)
         metrics["opt/correction_clipped"] = (length > most)[:, 0].to(v.dtype)
-    return (1 - eta) * (d + v) + eta * world.gradient(theta, tau), metrics
+    return (1 - eta) * (d + v) + eta * world.gradient(theta, tau), tau, metrics

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from envs.ranges import Count, NonNegative, Positive, Weight, check_fields
-from pgrl.agent import Metrics, Transport, World, normalised
+from pgrl.agent import Metrics, Transport, World
 from pgrl.agents.harpg import direction
+from pgrl.fisher import StepNorm, unit_step
 from pgrl.schedules import polynomial
 
 
@@ -27,6 +28,8 @@ class NHARPG:
     """γ_0: the length of the step at t = 0, in parameter space"""
     step_power: NonNegative = 1.0
     """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
+    step_norm: StepNorm = "euclidean"
+    """norm in which a step has the length γ_t: euclidean, or fisher (natural gradient): a mean KL divergence of γ_t²/2"""
     eta: Weight = 1.0
     """η_0: the weight of the new gradient, in (0, 1]; at t = 0 it is always 1"""
     eta_power: NonNegative = 1.0
@@ -60,6 +63,6 @@ class NHARPG:
     def step(self, state: Transport, world: World) -> tuple[Transport, Metrics]:
         step = polynomial(self.step_size, self.step_power, state.t)
         eta = polynomial(self.eta, self.eta_power, state.t)
-        d, metrics = direction(state, world, eta, self.hvp_batch_size, self.q_per_episode, self.clip_correction)
-        theta = state.theta + step * normalised(d)
+        d, tau, metrics = direction(state, world, eta, self.hvp_batch_size, self.q_per_episode, self.clip_correction)
+        theta = state.theta + step * unit_step(self.step_norm, d, world, state.theta, tau)
         return Transport(theta, state.theta, d, state.t + 1), {"opt/step_size": step, **metrics}

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from envs.ranges import NonNegative, Positive, Weight, check_fields
-from pgrl.agent import Ascent, Metrics, World, normalised
+from pgrl.agent import Ascent, Metrics, World
+from pgrl.fisher import StepNorm, unit_step
 from pgrl.schedules import polynomial
 
 
@@ -28,6 +29,8 @@ class NMPG:
     """γ_0: the length of the step at t = 0, in parameter space"""
     step_power: NonNegative = 1.0
     """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
+    step_norm: StepNorm = "euclidean"
+    """norm in which a step has the length γ_t: euclidean, or fisher (natural gradient): a mean KL divergence of γ_t²/2"""
     eta: Weight = 1.0
     """η_0: the weight of the new gradient, in (0, 1]; at t = 0 it is always 1"""
     eta_power: NonNegative = 2 / 3
@@ -48,4 +51,5 @@ class NMPG:
         eta = polynomial(self.eta, self.eta_power, t) if t > 0 else 1.0
         (tau,) = world.sample(theta)
         d = (1 - eta) * d + eta * world.gradient(theta, tau)
-        return Ascent(theta + step * normalised(d), d, t + 1), {"opt/step_size": step, "opt/eta": eta}
+        theta = theta + step * unit_step(self.step_norm, d, world, theta, tau)
+        return Ascent(theta, d, t + 1), {"opt/step_size": step, "opt/eta": eta}

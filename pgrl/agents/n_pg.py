@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from envs.ranges import NonNegative, Positive, check_fields
-from pgrl.agent import Ascent, Metrics, World, normalised
+from pgrl.agent import Ascent, Metrics, World
+from pgrl.fisher import StepNorm, unit_step
 from pgrl.schedules import polynomial
 
 
@@ -26,6 +27,8 @@ class NPG:
     """γ_0: the length of the step at t = 0, in parameter space"""
     step_power: NonNegative = 2 / 3
     """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
+    step_norm: StepNorm = "euclidean"
+    """norm in which a step has the length γ_t: euclidean, or fisher (natural gradient): a mean KL divergence of γ_t²/2"""
 
     unbiased: ClassVar[bool] = True
     order: ClassVar[int | None] = None
@@ -41,4 +44,5 @@ class NPG:
         step = polynomial(self.step_size, self.step_power, t)
         (tau,) = world.sample(theta)
         d = world.gradient(theta, tau)
-        return Ascent(theta + step * normalised(d), d, t + 1), {"opt/step_size": step}
+        theta = theta + step * unit_step(self.step_norm, d, world, theta, tau)
+        return Ascent(theta, d, t + 1), {"opt/step_size": step}

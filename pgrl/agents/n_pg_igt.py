@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from envs.ranges import NonNegative, Positive, Weight, check_fields
-from pgrl.agent import Metrics, Transport, World, norm, normalised
+from pgrl.agent import Metrics, Transport, World, norm
+from pgrl.fisher import StepNorm, unit_step
 from pgrl.schedules import polynomial
 
 
@@ -32,6 +33,8 @@ class NPGIGT:
     """γ_0: the length of the step at t = 0, in parameter space; also sets the distance of the look-ahead point"""
     step_power: NonNegative = 1.0
     """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
+    step_norm: StepNorm = "euclidean"
+    """norm in which a step has the length γ_t: euclidean, or fisher (natural gradient): a mean KL divergence of γ_t²/2"""
     eta: Weight = 1.0
     """η_0: the weight of the new gradient, in (0, 1]; at t = 0 it is always 1"""
     eta_power: NonNegative = 4 / 5
@@ -54,4 +57,4 @@ class NPGIGT:
         (tau,) = world.sample(look_ahead)
         d = (1 - eta) * d + eta * world.gradient(look_ahead, tau)
         metrics: Metrics = {"opt/step_size": step, "opt/eta": eta, "opt/look_ahead": norm(look_ahead - theta)[:, 0]}
-        return Transport(theta + step * normalised(d), theta, d, t + 1), metrics
+        return Transport(theta + step * unit_step(self.step_norm, d, world, theta, tau), theta, d, t + 1), metrics
