@@ -78,6 +78,8 @@ def test_verbs_and_flags_of_bash_blocks_exist(line: str, tmp_path: Path, monkeyp
         words += [
             w for flag in ("--objective", "--env", "--preset") if flag in rest for w in (flag, rest[rest.index(flag) + 1])
         ]
+    elif verb == "snr":  # of an algorithm, or of a folder
+        words.append("." if "/" in rest[0] else rest[0])
     elif verb == "active":
         words += rest[:3]
     used = {word.split("=")[0] for word in rest if word.startswith("--")}

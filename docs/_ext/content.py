@@ -22,7 +22,7 @@ TAGS = {
     "gflownet active": ("experiments.gfn.active", "DESCRIPTIONS"),
 }
 HELP = {
-    "pgrl": [["train", "n-pg-igt"], "resume", "eval", "curves", "check", "check-env", "list", "completion", "doctor"],
+    "pgrl": [["train", "n-pg-igt"], "resume", "eval", "curves", "snr", "check", "check-env", "list", "completion", "doctor"],
     "gflownet": [
         ["train", "hypergrid", "--objective", "tb"],
         ["train", "molecules", "--objective", "tb"],

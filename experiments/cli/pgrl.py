@@ -4,6 +4,7 @@ pgrl train ALGO --env ENV            train an algorithm, its seeds side by side
 pgrl resume RUN                      continue a run from its last checkpoint
 pgrl eval RUN                        returns of the trained policies, as CSV
 pgrl curves RUN... --out FIGURE      learning curves with intervals over seeds
+pgrl snr ALGO|RUN                    environment steps at which the noise of an estimate equals its signal
 pgrl check ALGO|file.py:agent        compare an algorithm's direction with exact gradients
 pgrl check-env ENV|file.py:make      check that an environment follows its interface
 pgrl list                            names of algorithms and environments
@@ -14,18 +15,23 @@ pgrl doctor                          versions, device, and a short training run
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from envs.ranges import Batch, Count, Range, Rows, Seed, Seeds
+from envs.ranges import Batch, Count, Natural, Range, Rows, Seed, Seeds, Steps
 from experiments.cli.completion import completion_verb
 from experiments.cli.curves import curves_verb
 from experiments.cli.errors import UserError
+from experiments.cli.ranges import check_flags
+from experiments.cli.text import plain
 from experiments.cli.threads import quiet
 from experiments.cli.verbs import (
+    CSV,
     DRY_RUN,
     OUT,
     QUIET,
@@ -46,7 +52,9 @@ from experiments.cli.verbs import (
     without_flags,
 )
 
-USAGE = "usage: pgrl {train,resume,eval,curves,check,check-env,list,completion,doctor} ...   (pgrl COMMAND --help: its flags)"
+USAGE = (
+    "usage: pgrl {train,resume,eval,curves,snr,check,check-env,list,completion,doctor} ...   (pgrl COMMAND --help: its flags)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,17 +72,46 @@ def run(arguments: list[str]) -> Path:
     """Parse, train to the end, return the run folder; with --dry-run print what the run would be."""
     from experiments.pg.commands import finished, start
     from experiments.pg.commands import resume as go_on
+
+    about = "Train {algo}; others have flags of their own."
+    more = {"out": (OUT, None), "resume": (RESUME, "never"), "dry_run": (DRY_RUN, False), "trust": (TRUST, False)}
+    parsed, config = configured("train", about, arguments, more)
+    if parsed.dry_run:
+        from experiments.pg.dry_run import dry_run
+
+        print(dry_run(config))
+        return Path()
+    if parsed.resume == "auto" and continued(
+        parsed.out, config, parsed.train, finished, go_on, parsed.quiet, parsed.trust, parsed.agent
+    ):
+        return Path(parsed.out)
+    return start(config, parsed.out, ["pgrl", "train", *arguments], parsed.quiet)
+
+
+def configured(
+    verb: str, about: str, arguments: list[str], more: Mapping[str, tuple[Any, Any]], budget: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Parse ALGO and the flags of a run: what was given, and the complete config.
+
+    Args:
+        verb: for the help.
+        about: its first line, which may name {algo}.
+        arguments: those after the verb.
+        more: flags beside settings, hyperparameters and --quiet: name -> (annotation, default).
+        budget: default of --env-steps, in place of the recipe's.
+    """
     from experiments.pg.config import PGSettings, as_config, choose_device, defaults, find_agent
 
     if not arguments or arguments[0].startswith("-"):
         if {"-h", "--help"} & set(arguments):
             arguments = ["n-harpg", *arguments]
         else:
-            raise UserError("got no algorithm: pgrl train ALGO --env ENV, with ALGO from `pgrl list` or file.py:agent")
+            raise UserError(f"got no algorithm: pgrl {verb} ALGO --env ENV, with ALGO from `pgrl list` or file.py:agent")
     algo, rest = arguments[0], arguments[1:]
     settings, hyperparameters, recipe = defaults(
         algo, value_of(rest, "--env") or PGSettings.env, value_of(rest, "--preset") or PGSettings.preset
     )
+    settings = dataclasses.replace(settings, env_steps=budget or settings.env_steps)
     entry = find_agent(algo)
     agent_type: Any = unchecked(entry.make)
     if unset := [f.name for f in dataclasses.fields(agent_type) if required(f) and f.name not in hyperparameters]:
@@ -92,31 +129,12 @@ def run(arguments: list[str]) -> Path:
                 OmitArgPrefixes[agent_type],  # type: ignore[misc]
                 dataclasses.field(default_factory=lambda: agent_type(**placeholder)),
             ),
-            ("out", OUT, dataclasses.field(default=None)),
-            ("resume", RESUME, dataclasses.field(default="never")),
-            ("dry_run", DRY_RUN, dataclasses.field(default=False)),
-            ("quiet", QUIET, dataclasses.field(default=False)),
-            ("trust", TRUST, dataclasses.field(default=False)),
+            *((name, kind, dataclasses.field(default=x)) for name, (kind, x) in {**more, "quiet": (QUIET, False)}.items()),
         ],
     )
-    parsed = parse(
-        command,
-        f"pgrl train {algo}",
-        f"Train {algo}; others have flags of their own.\n\n{tuned(recipe.note)}",
-        rest,
-    )
+    parsed = parse(command, f"pgrl {verb} {algo}", f"{about.format(algo=algo)}\n\n{tuned(recipe.note)}", rest)
     chosen = {f.name: getattr(parsed.agent, f.name) for f in dataclasses.fields(parsed.agent)}
-    config = as_config(algo, parsed.train, chosen, choose_device(parsed.train))
-    if parsed.dry_run:
-        from experiments.pg.dry_run import dry_run
-
-        print(dry_run(config))
-        return Path()
-    if parsed.resume == "auto" and continued(
-        parsed.out, config, parsed.train, finished, go_on, parsed.quiet, parsed.trust, parsed.agent
-    ):
-        return Path(parsed.out)
-    return start(config, parsed.out, ["pgrl", "train", *arguments], parsed.quiet)
+    return parsed, as_config(algo, parsed.train, chosen, choose_device(parsed.train))
 
 
 def resume(run: Path, checkpoint: Path | None, quiet: bool, trust: bool) -> None:
@@ -140,6 +158,42 @@ def evaluate(arguments: list[str]) -> None:
         print_csv(evaluate(run, episodes, checkpoint, trust))
 
     call(command, "pgrl eval", arguments)
+
+
+def snr(arguments: list[str]) -> None:
+    """pgrl snr ALGO|RUN: where noise = signal, at the start of a run or at a checkpoint."""
+    from experiments.pg.snr import BUDGET, SnrSettings, at_checkpoint, at_start, table
+
+    asked = {"measure": (OmitArgPrefixes[SnrSettings], SnrSettings()), "csv": (CSV, False)}
+    about = "Measure at how many environment steps the noise of an estimate is as long as its signal"
+    if arguments and Path(arguments[0]).is_dir():
+        kinds = {
+            "run": (Positional[Path], dataclasses.MISSING),
+            "env_steps": (Annotated[Steps, tyro.conf.arg(help="environment steps of the measurement")], BUDGET),
+            "row": (Annotated[Natural, tyro.conf.arg(help="which seed of the run, counted from 0")], 0),
+            "checkpoint": (
+                Annotated[
+                    Path | None, tyro.conf.arg(help="checkpoint folder, or best (see --best of train); default: the latest")
+                ],
+                None,
+            ),
+            **asked,
+            "quiet": (QUIET, False),
+            "trust": (TRUST, False),
+        }
+        command = dataclasses.make_dataclass(
+            "Command", [(name, kind, dataclasses.field(default=x)) for name, (kind, x) in kinds.items()]
+        )
+        given = parse(command, "pgrl snr", f"{about}, at a checkpoint of a run.", arguments)
+        check_flags(command, vars(given))
+        found = at_checkpoint(given.run, given.measure, given.env_steps, given.row, given.checkpoint, given.trust, given.quiet)
+    else:
+        start = f"{about}, at the start of {{algo}}.\n--env-steps are those of the measurement, --seed gives the parameters."
+        given, config = configured("snr", start, arguments, asked, BUDGET)
+        found = at_start(config, given.measure, given.quiet)
+    print_csv(found.rows) if given.csv else print(table(found.rows))
+    for note in found.notes:
+        print(plain(note), file=sys.stderr)
 
 
 def check(arguments: list[str]) -> None:
@@ -218,7 +272,7 @@ def doctor() -> None:
 def examples() -> list[list[str]]:
     from pgrl.registry import register
 
-    return [["train", name] for name in register()]
+    return [["snr", "."], ["snr", "n-harpg"], *(["train", name] for name in register())]
 
 
 def names() -> dict[str, list[str]]:
@@ -226,7 +280,13 @@ def names() -> dict[str, list[str]]:
     from pgrl.registry import register
 
     algorithms, environments = [*register()], [*OWN, *MUJOCO]
-    own = {"train": algorithms, "check": algorithms, "check-env": environments, "completion": ["bash", "zsh"]}
+    own = {
+        "train": algorithms,
+        "snr": algorithms,
+        "check": algorithms,
+        "check-env": environments,
+        "completion": ["bash", "zsh"],
+    }
     return {**own, "--env": environments, "--resume": ["auto", "never"]}
 
 
@@ -235,6 +295,7 @@ VERBS: dict[str, Verb] = {
     "resume": resume_verb("pgrl", resume),
     "eval": evaluate,
     "curves": curves_verb("pgrl", "env_steps"),
+    "snr": snr,
     "check": check,
     "check-env": check_env,
     "list": without_flags("pgrl list", "Names of algorithms and environments.", listing),

@@ -32,6 +32,7 @@ DRY_RUN = Annotated[
     bool,
     tyro.conf.arg(help="print settings, sizes, memory and time of the run, from a few iterations; nothing is written"),
 ]
+CSV = Annotated[bool, tyro.conf.arg(help="print CSV")]
 QUIET = Annotated[bool, tyro.conf.arg(help="hide the progress bar")]
 RESUME = Annotated[
     Literal["never", "auto"],
@@ -106,12 +107,12 @@ def columns(rows: Mapping[str, str]) -> str:
     return "\n".join(f"  {name:12s} {text}" for name, text in rows.items())
 
 
-def print_csv(rows: Sequence[Record]) -> None:
-    """Records as CSV on standard output, floats with six digits."""
+def print_csv(rows: Sequence[Mapping[str, int | float | str]]) -> None:
+    """Records of numbers and names as CSV on standard output, floats with six digits."""
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(map(cell, rows[0]))
     for row in rows:
-        out.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in row.values()])
+        out.writerow([f"{x:.6g}" if isinstance(x, float) else cell(x) for x in row.values()])
 
 
 def tuned(note: str) -> str:

@@ -449,7 +449,7 @@ def test_list_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     pgrl("--help")
     assert "check-env" in capsys.readouterr().out
     pgrl("--version")
-    for verb in ("train", "resume", "eval", "curves", "check", "check-env", "list", "doctor"):
+    for verb in ("train", "resume", "eval", "curves", "snr", "check", "check-env", "list", "doctor"):
         with pytest.raises(SystemExit) as stopped:
             main([verb, "--help"])
         assert stopped.value.code == 0

@@ -22,6 +22,7 @@ from experiments.cli.errors import UserError
 from experiments.gfn.config import GFNSettings
 from experiments.gfn.environments import ENVIRONMENTS
 from experiments.pg.config import PGSettings
+from experiments.pg.snr import SnrSettings
 from gflownet.active.rounds import Settings
 from gflownet.gflownet import GFlowNet
 from gflownet.registry import register as methods
@@ -68,6 +69,7 @@ def _commands(tool: str, run: Path) -> Iterator[tuple[list[str], set[str]]]:
         "distribution": [str(run), figure],
         "sample": [str(run), f"--out={run / 'x.smi'}"],
         "fragments": [],
+        "snr": [str(run), "--env-steps=1"],
         "check": ["n-pg", "--seeds=16"],
         "check-env": ["gridworld" if tool == "pgrl" else "hypergrid"],
     }
@@ -79,7 +81,7 @@ def _commands(tool: str, run: Path) -> Iterator[tuple[list[str], set[str]]]:
         trains = verb in ("train", "active")
         new = flags_of(TOOLS[tool].VERBS[verb], rest) - seen.setdefault(verb, {"--out"} if trains else set()) - FREE
         seen[verb] |= new
-        yield [verb, *rest, *([out] if trains else [])], new
+        yield [verb, *rest, *([out] if trains else ["--env-steps=1"] if verb == "snr" else [])], new
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -106,7 +108,7 @@ def test_every_flag_of_every_verb_with_absurd_numbers(
 
 def _kinds() -> list[Any]:
     """Every dataclass whose fields are flags."""
-    own = [PGSettings, GFNSettings, GFlowNet, Settings, *(entry.settings for entry in ENVIRONMENTS.values())]
+    own = [PGSettings, SnrSettings, GFNSettings, GFlowNet, Settings, *(entry.settings for entry in ENVIRONMENTS.values())]
     return [*own, *(entry.make for entry in (*agents().values(), *methods().values()))]
 
 
