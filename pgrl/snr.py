@@ -27,12 +27,11 @@ from envs.core import TIMELESS, Trajectories
 from pgrl.agent import Agent
 from pgrl.baselines import Baseline, Fitted, LeaveOneOut
 from pgrl.gradients import Estimator
-from pgrl.policy import Policy
 from pgrl.problem import Problem
 
 NUMBERS = 4_000_000  # of a chunk of estimates and of the activations that it needs: 16 MB of float32
 WIDTH = 256  # activations of a step
-REPLICA = 1 << 61  # seeds from here on are those of replicas, which no run has
+EPISODES, REPLICA = 1 << 60, 1 << 61  # seeds that no run has
 
 
 @dataclass(frozen=True)
@@ -141,22 +140,20 @@ def student(freedom: int) -> float:
 class Estimate:
     """One way to estimate ∇J_H(θ) or ∇²J_H(θ)u from episodes.
 
-    baseline  subtracted from the reward-to-go
-    fitted    its parameters, from other episodes
-    horizon   H; later steps are cut off and not counted
-    discount  in (0, 1]
-    u         [1, D], the vector of the Hessian-vector product; None: g
-    causal    the form of B
+    estimator  g and B
+    baseline   subtracted from the reward-to-go
+    fitted     its parameters, from other episodes
+    horizon    H; later steps are cut off and not counted
+    u          [1, D], the vector of the Hessian-vector product; None: g
     """
 
+    estimator: Estimator
     baseline: Baseline
     fitted: Fitted
     horizon: int
-    discount: float
     u: Tensor | None = None
-    causal: bool = False
 
-    def add(self, sums: Sums, policy: Policy, theta: Tensor, taus: Sequence[Trajectories], batch_size: int) -> None:
+    def add(self, sums: Sums, theta: Tensor, taus: Sequence[Trajectories], batch_size: int) -> None:
         """Add the estimates from batches of episodes as one group.
 
         Episodes with a leave-one-out baseline depend on each other: there a batch is one estimate, the mean over its episodes.
@@ -164,30 +161,35 @@ class Estimate:
 
         Args:
             sums: where to.
-            policy: the policy.
             theta: [1, D].
             taus: episodes sampled at theta, a multiple of `batch_size` in each.
             batch_size: episodes of a batch with a leave-one-out baseline.
         """
         cut = [first_steps(tau, self.horizon) for tau in taus]
-        chunks = itertools.chain.from_iterable(self._chunks(policy, theta, tau, batch_size) for tau in cut)
+        chunks = itertools.chain.from_iterable(self._chunks(theta, tau, batch_size) for tau in cut)
         sums.add(chunks, sum(tau.steps for tau in cut))
 
-    def _chunks(self, policy: Policy, theta: Tensor, tau: Trajectories, batch_size: int) -> Iterator[Tensor]:
+    def _chunks(self, theta: Tensor, tau: Trajectories, batch_size: int) -> Iterator[Tensor]:
         """The estimates in chunks [n, D] of about `NUMBERS` numbers."""
         each = batch_size if isinstance(self.baseline, LeaveOneOut) else 1  # episodes of an estimate
         rows = tau.mask.shape[1] // each
         b = self.baseline.predict(self.fitted, tau, 1 if each == 1 else rows)
         order = tau.mask.sum(0).reshape(rows, each).amax(1).argsort()  # alike in length: less padding
-        estimator = Estimator(policy, self.discount, self.causal)
-        for some in torch.split(order, max(1, NUMBERS // (policy.size + each * len(tau.mask) * WIDTH))):
+        for some in torch.split(order, max(1, NUMBERS // (theta.numel() + each * len(tau.mask) * WIDTH))):
             columns = (some[:, None] * each + torch.arange(each, device=some.device)).flatten()
             part, points = tau.columns(columns).rows(0, len(columns)), theta.expand(len(some), -1)
             part_b = None if b is None else b[: len(part.mask), columns]
             if self.u is None:
-                yield estimator.gradient(points, part, part_b)
+                yield self.estimator.gradient(points, part, part_b)
             else:
-                yield estimator.hessian_vector(points, part, self.u.expand(len(some), -1), part_b)
+                yield self.estimator.hessian_vector(points, part, self.u.expand(len(some), -1), part_b)
+
+
+def episodes(problem: Problem, theta: Tensor, n: int, k: int) -> Trajectories:
+    """n episodes at theta [1, D], cut at the problem's horizon, from random numbers that nothing else uses; other k, others."""
+    (seed,) = problem.seeds
+    (tau,) = replace(problem, seeds=(EPISODES + seed,)).iteration(k).sample(theta, n=n)
+    return tau
 
 
 def first_steps(tau: Trajectories, horizon: int) -> Trajectories:

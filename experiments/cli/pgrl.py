@@ -111,7 +111,8 @@ def configured(
     settings, hyperparameters, recipe = defaults(
         algo, value_of(rest, "--env") or PGSettings.env, value_of(rest, "--preset") or PGSettings.preset
     )
-    settings = dataclasses.replace(settings, env_steps=budget or settings.env_steps)
+    trained = settings.env_steps
+    settings = dataclasses.replace(settings, env_steps=budget or trained)
     entry = find_agent(algo)
     agent_type: Any = unchecked(entry.make)
     if unset := [f.name for f in dataclasses.fields(agent_type) if required(f) and f.name not in hyperparameters]:
@@ -134,7 +135,11 @@ def configured(
     )
     parsed = parse(command, f"pgrl {verb} {algo}", f"{about.format(algo=algo)}\n\n{tuned(recipe.note)}", rest)
     chosen = {f.name: getattr(parsed.agent, f.name) for f in dataclasses.fields(parsed.agent)}
-    return parsed, as_config(algo, parsed.train, chosen, choose_device(parsed.train))
+    config = as_config(algo, parsed.train, chosen, choose_device(parsed.train))
+    if budget and parsed.train.horizon == "auto":  # it is that of a run of the recipe's length
+        long = dataclasses.replace(parsed.train, env_steps=trained)
+        config["horizon"] = as_config(algo, long, chosen, config["device"])["horizon"]
+    return parsed, config
 
 
 def resume(run: Path, checkpoint: Path | None, quiet: bool, trust: bool) -> None:

@@ -26,7 +26,7 @@ from experiments.cli.errors import UserError
 from experiments.cli.progress import progress
 from experiments.cli.stdout import stdout_to_stderr
 from experiments.pg.commands import made
-from experiments.pg.config import from_config, make_problem, observation_size
+from experiments.pg.config import biases, from_config, make_problem, observation_size
 from experiments.pg.faults import begun
 from experiments.pg.memory import sampled as memory
 from experiments.pg.train import PGTraining
@@ -36,13 +36,12 @@ from experiments.run.run import Run
 from pgrl.agent import Agent
 from pgrl.baselines import Baseline, baseline_for
 from pgrl.problem import Problem
-from pgrl.snr import Estimate, NoiseToSignal, Sums, direction, fit
+from pgrl.snr import Estimate, NoiseToSignal, Sums, direction, episodes, fit
 
 BUDGET = 200_000  # environment steps
 GROUPS = 20  # of episodes, for the jackknife
 REPLICAS = 4  # the fewest
 FIT, DIRECTION = 0.2, 0.3  # parts of the budget
-STREAM = -2  # evaluations of a run are 0, 1, ..., and -1 is the one of `pgrl eval`
 Row = dict[str, int | float | str]  # of the table
 
 
@@ -110,11 +109,20 @@ def at_checkpoint(
 def _measured(config: dict[str, Any], asked: SnrSettings, quiet: bool, theta: Tensor | None) -> Measured:
     config["seeds"] = 1
     with faults_as_sentences("measurement", config):
-        own = make_problem(from_config(config)[1], config["device"]).horizon
+        settings = from_config(config)[1]
+        own = make_problem(settings, config["device"]).horizon
+        if settings.gae_lambda < 1:
+            asked = replace(asked, baselines=tuple(name for name in asked.baselines if name in ("time", "value")))
         config["horizon"] = max((own, *asked.horizons))
-        with made(config) as (problem, agent), progress(config["env_steps"], "environment steps", quiet) as tick:
-            work = Measurement(problem, agent, asked, own, from_config(config)[1].baseline, config["env_steps"], tick)
-            return work.run(problem.theta() if theta is None else theta)
+        with made(config) as (problem, agent), progress(settings.env_steps, "environment steps", quiet) as tick:
+            work = Measurement(problem, agent, asked, own, settings.baseline, settings.env_steps, tick)
+            if theta is None:
+                theta, steps = problem.start()
+                work.used = int(steps.sum())
+            found = work.run(theta)
+    if some := biases(config):
+        found.notes.append(f"biased ({', '.join(some)}): the signal is the mean of the estimate, which is not the gradient")
+    return found
 
 
 @dataclass
@@ -138,7 +146,7 @@ class Measurement:
     budget: int
     tick: Callable[[int], None] = lambda used: None
     used: int = 0
-    stream: int = STREAM
+    samples: int = 0
     batch: int = 0  # episodes of a batch with the leave-one-out baseline
 
     def run(self, theta: Tensor) -> Measured:
@@ -200,7 +208,7 @@ class Measurement:
             group = [self._episodes(h, theta, n) for h, n in zip(horizons, counts, strict=True)]
             for case, estimate in cases.items():
                 long_enough = group[: horizons.index(case.horizon) + 1]
-                estimate.add(sums[case], self.problem.policy, theta, long_enough, self.batch)
+                estimate.add(sums[case], theta, long_enough, self.batch)
         return {case: s.noise_to_signal() for case, s in sums.items()}
 
     def _cases(self, fitting: list[Trajectories], u: Tensor) -> dict[Case, Estimate]:
@@ -218,17 +226,25 @@ class Measurement:
             baseline = self._baseline(case.baseline, case.horizon, case.discount)
             fitted = fit(baseline, fitting, case.horizon)
             along = u if case.estimator == "Bu" else None
-            cases[case] = Estimate(baseline, fitted, case.horizon, case.discount, along, self.problem.causal)
+            estimator = replace(self.problem.estimator, discount=case.discount)
+            cases[case] = Estimate(estimator, baseline, fitted, case.horizon, along)
         return cases
 
     def _baseline(self, name: str, horizon: int, discount: float | None = None) -> Baseline:
         size, states = observation_size(self.problem.env)
         discount = self.problem.discount if discount is None else discount
-        return baseline_for(name, discount=discount, horizon=horizon, observation_size=size, n_states=states)
+        return baseline_for(
+            name,
+            discount=discount,
+            horizon=horizon,
+            observation_size=size,
+            n_states=states,
+            undiscounted_states=self.problem.undiscounted_states,
+        )
 
     def _episodes(self, horizon: int, theta: Tensor, n: int) -> Trajectories:
-        tau = replace(self.problem, horizon=horizon).evaluate(theta, n, self.stream)
-        self.stream -= 1
+        tau = episodes(replace(self.problem, horizon=horizon), theta, n, self.samples)
+        self.samples += 1
         self._count(tau.steps)
         return tau
 

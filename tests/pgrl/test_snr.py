@@ -134,8 +134,8 @@ def test_an_estimate_is_that_of_the_estimator() -> None:
         )
         made = Sums()
         for k in range(3):
-            Estimate(linear, fitted, 2, 0.7, vector, True).add(
-                made, POLICY, THETA, [tau.columns(torch.arange(4) + 8 * k + i) for i in (0, 4)], 4
+            Estimate(estimator, linear, fitted, 2, vector).add(
+                made, THETA, [tau.columns(torch.arange(4) + 8 * k + i) for i in (0, 4)], 4
             )
         total = (by_hand.sum(0) ** 2).sum()
         squares = (by_hand**2).sum()
@@ -148,8 +148,8 @@ def test_an_estimate_is_that_of_the_estimator() -> None:
     by_hand = torch.cat([Estimator(POLICY, DISCOUNT).gradient(THETA, x, others.predict({}, x, 1)) for x in batches])
     made = Sums()
     for k in range(3):
-        Estimate(others, {}, HORIZON, DISCOUNT).add(
-            made, POLICY, THETA, [tau.columns(torch.arange(4) + 8 * k + i) for i in (0, 4)], 4
+        Estimate(Estimator(POLICY, DISCOUNT), others, {}, HORIZON).add(
+            made, THETA, [tau.columns(torch.arange(4) + 8 * k + i) for i in (0, 4)], 4
         )
     found = made.noise_to_signal()
     assert found.noise2 == pytest.approx(float(by_hand.var(0).sum()), abs=1e-12)
