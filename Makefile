@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz soak lint bench bench-gflownet bench-molecules gpu docs clean
+.PHONY: demo test fuzz soak lint bench bench-learning bench-gflownet bench-molecules gpu docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,6 +33,16 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m experiments.bench.pg
 
+# Stable-Baselines3, in an environment of its own; make bench-learning ARGS="--tasks Hopper-v5"
+.venv-sb3/ready: experiments/bench/peers/sb3-constraints.txt
+	$(PYTHON) -m venv .venv-sb3
+	.venv-sb3/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< "torch==2.13.0"
+	.venv-sb3/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< stable-baselines3 sb3-contrib "gymnasium[mujoco]"
+	touch $@
+
+bench-learning: .venv/ready .venv-sb3/ready
+	$(BIN)/python -m experiments.bench.learning $(ARGS)
+
 # torchgfn and gfnx ask for an older numpy, so they live in an environment of their own
 .venv-peers/ready: experiments/bench/peers/constraints.txt
 	$(PYTHON) -m venv .venv-peers
@@ -58,4 +68,4 @@ docs: .venv/docs-ready
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build
 
 clean:
-	rm -rf .venv .venv-peers runs docs/_build docs/reference
+	rm -rf .venv .venv-peers .venv-sb3 runs docs/_build docs/reference

@@ -73,6 +73,8 @@ def _lines(name: str, members: list[Series], by: Sequence[str] | None) -> list[G
     labels = _labels(name, first, apart if by is not None else _telling(first, differ), len(apart))
     found = []
     for label, rows in zip(labels, lines.values(), strict=True):
+        biased = dict.fromkeys(bias for i in rows for bias in _biases(members[i].config))
+        label += f" (biased: {', '.join(biased)})" if biased else ""
         mixed = tuple(key for key in differ if len({_exact(tables[i].get(key)) for i in rows}) > 1)
         pooled, repeated = _once([(_exact([tables[i].get(key) for key in mixed]), members[i]) for i in rows])
         found.append(Group(label, pooled, mixed, repeated))
@@ -148,6 +150,18 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         kinds = [GFNSettings, GFlowNetSettings, *([method.make] if method else []), *([env.settings] if env else [])]
     fields = [f for kind in kinds for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING]
     return {f.name: json.loads(json.dumps(f.default, default=str)) for f in fields}
+
+
+def _biases(config: Mapping[str, Any]) -> list[str]:
+    """The biased settings of a run of pgrl."""
+    if "algo" not in config:
+        return []
+    from experiments.pg.config import biases
+
+    try:
+        return biases(config)
+    except (AttributeError, TypeError, ValueError):  # values of another type, which `resume` refuses
+        return []
 
 
 def _telling(tables: Sequence[Mapping[str, Any]], differ: Sequence[str]) -> list[str]:

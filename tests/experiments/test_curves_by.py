@@ -122,6 +122,13 @@ def test_labels_stay_short_and_different(tmp_path: Path) -> None:
     assert len(lines([*runs, third])) == 3
 
 
+def test_a_biased_line_says_so(tmp_path: Path) -> None:
+    runs = [run(tmp_path / "a"), run(tmp_path / "b", gae_lambda=0.95), run(tmp_path / "c", gae_lambda="x", hyperparameters=1)]
+    assert list(lines(runs[:2])) == ["n-harpg gae_lambda=1", "n-harpg gae_lambda=0.95 (biased: GAE 0.95)"]
+    assert list(lines(runs[1:2])) == ["n-harpg (biased: GAE 0.95)"]
+    assert list(lines(runs[2:])) == ["n-harpg"]
+
+
 def test_runs_of_gflownet_as_well(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"method": "tb", "objective": {}, "env": "hypergrid", "title": "hypergrid 2-D"}
     made = []
