@@ -31,6 +31,9 @@ class State:
     truncated    [B] bool  the environment's own time limit cut it; stays True
     inner        the environment's own encoding, not for agents
     action_mask  [B, A] bool, True = valid (Discrete actions only), or None if all actions are valid
+
+    A subclass may compute `reward` when it is read, and have a method `rewards(states)` that returns the rewards of the states
+    after each step since `reset` at once, [T, B], or None if it was given others.
     """
 
     obs: Array

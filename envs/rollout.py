@@ -116,57 +116,63 @@ def run_episodes(env: Env, act: Act, rng: Rng, horizon: int, start: State | None
     ends = getattr(env, "terminates", True)
     look = rng.key.device.type == "cpu"  # on a GPU this check would synchronise at every step
     watch = getattr(act, "watch", None) if ends else None
-    before: list[State] = []
+    states: list[State] = []
     actions: list[Array] = []
-    rewards: list[Array] = []
     ended: list[Array] = []
-    state: Any = start
     try:
-        state = start or _called(env.reset, len(rng), rng.fold(RESET).drawn(1, numpy))
+        state: Any = start or _called(env.reset, len(rng), rng.fold(RESET).drawn(1, numpy))
+        states.append(state)
         ended.append(state.terminated | state.truncated)
         for t in range(horizon):
             if watch is not None:
                 watch(ended[-1])
             action = act(state.obs, state.action_mask, policy_rng.at(t))
-            before.append(state)
             actions.append(action)
             state = _called(env.step, state, action, env_rng.at(t))
-            rewards.append(state.reward)
-            ended.append(state.terminated | state.truncated if ends else ended[-1])
-            if ends and look and bool(ended[-1].all()):
+            states.append(state)
+            over = state.terminated | state.truncated if ends else ended[-1]
+            ended.append(over)
+            if ends and look and (np.count_nonzero(over) == len(over) if numpy else bool(over.all())):
                 break
-        tau = _stacked(env, before, actions, rewards, ended, state, rng)
+        tau = _stacked(env, states, actions, ended, rng)
     except EnvironmentFault as fault:
         raise _placed(fault, actions) from fault.__cause__
     except Exception as error:
-        if wrong := _malformed(env, [*before, state], actions, len(rng)):
+        if wrong := _malformed(env, states, actions, len(rng)):
             raise wrong from error
         raise
-    if checks and (wrong := _wrong_form(env, tau, [*before, state], actions)):
+    if checks and (wrong := _wrong_form(env, tau, states, actions)):
         raise wrong
     if checks:
         _refuse_non_finite(tau, to_tensor(state.obs))
     return tau
 
 
-def _stacked(
-    env: Env, before: list[State], actions: list[Array], rewards: list[Array], ended: list[Array], state: State, rng: Rng
-) -> Trajectories:
-    """The trajectories of the states before each step, and of the last one."""
-    numpy, ends = env.backend == "numpy", getattr(env, "terminates", True)
-    stack: Callable[[list[Array]], Tensor] = (lambda xs: to_tensor(np.stack(xs))) if numpy else torch.stack
+def _stacked(env: Env, states: list[State], actions: list[Array], ended: list[Array], rng: Rng) -> Trajectories:
+    """The trajectories of the states before each step and after the last one."""
+    numpy, ends, (*before, last) = env.backend == "numpy", getattr(env, "terminates", True), states
+    stack: Callable[[list[Array]], Tensor] = (lambda xs: to_tensor(_stack(xs))) if numpy else torch.stack
+    at_once = getattr(last, "rewards", None)
+    reward = None if at_once is None else at_once(states[1:])
     return Trajectories(
         obs=stack([s.obs for s in before]),
         action=stack(actions),
-        reward=stack(rewards),
+        reward=stack([s.reward for s in states[1:]]) if reward is None else to_tensor(reward),
         mask=~stack(ended[:-1]).to(rng.key.device)
         if ends
         else torch.ones(len(before), len(rng), dtype=torch.bool, device=rng.key.device),
-        terminated=to_tensor(state.terminated),
-        truncated=to_tensor(state.truncated),
-        action_mask=None if state.action_mask is None else stack([s.action_mask for s in before]),
-        last=to_tensor(state.obs),
+        terminated=to_tensor(last.terminated),
+        truncated=to_tensor(last.truncated),
+        action_mask=None if last.action_mask is None else stack([s.action_mask for s in before]),
+        last=to_tensor(last.obs),
     )
+
+
+def _stack(xs: list[Array]) -> Array:
+    """np.stack along the first axis, which is slow for many small arrays."""
+    if len({x.shape for x in xs}) > 1 or xs[0].ndim == 0:
+        return np.stack(xs)
+    return np.concatenate(xs).reshape(len(xs), *xs[0].shape)
 
 
 def _called(method: Any, *args: Any) -> State:

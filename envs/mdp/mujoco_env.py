@@ -2,7 +2,8 @@
 
     reset   for each row: positions and velocities = the model's + noise from the row's key;  mj_forward
     step    for each unfinished row: controls = action;  mj_step × frame_skip                        (without the GIL)
-            for all rows at once: the arrays that the task reads -> observation, reward, fell        (mujoco_tasks.py)
+            for all rows at once: the arrays that the task reads -> observation, healthy             (mujoco_tasks.py)
+    reward  of up to 32 steps at once, from the bytes that the steps have read, when one of them is asked for
 
 One environment uses one thread; `envs.workers` runs episodes in parallel processes. Threads are slower: whether they divide the
 rows of a step or the episodes, one thread wakes another every few steps, and waking takes as long as a step.
@@ -10,7 +11,8 @@ rows of a step or the episodes, one thread wakes another every few steps, and wa
 For equal positions, velocities and actions the results equal those of `gymnasium.make(id).unwrapped`, bit for bit in float64.
 
 Differs from Gymnasium: after a physical instability MuJoCo silently resets the simulation; here the reward is NaN, which
-`rollout` reports as an EnvironmentFault. An action that is not finite raises instead of acting as zero.
+`rollout` reports as an EnvironmentFault. An action that is not finite raises instead of acting as zero. MuJoCo's counters of
+warnings are read with the arrays of the task, and looked at when rewards are computed.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import math
 import re
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -32,7 +35,79 @@ from envs.mdp.mujoco_tasks import TASKS, Step
 from envs.random import Rng
 
 HUGE = 1e10  # mjMAXVAL: if a control exceeds it, MuJoCo sets all controls of the row to zero
+AT_ONCE = 32  # steps whose rewards are computed together
 LOADING = threading.Lock()
+
+
+class MujocoState(State):
+    """A State whose reward is computed when it is read, by the `Rewards` of its episodes."""
+
+    def __getattr__(self, name: str) -> Any:  # of what is not there yet
+        if name != "reward" or "step" not in self.__dict__:
+            raise AttributeError(name)
+        rewards, step = self.__dict__["step"]
+        reward = self.__dict__["reward"] = rewards.of(step)
+        return reward
+
+    def rewards(self, states: list[State]) -> Array | None:
+        """The rewards of these states, [T, B], if they are the states after each step since reset; None: they are not."""
+        rewards, steps = self.__dict__.get("step", (None, 0))
+        given = [state.__dict__.get("step") for state in states]
+        if rewards is None or given != [(rewards, t) for t in range(steps + 1)]:
+            return None
+        return rewards.all()
+
+
+class Rewards:
+    """The rewards of the episodes since a reset.
+
+    Args:
+        first: the bytes that reset has read.
+        shape: of a step's bytes as float64, (B, W + counters); the last columns are counters of warnings.
+        reward: before, now [M, W] and actions [M, A] -> rewards [M].
+        dtype: of the rewards.
+    """
+
+    def __init__(self, first: bytes, shape: tuple[int, int], width: int, reward: Callable[..., Array], dtype: Any) -> None:
+        self._read, self._actions, self._finished = [first], list[Array](), list[Array | None]()
+        self._shape, self._width, self._reward, self._dtype = shape, width, reward, dtype
+        self._known: list[Array] = []
+
+    def add(self, read: bytes, action: Array, finished: Array | None) -> tuple[Rewards, int]:
+        """One more step; returns what `MujocoState` keeps: self and the number of the step."""
+        self._read.append(read)
+        self._actions.append(action.copy())  # the caller may use the array again
+        self._finished.append(finished)
+        step = len(self._known) + len(self._actions) - 1
+        if len(self._actions) == AT_ONCE:
+            self._compute()
+        return self, step
+
+    def of(self, step: int) -> Array:
+        """[B]"""
+        if step >= len(self._known):
+            self._compute()
+        return self._known[step]
+
+    def all(self) -> Array:
+        """[T, B]"""
+        if self._actions:
+            self._compute()
+        return np.concatenate(self._known).reshape(-1, self._shape[0])
+
+    def _compute(self) -> None:
+        joined, width = b"".join(self._read), self._width
+        states = np.frombuffer(joined).reshape(len(self._read), *self._shape)
+        before, now = (x.reshape(-1, self._shape[1])[:, :width] for x in (states[:-1], states[1:]))
+        reward = self._reward(before, now, np.concatenate(self._actions)).reshape(len(self._actions), -1)
+        counters = np.frombuffer(joined, np.int32).reshape(len(self._read), self._shape[0], -1)[1:, :, 2 * width + 1 :: 2]
+        if np.count_nonzero(counters):
+            reward[counters.any(2)] = np.nan
+        for step, finished in enumerate(self._finished):
+            if finished is not None:
+                reward[step, finished] = 0.0
+        self._known.extend(reward.astype(self._dtype))
+        self._read, self._actions, self._finished = self._read[-1:], [], []
 
 
 class MujocoEnv:
@@ -57,16 +132,18 @@ class MujocoEnv:
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"got dtype {self.dtype}; observations are np.float32 or np.float64: choose one of these")
-        self.terminates = task.fell is not None
+        self.terminates = task.healthy is not None
         self.task, self._mujoco = task, _import_mujoco(id)
         self._model = _load(self._mujoco, task.xml)
         self._nu = int(self._model.nu)
         self._pool: list[Any] = []
         self._views: list[list[memoryview]] = []  # of MuJoCo's own memory; joining bytes is the cheapest way to gather
         self._ticket = _first_ticket(self)
+        self._good = -1  # how many entries of `healthy` are True while no running row falls; -1: not known yet
         self._grow_pool(1)
         low, high = self._model.actuator_ctrlrange.astype(np.float32).T
-        seen = task.observe(self._look(1)).shape[1]
+        self._width = sum(x.size for x in task.reads(self._pool[0]))  # the counters of warnings are behind
+        seen = task.observe(self._array(self._bytes(1), 1), self.dtype).shape[1]
         self.observation_space: gymnasium.Space[Any] = gymnasium.spaces.Box(-np.inf, np.inf, (seen,), self.dtype.type)
         self.action_space: gymnasium.Space[Any] = gymnasium.spaces.Box(low, high, dtype=np.float32)
         time_step = float(self._model.opt.timestep)
@@ -98,14 +175,15 @@ class MujocoEnv:
             data.qpos[:] = position
             data.qvel[:] = velocity
             self._mujoco.mj_forward(self._model, data)
-        self._rows = [(data, data.ctrl) for data in self._pool[:n]]
+        self._all = [(data, data.ctrl, row) for row, data in enumerate(self._pool[:n])]
         self._read = [view for views in self._views[:n] for view in views]
-        self._alarms = [data.warning.number for data in self._pool[:n]]
-        self._now = self._look(n)
-        self._never = np.zeros(n, bool), np.zeros(n, bool)
+        self._shape = n, self._nu
+        self._follow(np.zeros(n, bool), np.zeros(n, bool))
+        read = self._bytes(n)
+        now = self._array(read, n)
+        self._rewards = Rewards(read, (n, len(read) // (8 * n)), self._width, self._reward, self.dtype)
         self._ticket += 1
-        obs = self.task.observe(self._now).astype(self.dtype)
-        return State(obs, np.zeros(n, self.dtype), *self._never, inner=self._ticket)
+        return State(self.task.observe(now, self.dtype), np.zeros(n, self.dtype), *self._flags, inner=self._ticket)
 
     def step(self, state: State, action: Array, rng: Rng) -> State:
         """Step the unfinished rows. Actions are not clipped here; MuJoCo clamps the controls.
@@ -124,48 +202,63 @@ class MujocoEnv:
                 "got a state that is not the newest of this environment; MuJoCo steps forward only: step what the last "
                 "reset or step returned, and use one env for each batch of episodes"
             )
-        task, before = self.task, self._now
         if not isinstance(action, np.ndarray):
             action = action.detach().cpu().numpy()
-        if action.shape != (len(before), self._nu):
+        if action.shape != self._shape:
             raise ValueError(
-                f"got actions of shape {action.shape}; {self.id} has {len(before)} rows here: give shape "
-                f"{(len(before), self._nu)}"
+                f"got actions of shape {action.shape}; {self.id} has {self._shape[0]} rows here: give shape {self._shape}"
             )
-        # The same two arrays are passed from state to state until a row ends: if they are identical, all rows are running.
-        running = state.terminated is self._never[0] and state.truncated is self._never[1]
-        finished = None if running else state.terminated | state.truncated
+        # The same two arrays are passed from state to state until a row ends: if they are identical, the same rows are running.
+        if state.terminated is not self._flags[0] or state.truncated is not self._flags[1]:
+            self._follow(state.terminated, state.truncated)
         if not np.vdot(action, action) <= HUGE:  # True for NaN; cheaper than a check of every number
-            self._refuse_faulty(action, finished)
+            self._refuse_faulty(action)
         self._ticket += 1  # before the physics: an interrupted step cannot be repeated
-        self._advance(action, finished)
-        now = np.frombuffer(b"".join(self._read)).reshape(before.shape)
-        fell = task.fell(now) if task.fell is not None else None
-        reward = task.reward(Step(before, now, action, fell, *self._constants))
-        if any(map(np.count_nonzero, self._alarms)):
-            reward[[bool(alarm.any()) for alarm in self._alarms]] = np.nan
-        terminated = state.terminated
-        if finished is not None:
-            reward[finished] = 0.0
-            if fell is not None:
-                terminated = terminated | (fell & ~finished)
-        elif fell is not None and np.count_nonzero(fell):
-            terminated = fell
-        self._now = now
-        obs = task.observe(now).astype(self.dtype)
-        return State(obs, reward.astype(self.dtype), terminated, state.truncated, self._ticket)
-
-    def _advance(self, action: Array, finished: Array | None) -> None:
-        rows = self._rows
-        if finished is not None:
-            running = np.flatnonzero(~finished)
-            rows, action = [rows[i] for i in running], action[running]
         step, forces, model, frame_skip = self._physics
-        for (data, control), act in zip(rows, action, strict=True):
-            control[:] = act
+        for data, control, row in self._running:
+            control[:] = action[row]
             step(model, data, frame_skip)
             if forces is not None:
                 forces(model, data)
+        read = b"".join(self._read)
+        now = self._array(read, self._shape[0])
+        taken = self._rewards.add(read, action, self._finished)
+        if self.task.healthy is not None:
+            good = self.task.healthy(now)
+            if np.count_nonzero(good) != self._good:  # the numbers of ended rows do not change
+                self._end(~good.all(1))
+                self._good = int(np.count_nonzero(good))
+        new = object.__new__(MujocoState)  # an __init__ of a frozen dataclass takes as long as the observation
+        terminated, truncated = self._flags
+        new.__dict__.update(
+            obs=self.task.observe(now, self.dtype),
+            terminated=terminated,
+            truncated=truncated,
+            inner=self._ticket,
+            action_mask=None,
+            step=taken,
+        )
+        return new
+
+    def _follow(self, terminated: Array, truncated: Array) -> None:
+        """From here on, the rows are running that these flags leave."""
+        finished = terminated | truncated
+        self._flags = terminated, truncated
+        self._finished: Array | None = finished if finished.any() else None
+        self._running = [self._all[row] for row in np.flatnonzero(~finished)]
+        self._good = -1
+
+    def _end(self, fell: Array) -> None:
+        """Running rows end where they fell."""
+        terminated, truncated = self._flags
+        if self._finished is not None:
+            fell &= ~self._finished
+        if fell.any():
+            self._follow(terminated | fell, truncated)
+
+    def _reward(self, before: Array, now: Array, action: Array) -> Array:
+        healthy = self.task.healthy(now).all(1) if self.task.healthy is not None else np.ones(len(now), bool)
+        return self.task.reward(Step(before, now, action, healthy, *self._constants))
 
     def _first(self, rng: Rng) -> tuple[Array, Array]:
         """Positions and velocities of the first state, [B, nq] and [B, nv] float64."""
@@ -184,10 +277,10 @@ class MujocoEnv:
             qvel[:, -2:] = 0.0
         return qpos, qvel
 
-    def _refuse_faulty(self, action: Array, finished: Array | None) -> None:
+    def _refuse_faulty(self, action: Array) -> None:
         faulty = ~(np.abs(action) <= HUGE).all(1)
-        if finished is not None:
-            faulty &= ~finished
+        if self._finished is not None:
+            faulty &= ~self._finished
         if faulty.any():
             row = int(np.flatnonzero(faulty)[0])
             raise Diverged(
@@ -195,15 +288,27 @@ class MujocoEnv:
                 "check the policy's parameters for NaN, the step size may be too large"
             )
 
-    def _look(self, n: int) -> Array:
-        """[n, W] float64: a copy of the arrays that the task reads, of the first n rows."""
-        return np.frombuffer(b"".join(view for views in self._views[:n] for view in views)).reshape(n, -1)
+    def _bytes(self, n: int) -> bytes:
+        """What the task reads and the counters of warnings, of the first n rows."""
+        return b"".join([view for views in self._views[:n] for view in views])
+
+    def _array(self, read: bytes, n: int) -> Array:
+        """[n, W] float64: these bytes without the counters."""
+        return np.ndarray((n, len(read) // (8 * n)), np.float64, read)[:, : self._width]
 
     def _grow_pool(self, n: int) -> None:
         while len(self._pool) < n:
             data = self._mujoco.MjData(self._model)
             self._pool.append(data)
-            self._views.append([memoryview(view) for view in self.task.reads(data)])
+            self._views.append([memoryview(view) for view in (*self.task.reads(data), _counters(data))])
+
+
+def _counters(data: Any) -> Array:
+    """MuJoCo's mjWarningStat[]: pairs (lastinfo, number) of int32, as they are in memory, and numbers that are not zero."""
+    info, number = data.warning.lastinfo, data.warning.number
+    assert number.ctypes.data == info.ctypes.data + 4
+    assert info.strides == number.strides == (8,)
+    return np.lib.stride_tricks.as_strided(info, (2 * len(info),), (4,))
 
 
 def _task_name(id: str) -> str:

@@ -190,6 +190,72 @@ def test_an_instability_is_a_fault_and_not_a_silent_restart(capfd: pytest.Captur
     rollout(env, Linear(env), Rng.of_seeds(range(3)), horizon=10)  # a reset heals it
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_rewards_of_many_steps_at_once_are_those_of_each_step(name: str) -> None:
+    """70 steps are more than two blocks, and some rows end early; the reference reads the reward after each step."""
+    env = MujocoEnv(f"{name}-v5", dtype=np.float64)
+    act, keys = Linear(env), Rng.of_seeds(range(3))
+    tau = rollout(env, act, keys, horizon=70)
+    actions = tau.action.numpy()
+    state = env.reset(3, keys.fold(2).drawn(1, True))
+    for t, action in enumerate(actions):
+        assert np.array_equal(state.obs, tau.obs[t].numpy())
+        over = state.terminated
+        given = action.copy()
+        state = env.step(state, given, streams(3))
+        given[:] = 9.0  # what a caller does with its array afterwards is no action
+        assert np.array_equal(state.reward, tau.reward[t].numpy())
+        assert not state.reward[over].any()
+    assert np.array_equal(state.terminated, tau.terminated.numpy())
+    assert len(actions) == 70 or bool(tau.terminated.all())
+
+
+def test_a_wrapper_may_change_rewards_of_some_steps() -> None:
+    class Doubled:
+        def __init__(self) -> None:
+            self.env, self.steps = MujocoEnv("Swimmer-v5", horizon=5), 0
+            self.backend, self.horizon, self.terminates = self.env.backend, 5, False
+            self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
+            self.reset = self.env.reset
+
+        def step(self, state: State, action: Any, rng: Rng) -> State:
+            self.steps += 1
+            after = self.env.step(state, action, rng)
+            return replace(after, reward=2.0 * after.reward) if self.steps == 2 else after
+
+    wrapped = Doubled()
+    act = Linear(wrapped.env)
+    plain, doubled = rollout(wrapped.env, act, Rng.of_seeds([1, 2])), rollout(wrapped, act, Rng.of_seeds([1, 2]))
+    expected = plain.reward.clone()
+    expected[1] *= 2.0
+    assert torch.equal(doubled.reward, expected)
+    assert torch.equal(doubled.obs, plain.obs)
+
+
+def test_an_instability_is_named_with_its_step_long_after() -> None:
+    """The counters of warnings are looked at every 32 steps: the step is still the one in which the row became unstable."""
+    env = MujocoEnv("Hopper-v5")
+
+    class Sabotage(Linear):
+        calls = 0
+
+        def __call__(self, obs: Any, action_mask: Any, rng: Rng) -> Any:
+            self.calls += 1
+            if self.calls == 36:
+                env._pool[2].qvel[3] = 1e12
+            return 0.0 * super().__call__(obs, action_mask, rng)
+
+    with pytest.raises(EnvironmentFault, match="reward in episode 2 at step 35"):
+        rollout(env, Sabotage(env), Rng.of_seeds(range(3)), horizon=50)
+    state = env.reset(2, streams(2))
+    for step in range(40):
+        if step == 33:
+            env._pool[1].qvel[3] = 1e12
+        state = env.step(state, np.zeros((2, 3), np.float32), streams(2))
+        assert np.isnan(state.reward).tolist() == [False, step >= 33]  # MuJoCo has begun anew; that is no episode
+    rollout(env, Linear(env), Rng.of_seeds(range(3)), horizon=50)
+
+
 def test_making_one_writes_nothing_and_leaves_the_handler(capfd: pytest.CaptureFixture[str]) -> None:
     def handler(message: str) -> None: ...
 
