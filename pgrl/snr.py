@@ -31,6 +31,7 @@ from pgrl.problem import Problem
 
 NUMBERS = 4_000_000  # of a chunk of estimates and of the activations that it needs: 16 MB of float32
 WIDTH = 256  # activations of a step
+TINY = 1e-300
 EPISODES, REPLICA = 1 << 60, 1 << 61  # seeds that no run has
 
 
@@ -80,8 +81,8 @@ class Sums:
         """
         total, squares, count = torch.zeros(()), 0.0, 0
         for x in chunks:
-            x = x.double()
-            total, squares, count = total + x.sum(0).cpu(), squares + float((x * x).sum()), count + len(x)
+            flat = x.flatten()
+            total, squares, count = total + x.sum(0).double().cpu(), squares + float(flat @ flat), count + len(x)
         self._sums.append(total)
         self._squares.append(squares)
         self._counts.append(count)
@@ -91,7 +92,7 @@ class Sums:
         """The estimates and the interval.
 
         Raises:
-            ValueError: there are fewer than three groups, or fewer than two estimates without one of them.
+            ValueError: there are fewer than three groups, fewer than two estimates without one of them, or one is not finite.
         """
         groups = len(self._sums)
         if groups < 3:
@@ -102,10 +103,16 @@ class Sums:
         # leaving out group k: ‖Σx - s_k‖² = ‖Σx‖² - 2⟨Σx, s_k⟩ + ‖s_k‖²
         left = _moments(gram.sum() - 2 * gram.sum(1) + gram.diagonal(), *(parts.sum(1, keepdim=True) - parts))
         signal2, noise2, steps, ratio = (float(x) for x in _moments(gram.sum(), *parts.sum(1)))
+        n = int(parts[1].sum())
+        if not math.isfinite(signal2 + noise2):
+            raise ValueError("an estimate is not finite, or too large")
+        if noise2 <= 0:  # constant, and perhaps 0: then all that was sampled was too little
+            low, high = (0.0, 0.0) if signal2 > 0 else (n * steps, math.inf)
+            return NoiseToSignal(high, low, high, steps, signal2, noise2, n)
         error = float(((left[3] - left[3].mean()) ** 2).sum() * (groups - 1) / groups) ** 0.5
         reach = student(groups - 1) * error
         best, worst = max(ratio, 0.0) + reach, ratio - reach
-        return NoiseToSignal(_inverse(ratio), _inverse(best), _inverse(worst), steps, signal2, noise2, int(parts[1].sum()))
+        return NoiseToSignal(_inverse(ratio), _inverse(best), _inverse(worst), steps, signal2, noise2, n)
 
 
 def _moments(square_of_sum: Tensor, squares: Tensor, n: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -115,7 +122,8 @@ def _moments(square_of_sum: Tensor, squares: Tensor, n: Tensor, steps: Tensor) -
     signal2 = (square_of_sum - squares) / (n * (n - 1))
     noise2 = (squares - square_of_sum / n) / (n - 1)
     each = steps / n
-    return signal2, noise2, each, signal2 / (noise2 * each)
+    ratio = torch.where(noise2 > 0, signal2 / (noise2 * each).clamp_min(TINY), torch.where(signal2 > 0, torch.inf, 0.0))
+    return signal2, noise2, each, ratio
 
 
 def _inverse(x: float) -> float:

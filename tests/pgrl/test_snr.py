@@ -14,7 +14,7 @@ from pgrl.agents.n_pg import NPG
 from pgrl.baselines import LeaveOneOut, Linear
 from pgrl.gradients import Estimator
 from pgrl.problem import Problem
-from pgrl.snr import Estimate, Sums, first_steps, student
+from pgrl.snr import Estimate, NoiseToSignal, Sums, first_steps, student
 from tests.worlds import (
     DISCOUNT,
     F64,
@@ -207,6 +207,21 @@ def test_horizons_and_discounts_share_their_episodes() -> None:
 def test_student_s_quantile() -> None:
     for freedom, quantile in ((3, 3.18245), (4, 2.77645), (7, 2.36462), (19, 2.09302), (1000, 1.96234)):
         assert student(freedom) == pytest.approx(quantile, rel=0.01)
+
+
+def test_estimates_that_are_all_equal_or_nearly_all_zero() -> None:
+    def found(values: list[float]) -> NoiseToSignal:
+        made = Sums()
+        for x in values:
+            made.add([torch.full((5, 2), x)], 50)
+        return made.noise_to_signal()
+
+    zero, one, rare = found([0.0] * 4), found([2.0] * 4), found([0.0, 0.0, 3.0, 0.0])
+    assert (zero.needed, zero.low, zero.high) == (math.inf, 200, math.inf)
+    assert (one.needed, one.signal2) == (0, 8)
+    assert 0 < rare.low < math.inf == rare.high
+    with pytest.raises(ValueError, match="not finite"):
+        found([1.0, math.nan, 1.0])
 
 
 def test_too_few_groups_are_refused() -> None:
