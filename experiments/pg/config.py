@@ -124,11 +124,12 @@ def find_agent(algo: str) -> AgentEntry:
     return agents[algo]
 
 
-def defaults(algo: str, env: str, preset: str = "recipe") -> tuple[PGSettings, dict[str, float], PGRecipe]:
+def defaults(algo: str, env: str, preset: str = "recipe") -> tuple[PGSettings, dict[str, Any], PGRecipe]:
     """What a bare command uses: settings and hyperparameters of the recipe, schedules as `preset` says."""
     recipe, entry = recipe_for(env), find_agent(algo)
     names = {f.name for f in dataclasses.fields(PGSettings)} & {f.name for f in dataclasses.fields(PGRecipe)}
-    settings = PGSettings(env=env, preset=preset, **{name: getattr(recipe, name) for name in names})
+    chosen = {name: getattr(recipe, name) for name in names} | recipe.settings.get(algo, {})
+    settings = PGSettings(env=env, preset=preset, **chosen)
     hyperparameters = {f.name for f in dataclasses.fields(entry.make)}  # type: ignore[arg-type]
     tuned = recipe.hyperparameters.get(algo, {})
     step = {name: value for name, value in tuned.items() if name == "step_size"}

@@ -187,6 +187,14 @@ def test_seeds_alone_are_seeds_in_company_on_halfcheetah(tmp_path: Path) -> None
         "float64",
         "--workers",
         0,
+        "--batch-size",
+        1,
+        "--normalise-steps",
+        20,
+        "--evaluations",
+        1,
+        "--eval-episodes",
+        1,
     ]
     pgrl(*common, "--seeds", 10, "--out", tmp_path / "ten")
     pgrl(*common, "--seeds", 1, "--seed", 7, "--out", tmp_path / "one")
@@ -215,6 +223,10 @@ def test_resume_after_kill_is_the_uninterrupted_run(tmp_path: Path, algo: str, e
             3,
             "--eval-episodes",
             1,
+            "--batch-size",
+            2,
+            "--normalise-steps",
+            20,
         ]
         size += ["--step-size", 1e-4]
     elif algo == "n-harpg":
