@@ -64,8 +64,9 @@ class SnrSettings:
     """discount factors to compare; none: that of the settings"""
     baselines: tuple[Literal["none", "leave-one-out", "time", "value"], ...] = ("none", "leave-one-out", "time", "value")
     """baselines to compare"""
-    estimators: tuple[Literal["g", "Bu", "direction"], ...] = ("g", "Bu", "direction")
-    """what is measured: g, Bu along a step of the agent, the agent's direction (with its own baseline, horizon and discount)"""
+    estimators: tuple[Literal["g", "Bu", "Bu-causal", "direction"], ...] = ("g", "Bu", "Bu-causal", "direction")
+    """what is measured: g, both forms of Bu along a step of the agent, and the agent's direction (with the baseline, horizon
+    and discount of the settings)"""
     replicas: Annotated[int, Range(4, 100_000)] = 16
     """independent replicas of the agent for its direction; fewer where --env-steps are too few for them"""
     iterations: Annotated[int, Range(1, 1_000_000)] = 8
@@ -197,7 +198,8 @@ class Measurement:
                 f"expected about {least:,} or more"
             )
         self.batch = min(counts[0], self.problem.batch_size) if self.problem.batch_size > 1 else counts[0]
-        counts = [n - n % self.batch for n in counts]
+        if "leave-one-out" in self.asked.baselines:
+            counts = [n - n % self.batch for n in counts]
         sizes = {
             "episodes": sum(memory(self.problem.env, n, math.ceil(x)) for n, x in zip(counts, lengths, strict=True)),
             "estimates": len(cases) * GROUPS * theta.numel() * 8,
@@ -217,7 +219,7 @@ class Measurement:
         for case in itertools.starmap(
             Case,
             itertools.product(
-                [name for name in ("g", "Bu") if name in asked.estimators],
+                [name for name in ("g", "Bu", "Bu-causal") if name in asked.estimators],
                 asked.baselines,
                 asked.horizons or (self.horizon,),
                 asked.discounts or (self.problem.discount,),
@@ -225,9 +227,8 @@ class Measurement:
         ):
             baseline = self._baseline(case.baseline, case.horizon, case.discount)
             fitted = fit(baseline, fitting, case.horizon)
-            along = u if case.estimator == "Bu" else None
-            estimator = replace(self.problem.estimator, discount=case.discount)
-            cases[case] = Estimate(estimator, baseline, fitted, case.horizon, along)
+            estimator = replace(self.problem.estimator, discount=case.discount, causal=case.estimator == "Bu-causal")
+            cases[case] = Estimate(estimator, baseline, fitted, case.horizon, None if case.estimator == "g" else u)
         return cases
 
     def _baseline(self, name: str, horizon: int, discount: float | None = None) -> Baseline:
@@ -263,13 +264,14 @@ class Measurement:
             )
         own, one = (self.baseline, self.horizon, self.problem.discount), self.problem.batch_size == 1
         told = f"(baseline {own[0]}, horizon {own[1]}, discount {own[2]:g})"
-        g, Bu, d = (found.get(Case(name, *own)) for name in ("g", "Bu", "direction"))
+        g, Bu, causal, d = (found.get(Case(name, *own)) for name in ("g", "Bu", "Bu-causal", "direction"))
         if g:
             steps = self._batch_steps(Case("g", *own), g)
             batch = f"a batch of {self.problem.batch_size} {'episode' if one else 'episodes'} has {number(steps)} steps"
             notes.append(f"g {told}: {needs(g)}; {batch}: {compared(g, steps)}")
-        if g and Bu and g.noise2 > 0:
-            notes.append(f"Bu along one step of the agent: its noise is {math.sqrt(Bu.noise2 / g.noise2):.2g} times that of g")
+        if g and g.noise2 > 0 and (both := [(name, x) for name, x in (("Bu", Bu), ("Bu-causal", causal)) if x]):
+            each = ", ".join(f"{name} {math.sqrt(x.noise2 / g.noise2):.2g}" for name, x in both)
+            notes.append(f"noise along one step of the agent, times that of g: {each}")
         if d:
             told = f"direction after {self.asked.iterations} iterations {told}"
             notes.append(f"{told}: {needs(d)}; an iteration has {number(d.steps)} steps: {compared(d, d.steps)}")

@@ -29,14 +29,18 @@ def records(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[d
 
 
 def test_a_table_for_people_and_what_it_means(capsys: pytest.CaptureFixture[str]) -> None:
-    pgrl.main([*START, "--horizons", "10", "50", "--iterations=2", "--discounts", ".9", ".95"])
+    pgrl.main([*START, "--horizons", "10", "50", "--iterations=2", "--baselines", "value", "leave-one-out"])
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert lines[0].split("  ")[0] == "estimator"
-    assert len(lines) == 1 + 2 * 4 * 2 * 2 + 1
+    assert len(lines) == 1 + 3 * 2 * 2 + 1
     assert "nan" not in said.out
     assert "leave-one-out: the mean over a batch of 3 episodes is one estimate" in said.err
-    for words in ("a batch of 3 episodes has", "Bu along one step of the agent: its noise is", "direction after 2 iterations"):
+    for words in (
+        "a batch of 3 episodes has",
+        "noise along one step of the agent, times that of g: Bu ",
+        "direction after 2 iterations",
+    ):
         assert words in said.err
 
 
@@ -78,7 +82,7 @@ def test_what_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_direction_that_is_too_expensive_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
     rows, err = records(capsys, *START, "--iterations=100", "--baselines", "none")
     assert "direction: not measured; 4 replicas of 100 iterations need --env-steps" in err
-    assert {x["estimator"] for x in rows} == {"g", "Bu"}
+    assert {x["estimator"] for x in rows} == {"g", "Bu", "Bu-causal"}
 
 
 def test_without_a_signal_the_table_gives_a_bound() -> None:

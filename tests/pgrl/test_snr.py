@@ -96,7 +96,7 @@ def test_the_square_of_the_mean_is_no_estimate_of_the_signal() -> None:
 @pytest.mark.parametrize("causal", [False, True])
 def test_noise_of_all_columns_of_the_hessian_estimate(causal: bool) -> None:
     columns, noise, signal = estimates(causal).unbind(-1), [], []
-    for seed in range(REPEATS):
+    for seed in range(REPEATS // 2):
         found = [sums(each, 4, 6, seed).noise_to_signal() for each in columns]
         noise.append(sum(x.noise2 for x in found))
         signal.append(sum(x.signal2 for x in found))
@@ -184,6 +184,16 @@ def test_bu_is_along_a_step_of_the_agent() -> None:
         found.append(row)
     assert float(found[1]["noise"]) == pytest.approx(2 * float(found[0]["noise"]), rel=1e-9)
     assert float(found[1]["low"]) == pytest.approx(float(found[0]["low"]), rel=1e-9)
+
+
+def test_the_causal_form_has_the_same_signal_and_less_noise() -> None:
+    """Both along the step that the agent makes: the noise of each is that of all trajectories."""
+    problem = Problem(MDP, POLICY, DISCOUNT, (0,), HORIZON, causal=True)
+    asked = SnrSettings(baselines=("none",), estimators=("Bu", "Bu-causal"))
+    plain, causal = Measurement(problem, NHARPG(0.1), asked, HORIZON, "none", 20_000).run(THETA).rows
+    assert (plain["estimator"], causal["estimator"]) == ("Bu", "Bu-causal")
+    assert float(causal["noise"]) < 0.9 * float(plain["noise"])
+    assert float(causal["signal"]) == pytest.approx(float(plain["signal"]), rel=0.2)
 
 
 def test_horizons_and_discounts_share_their_episodes() -> None:
