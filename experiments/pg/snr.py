@@ -5,7 +5,7 @@ The budget is split in three, on episodes that share no random numbers:
     1. a fifth     episodes for fitting the baselines; the agent's step from θ on episodes of its own is u of Bu
     2. the rest    groups of episodes for g and Bu, the same ones for every baseline and discount; as many steps for each
                    horizon, and the first steps of the longer episodes serve the shorter horizons too
-    3. up to a third  replicas of the agent begun anew at θ, for its direction
+    3. up to a third  replicas of the agent begun anew at θ, for its direction; all the rest where nothing else is asked for
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ class Measurement:
             _, u = direction(self.agent, own, theta, fitted, 1, 2, lambda steps: costs.append(float(steps.sum())))
             self._count(sum(costs))
         need = costs[-1] * asked.iterations  # environment steps of a replica
-        replicas = min(asked.replicas, int(self.budget * DIRECTION / need)) if "direction" in asked.estimators else 0
+        share = DIRECTION if set(asked.estimators) - {"direction"} else 1 - FIT
+        replicas = min(asked.replicas, int(self.budget * share / need)) if "direction" in asked.estimators else 0
         replicas = replicas if replicas >= REPLICAS else 0
         found = self._estimates(theta, self._cases(fitting, u), self.budget - self.used - replicas * need, fitting)
         if replicas:
@@ -174,7 +175,7 @@ class Measurement:
             sums, _ = direction(self.agent, own, theta, fitted, replicas, asked.iterations, count)
             found[Case("direction", self.baseline, self.horizon, self.problem.discount)] = sums.noise_to_signal()
         rows = [record(case, x, self._batch_steps(case, x)) for case, x in found.items()]
-        return Measured(rows, self._notes(found, replicas, need))
+        return Measured(rows, self._notes(found, replicas, need / share))
 
     def _batch_steps(self, case: Case, x: NoiseToSignal) -> float:
         """Environment steps of a batch of the run; of an iteration, for the direction."""
@@ -260,7 +261,7 @@ class Measurement:
         if "direction" in self.asked.estimators and not replicas:
             notes.append(
                 f"direction: not measured; {REPLICAS} replicas of {self.asked.iterations} iterations need "
-                f"--env-steps {math.ceil(REPLICAS * need / DIRECTION):,}"
+                f"--env-steps {math.ceil(REPLICAS * need):,}"
             )
         own, one = (self.baseline, self.horizon, self.problem.discount), self.problem.batch_size == 1
         told = f"(baseline {own[0]}, horizon {own[1]}, discount {own[2]:g})"

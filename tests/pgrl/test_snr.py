@@ -174,6 +174,14 @@ def test_the_tool_agrees_with_enumeration_on_the_tiny_mdp() -> None:
     assert 0.9 * 30_000 < work.used < 1.1 * 30_000
 
 
+def test_a_direction_alone_gets_most_of_the_budget() -> None:
+    problem = Problem(MDP, POLICY, DISCOUNT, (0,), HORIZON, 4)
+    for estimators, replicas in ((("direction",), 200), (("g", "direction"), 150)):  # of 12 steps each, 80 or 30 % of 6,000
+        asked = SnrSettings(baselines=("none",), estimators=estimators, replicas=200, iterations=1)  # type: ignore[arg-type]
+        row = Measurement(problem, NPG(0.1), asked, HORIZON, "none", 6_000).run(THETA).rows[-1]
+        assert (row["estimator"], row["estimates"]) == ("direction", replicas)
+
+
 def test_bu_is_along_a_step_of_the_agent() -> None:
     """Twice the step: twice the signal and the noise, and the same steps are needed."""
     problem = Problem(MDP, POLICY, DISCOUNT, (0,), HORIZON)
