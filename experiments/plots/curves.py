@@ -75,7 +75,7 @@ def curves(
                 plain(f"{curve.algo}: runs that differ in {', '.join(curve.mixed)} are pooled into one line"), file=sys.stderr
             )
         if curve.repeated:
-            print(plain(f"{curve.algo}: {curve.repeated} seeds that two runs have count once"), file=sys.stderr)
+            print(plain(f"{curve.algo}: {curve.repeated} left out of the seeds that several runs have"), file=sys.stderr)
     logarithmic = metric in LOGARITHMIC if log is None else log
     try:
         write_csv(out.with_suffix(".csv"), found, x)

@@ -103,7 +103,7 @@ def test_a_seed_that_two_runs_have_counts_once(tmp_path: Path, capsys: pytest.Ca
     short, long = run(tmp_path / "a", 0, end=50, seeds=3), run(tmp_path / "b", 10, seed=1, seeds=3)
     assert lines([short, long]) == lines([short, long], by=["none"]) == {"n-harpg": [0, 10, 11, 12]}
     curves([short, long], tmp_path / "f.png")
-    assert capsys.readouterr().err == "n-harpg: 2 seeds that two runs have count once\n"
+    assert capsys.readouterr().err == "n-harpg: 2 left out of the seeds that several runs have\n"
     unlike = run(tmp_path / "c", 20, step_size=0.2, seeds=3)
     assert lines([short, unlike], by=["none"]) == {"n-harpg": [0, 1, 2, 20, 21, 22]}
 
