@@ -151,7 +151,10 @@ class Gaussian:
     def log_prob(self, out: Tensor, params: Tensor, action: Tensor, action_mask: Tensor | None) -> Tensor:
         std = self.std(params)[:, None]
         z = (action.reshape(*action.shape[:2], self.dim) - out) / std
-        return -0.5 * (z * z).sum(-1) - std.log().sum(-1) - 0.5 * self.dim * math.log(2 * math.pi)
+        # Scalar: plain numbers would be tensors without a tangent, which forward mode is slow with (`Estimator.hessian_vector`)
+        half, constant = torch.ops.aten.mul.Scalar((z * z).sum(-1), -0.5), 0.5 * self.dim * math.log(2 * math.pi)
+        log_p: Tensor = torch.ops.aten.sub.Scalar(half - std.log().sum(-1), constant)
+        return log_p
 
     def sampler(self, params: Array) -> Sampler:
         std: Array = self.std(to_tensor(params))

@@ -182,6 +182,27 @@ def test_t8_modes_of_differentiation_agree_on_a_network() -> None:
     assert torch.allclose(ours, differences, atol=1e-6)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("activation", ["tanh", "softplus"])
+def test_torchs_two_forward_modes_give_the_same_bits(activation: str, causal: bool) -> None:
+    """Real actions take the one that is cheaper for short episodes; the reference is `torch.func`."""
+    from torch.func import grad, jvp
+
+    env = double_integrator(horizon=7)
+    policy = policy_for(env, hidden=(8, 8), activation=activation)
+    theta = policy.init(Rng.of_seeds(range(3)))
+    tau = rollout(env, policy.actor(theta, 2), Rng.of_seeds(range(6)))
+    u = torch.randn(theta.shape, generator=torch.Generator().manual_seed(1))
+    estimator = Estimator(policy, DISCOUNT, causal)
+    psi = estimator.weights(theta, tau)
+
+    def along_u(th: Tensor) -> Tensor:
+        log_p, c = jvp(lambda x: policy.log_prob(x, tau), (th,), (u,))
+        return (estimator._score_weights(psi, c.detach() * tau.mask) * log_p + psi * c).sum()
+
+    assert torch.equal(estimator.hessian_vector(theta, tau, u), grad(along_u)(theta))
+
+
 def test_a_batch_is_the_mean_of_its_trajectories_and_seeds_do_not_mix() -> None:
     tau = TAU.rows(0, 60)
     stack = torch.cat([THETA, THETA * 2, -THETA])
