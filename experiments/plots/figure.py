@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ def draw(found: list[Curve], out: Path, metric: str, x: str, env: str, log: bool
                 _guide(axes, curve, at, mean[shown], colour)
             if curve.mixed:
                 label += f"  (pooled over {', '.join(curve.mixed[:3])}{' ...' if len(curve.mixed) > 3 else ''})"
+            label = textwrap.fill(label, LEGEND - 7, break_on_hyphens=False)
             axes.fill_between(at, low[shown], high[shown], color=colour, alpha=0.18, linewidth=0)
             spots = _spread(at, log, 9, k / len(found))
             look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 6, "markeredgecolor": "white"}
