@@ -3,6 +3,7 @@
     none            b = 0
     leave-one-out   at time t, the mean reward-to-go of the seed's *other* episodes of the same batch (n ≥ 2)
     time, value     ridge regression of the reward-to-go on features of t, or of (t, s), fitted on *earlier* iterations
+    value-net       a network of (s, t), fitted on *earlier* iterations: `pgrl.value_net`
 
 The fitted parameters are a dict of tensors that the caller keeps. Predictions are in the units of Ψ_t, discount^t b_t, or b_t
 with `undiscounted_states`, so that no division by powers of the discount is needed, which may underflow.
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 
 from envs.core import Trajectories
-from pgrl.gradients import discounts, rewards_to_go
+from pgrl.gradients import discounts, rewards_to_go, values_to_go
 from pgrl.policy import by_seed
+from pgrl.value_net import ValueNet
 
 Fitted = dict[str, Tensor]
 
@@ -142,18 +144,6 @@ class Linear:
         return {"gram": gram, "moment": moment}
 
 
-def values_to_go(tau: Trajectories, discount: float, undiscounted_states: bool) -> tuple[Tensor, Tensor]:
-    """The steps that count and Σ_{h≥t} discount^{h-t} r_h there, 0 elsewhere: [T, B] bool and float64.
-
-    Steps at which discount^t vanishes do not count, unless states are undiscounted: they have no weight in any estimate.
-    """
-    if undiscounted_states:
-        return tau.mask, rewards_to_go(tau, discount, torch.float64, undiscounted_states)
-    scale = discounts(tau, discount, torch.float64)
-    known = tau.mask & (scale > 1e-280)
-    return known, torch.where(known, rewards_to_go(tau, discount, torch.float64) / scale.clamp_min(1e-280), 0.0)
-
-
 def baseline_for(
     name: str,
     *,
@@ -162,16 +152,18 @@ def baseline_for(
     observation_size: int,
     n_states: int = 0,
     undiscounted_states: bool = False,
+    dtype: torch.dtype = torch.float64,
 ) -> Baseline:
     """Make a baseline by name.
 
     Args:
-        name: none, leave-one-out, time or value.
+        name: none, leave-one-out, time, value or value-net.
         discount: of the problem.
         horizon: of the problem; time is divided by it.
         observation_size: entries of an observation.
         n_states: number of states if an observation is the index of a state, else 0.
         undiscounted_states: as of the `Estimator`.
+        dtype: of the network of value-net.
 
     Raises:
         ValueError: there is no baseline of this name.
@@ -184,4 +176,6 @@ def baseline_for(
         case "time" | "value":
             states = name == "value"
             return Linear(discount, horizon, observation_size, states, n_states, undiscounted_states=undiscounted_states)
-    raise ValueError(f"baseline is {name!r}, expected none, leave-one-out, time or value")
+        case "value-net":
+            return ValueNet(discount, horizon, observation_size, n_states, dtype=dtype, undiscounted_states=undiscounted_states)
+    raise ValueError(f"baseline is {name!r}, expected none, leave-one-out, time, value or value-net")

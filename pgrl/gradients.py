@@ -66,6 +66,18 @@ def rewards_to_go(
     return tail_sums(discounts(tau, discount, reward.dtype) * reward) * tau.mask
 
 
+def values_to_go(tau: Trajectories, discount: float, undiscounted_states: bool) -> tuple[Tensor, Tensor]:
+    """The steps that count and Σ_{h≥t} discount^{h-t} r_h there, 0 elsewhere: [T, B] bool and float64.
+
+    Steps at which discount^t vanishes do not count, unless states are undiscounted: they have no weight in any estimate.
+    """
+    if undiscounted_states:
+        return tau.mask, rewards_to_go(tau, discount, torch.float64, undiscounted_states)
+    scale = discounts(tau, discount, torch.float64)
+    known = tau.mask & (scale > 1e-280)
+    return known, torch.where(known, rewards_to_go(tau, discount, torch.float64) / scale.clamp_min(1e-280), 0.0)
+
+
 @dataclass(frozen=True)
 class Estimator:
     """The estimators g and B for one policy.

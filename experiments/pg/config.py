@@ -62,13 +62,13 @@ class PGSettings:
     activation: str = "tanh"
     """activation of the hidden layers: tanh or softplus"""
     baseline: str = "none"
-    """baseline of the gradient estimate: none, leave-one-out, time or value; all unbiased"""
+    """baseline of the gradient estimate: none, leave-one-out, time, value or value-net; all unbiased"""
     causal: bool = False
     """causal (DiCE) form of the Hessian estimate: same mean, less variance"""
     undiscounted_states: bool = False
     """biased: no factor γ^t of the gradient at time t, as in most libraries: its weight is Σ_{h≥t} γ^(h-t) r_h"""
     gae_lambda: Fraction = 1.0
-    """biased: λ of generalised advantage estimation; needs the baseline time or value; 1 is off"""
+    """biased: λ of generalised advantage estimation; needs the baseline time, value or value-net; 1 is off"""
     log_std: Annotated[float, Range(-50, 50)] = 0.0
     """initial log standard deviation of Gaussian policies"""
     learn_std: bool = True
@@ -180,6 +180,7 @@ def make_problem(train: PGSettings, device: str, hvp_batch_size: int | None = No
             observation_size=size,
             n_states=states,
             undiscounted_states=train.undiscounted_states,
+            dtype=getattr(torch, train.dtype),
         )
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -10,6 +10,7 @@ from experiments.pg.build import exact_values
 from pgrl.baselines import Baseline, Linear
 from pgrl.nets import MLP
 from pgrl.policy import Policy
+from pgrl.value_net import ValueNet
 
 HINTS = {
     "parameters": "lower --hidden or --seeds",
@@ -56,6 +57,9 @@ def arrays(
     }
     if isinstance(baseline, Linear):
         found["baseline"] = 3 * 8 * seeds * baseline.features**2
+    if isinstance(baseline, ValueNet):
+        inputs, parameters = baseline.net.inputs, baseline.net.size
+        found["baseline"] = seeds * (COPIES * item * parameters + 3 * 8 * batch_size * steps * (inputs + 1))
     if exact_values(env, policy, discount) is None:
         found["evaluation"] = seeds * eval_episodes * min(env.horizon, most) * wide
     elif isinstance(env, FiniteMDP):

@@ -126,7 +126,7 @@ def test_gae_is_unbiased_with_the_exact_values() -> None:
         assert torch.allclose(mean(g), gradient(EXACT, THETA[0], HORIZON), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["leave-one-out", "time", "value"])
+@pytest.mark.parametrize("name", ["leave-one-out", "time", "value", "value-net"])
 def test_baselines_predict_without_the_discount_of_time(name: str) -> None:
     sizes = {"discount": DISCOUNT, "horizon": HORIZON, "observation_size": 1, "n_states": 2}
     plain, undiscounted = (baseline_for(name, undiscounted_states=flag, **sizes) for flag in (False, True))  # type: ignore[arg-type]

@@ -107,7 +107,7 @@ def test_a_seed_stops_at_its_own_budget() -> None:
     assert torch.allclose(alone.state.theta[0], finished[0][0], atol=1e-9)
 
 
-@pytest.mark.parametrize("baseline", ["none", "leave-one-out", "time", "value"])
+@pytest.mark.parametrize("baseline", ["none", "leave-one-out", "time", "value", "value-net"])
 @pytest.mark.parametrize("algo", register())
 def test_a_seed_alone_is_the_seed_in_company_where_episodes_begin_in_a_terminal_state(algo: str, baseline: str) -> None:
     """Then some seeds see no step for several iterations, and others do."""
