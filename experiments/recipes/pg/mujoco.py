@@ -25,10 +25,10 @@ COMMON: dict[str, Any] = {
         "n-mpg": {**FISHER, "step_size": 0.1, "eta": 0.3, "eta_power": 0.0},
         "n-pg-igt": {**FISHER, "step_size": 0.1, "eta": 0.5, "eta_power": 0.0},
         "harpg": {"step_size": 1e-3, "step_power": 0.0, "eta": 0.5, "eta_power": 0.0},
-        "n-harpg": {**FISHER, "step_size": 0.1, "eta": 0.7, "eta_power": 0.0},
+        "n-harpg": {**FISHER, "step_size": 0.05, "eta": 0.5, "eta_power": 0.0},
         "sharp": {"step_size": 0.4, "step_norm": "fisher"},
     },
-    "settings": {"harpg": {"batch_size": 5}, "n-harpg": {"batch_size": 8}, "sharp": {"batch_size": 8}},
+    "settings": {"harpg": {"batch_size": 5}, "n-harpg": {"batch_size": 3}, "sharp": {"batch_size": 3}},
     "note": "64×64 tanh as in Fatkhullin et al. 2023; step size and η by search on other seeds (results/tuning.csv)",
 }
 
