@@ -1,4 +1,4 @@
-"""`make demo`: the studies of the gridworld and of molecules, and flow matching on two hypergrids.
+"""`make demo`: the studies of the gridworld and of molecules, HalfCheetah, and flow matching on two hypergrids.
 
 python -m experiments.demo [--out runs/demo] [--scale 0.1]
 """
@@ -18,6 +18,7 @@ import torch
 import tyro
 
 import gflownet
+import pgrl
 from experiments.cli.errors import guarded
 from experiments.pg.config import cpus
 from experiments.plots.curves import curves, table
@@ -26,20 +27,33 @@ from experiments.studies import gridworld, molecules, scaled
 
 
 def demo(out: Path = Path("runs/demo"), scale: float = 1.0) -> None:
-    """Train policy gradients on the gridworld and GFlowNets on molecules and hypergrids; draw tables and figures.
+    """Train policy gradients on the gridworld and HalfCheetah, GFlowNets on molecules and hypergrids; draw tables and figures.
 
     Args:
         out: folder for the runs and figures; finished runs there are loaded, others continued
         scale: factor of the budgets
     """
     begun = time.monotonic()
-    parts = {"molecules": molecules.study, "gridworld": gridworld.study, "hypergrid": hypergrids}  # the longest first
+    parts: dict[str, Callable[[Path, float], Path]] = {
+        "molecules": molecules.study,  # the longest first
+        "halfcheetah": halfcheetah,
+        "gridworld": gridworld.study,
+        "hypergrid": hypergrids,
+    }
     print(f"training {', '.join(parts)}: some minutes", file=sys.stderr)
     with ProcessPoolExecutor(min(cpus(), len(parts)), multiprocessing.get_context("spawn")) as pool:
         for done in as_completed([pool.submit(_alone, part, out / name, scale) for name, part in parts.items()]):
             print(done.result(), flush=True)
             print(f"{time.monotonic() - begun:.0f} s", file=sys.stderr)
     print(f"TensorBoard: tensorboard --logdir {out}")
+
+
+def halfcheetah(out: Path, scale: float) -> Path:
+    """N-PG-IGT on HalfCheetah with its recipe, three seeds: the return of the mean action against environment steps."""
+    settings = {"env_steps": scaled(200_000, scale), "seeds": 3, "seed": 100, "evaluations": 10, "eval_episodes": 2}
+    run = pgrl.train("n-pg-igt", env="HalfCheetah-v5", out=out / "n-pg-igt", resume=True, workers=0, **settings)
+    print(table([run.folder], "eval/return_mean_action"))
+    return curves([run.folder], out / "return.png", "eval/return_mean_action")
 
 
 def hypergrids(out: Path, scale: float) -> Path:

@@ -38,7 +38,7 @@ def bench(
     algos: tuple[str, ...] = ("n-mpg", "n-pg-igt", "n-harpg"),
     env_steps: int = 1_000_000,
     seeds: int = 10,
-    seed: int = 1000,
+    seed: int = 200,
     folder: Path = Path("runs/bench-learning"),
     peers: Path = Path(".venv-sb3/bin/python"),
     peer_algos: tuple[str, ...] = ("ppo", "a2c", "trpo"),

@@ -81,6 +81,7 @@ def study(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["env", "algo", "step_size", "eta", METRIC, "env_steps", "seeds"])
     writer.writerows(_rows(scores, steps))
+    table.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(table) as write:
         write(text.getvalue().encode())
     return table
@@ -94,7 +95,9 @@ def _score(wanted: tuple[str, str, int], out: Path, steps: int) -> float:
     name = "-".join([algo, *(f"{key}={value:g}" for key, value in setting.items())])
     constant: dict[str, Any] = {key: 0.0 for key in ("step_power", "eta_power") if key in recipe_for(env).hyperparameters[algo]}
     settings: dict[str, Any] = {**SEEDS, **setting, **constant, "env_steps": steps, "evaluations": 4, "eval_episodes": 2}
-    run = pgrl.train(algo, env=env, out=out / env / name, resume=True, workers=0, log_rows=4, checkpoints=1, **settings)
+    run = pgrl.train(
+        algo, env=env, out=out / env / name, resume=True, quiet=True, workers=0, log_rows=4, checkpoints=1, **settings
+    )
     values = run.metrics[METRIC]
     return float(np.nanmean(values[len(values) // 2 :]))
 

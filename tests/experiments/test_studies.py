@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "seh"
 STUDIES: dict[str, dict[str, Any]] = {
     "gridworld": {"needs": ("matplotlib",)},
-    "halfcheetah": {"needs": ("matplotlib", "mujoco")},
+    "tuning": {"needs": (), "scale": 1e-3, "more": {"envs": ("CartPole-v1",), "algos": ("n-pg",), "jobs": 1}},
     "hypergrid": {"needs": ("matplotlib",), "scale": 1e-4},
     "objectives": {"needs": ("matplotlib",), "scale": 1e-4},
     "molecules": {"needs": ("rdkit",)},
@@ -52,6 +52,7 @@ def test_a_study_runs_and_is_resumed(name: str, tmp_path: Path, capsys: pytest.C
     files: dict[str, Path] = STUDIES[name].get("files", {})
     if not all(path.is_file() for path in files.values()):
         pytest.skip("the published blocks and weights are not here")
+    files = {**files, **STUDIES[name].get("more", {})}
     scale = STUDIES[name].get("scale", 5e-4)
     study = importlib.import_module(f"experiments.studies.{name}").study
     made = study(out=tmp_path / "runs", scale=scale, **files)
