@@ -172,7 +172,7 @@ def test_statistics_are_counted_frozen_and_those_of_the_seed_alone() -> None:
         state, _ = agent.step(state, company.iteration(t))
     assert not torch.equal(state.theta[:, :-2], theta[:, :-2])
     assert torch.equal(state.theta[:, -2:], theta[:, -2:])
-    seen = company._play((company.theta(),), 50, company._rng(3).fold(0), 2)[0].obs.reshape(2, 3, 50)
+    seen = company._play((company.theta(),), (50,), company._rng(3).fold(0), 2)[0].obs.reshape(2, 3, 50)
     assert torch.allclose(theta[:, -2], seen.mean((0, 2)))
     assert torch.allclose(theta[:, -1], 1 / seen.transpose(0, 1).reshape(3, -1).std(1))
 
