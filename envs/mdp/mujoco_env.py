@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Literal
 import gymnasium
 import numpy as np
 
-from envs.core import Array, Diverged, State
+from envs.core import Array, EnvironmentFault, State
 from envs.mdp.mujoco_tasks import TASKS, Step
 from envs.random import Rng
 
@@ -195,7 +195,7 @@ class MujocoEnv:
 
         Raises:
             ValueError: the state is stale, or the action has a wrong shape.
-            Diverged: an action is NaN, infinite or beyond 1e10.
+            EnvironmentFault: an action is NaN, infinite or beyond 1e10.
         """
         if state.inner != self._ticket:
             raise ValueError(
@@ -283,10 +283,8 @@ class MujocoEnv:
             faulty &= ~self._finished
         if faulty.any():
             row = int(np.flatnonzero(faulty)[0])
-            raise Diverged(
-                f"got action {action[row].tolist()} in row {row} of {len(action)}; an action is finite and within ±1e10: "
-                "check the policy's parameters for NaN, the step size may be too large"
-            )
+            how = "got an action that is NaN or beyond ±1e10 (try a smaller step size)"
+            raise EnvironmentFault("action", row, action=action[row].tolist(), how=how)
 
     def _bytes(self, n: int) -> bytes:
         """What the task reads and the counters of warnings, of the first n rows."""

@@ -167,7 +167,7 @@ def test_an_action_that_is_no_number_names_its_row(bad: float) -> None:
     state = env.reset(3, streams(3))
     action = np.zeros((3, 6), np.float32)
     action[2, 4] = bad
-    with pytest.raises(ValueError, match=r"row 2 of 3.*step size"):
+    with pytest.raises(ValueError, match=r"smaller step size\) in episode 2 after action"):
         env.step(state, action, streams(3))
     env.step(state, np.full((3, 6), 1e6, np.float32), streams(3))  # the state is still good; far outside is no fault
     assert not list(Path().iterdir())
