@@ -118,7 +118,7 @@ def _measured(config: dict[str, Any], asked: SnrSettings, quiet: bool, theta: Te
         with made(config) as (problem, agent), progress(settings.env_steps, "environment steps", quiet) as tick:
             work = Measurement(problem, agent, asked, own, settings.baseline, settings.env_steps, tick)
             if theta is None:
-                theta, steps = problem.start()
+                theta, steps = replace(problem, horizon=own).start()
                 work.used = int(steps.sum())
             found = work.run(theta)
     if some := biases(config):
