@@ -24,6 +24,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     "gridworld": {"needs": ("matplotlib",)},
     "tuning": {"needs": (), "scale": 1e-3, "more": {"envs": ("CartPole-v1",), "algos": ("n-pg",), "jobs": 1}},
     "hypergrid": {"needs": ("matplotlib",), "scale": 1e-4},
+    "ingredients": {"needs": ("mujoco",), "more": {"variants": ("the recipe",)}},
     "objectives": {"needs": ("matplotlib",), "scale": 1e-4},
     "molecules": {"needs": ("rdkit",)},
     "log_z": {"needs": ("rdkit",)},

@@ -36,7 +36,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "HalfCheetah-v5": {"horizon": 200},
     "Hopper-v5": {},
     "Walker2d-v5": {},
-    "Swimmer-v5": {"horizon": 500, "discount": 0.995},
+    "Swimmer-v5": {"discount": 0.999, "batch_size": 4, "settings": {}},
     "Reacher-v5": {"discount": 0.95, "batch_size": 20, "log_std": -1.0},
     "Ant-v5": {"horizon": 200},
     "Humanoid-v5": {},
