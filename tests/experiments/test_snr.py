@@ -90,3 +90,16 @@ def test_without_a_signal_the_table_gives_a_bound() -> None:
     line = table([{**row, "needed": float("inf"), "low": 40_000.0, "high": float("inf")}]).splitlines()[1]
     assert line.split() == ["g", "none", "5", "0.9", ">", "40,000", "100", ">", "20"]
     assert [number(x) for x in (0.5, 99.95, 128_449)] == ["0.5", "100", "128,000"]
+
+
+@pytest.mark.slow
+def test_what_half_cheetah_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    """γ 0.95: H 500 takes some 10^5 steps for noise = signal, H 100 with small first actions a fifth of it or less."""
+    pytest.importorskip("mujoco")
+    raw = ["--normalise-steps=0", "--bounds=none", "--discount=0.95", "--workers=0", "--quiet", "--seed=1"]
+    start = ["snr", "n-mpg", "--env=HalfCheetah-v5", "--estimators", "g", "--baselines", "value", *raw]
+    (long,), _ = records(capsys, *start, "--horizon=500", "--log-std=0", "--output-scale=1", "--env-steps=400000")
+    (short,), _ = records(capsys, *start, "--horizon=100", "--log-std=-.5", "--output-scale=.01", "--env-steps=200000")
+    assert 128_000 / 1.5 < float(long["high"])
+    assert 50_000 < float(long["low"]) < 1.5 * 128_000
+    assert 10_000 < float(short["low"]) < float(short["needed"]) < float(short["high"]) < 60_000
