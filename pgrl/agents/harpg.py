@@ -16,7 +16,8 @@ The q_i are one number, or m independent ones (`q_per_episode`). Each term alone
     E_q E[B(τ^_i, θ^_i)Δ | q_i] = ∫_0^1 ∇²J(θ_{t-1} + qΔ) Δ dq = ∇J(θ_t) - ∇J(θ_{t-1}),
 
 and so has their mean, whether or not the terms are independent. Only the variance differs: one q leaves Var_q(∇²J(θ^)Δ)
-however large m is; m of them divide it all by m, and take the memory of m gradients.
+however large m is; m of them divide it all by m, and take the memory of m gradients. (On HalfCheetah the noise of episodes is
+so much larger that no difference was measured, for steps of 0.05 and of 3.)
 """
 
 from __future__ import annotations
