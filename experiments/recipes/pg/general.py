@@ -22,22 +22,21 @@ GENERAL = PGRecipe(
     note="general settings: tune step_size first",
 )
 
-FISHER = {"step_power": 0.0, "step_norm": "fisher"}
+FISHER = {"step_power": 0.5, "step_norm": "fisher"}
 CONTROL: dict[str, Any] = {
     "env_steps": 200_000,
-    "batch_size": 10,
+    "batch_size": 5,
     "output_scale": 0.01,
     "causal": True,
     "hyperparameters": {
-        "reinforce": {"step_size": 1e-3, "step_power": 0.0},
-        "n-pg": {**FISHER, "step_size": 0.1},
-        "n-mpg": {**FISHER, "step_size": 0.1, "eta": 0.3, "eta_power": 0.0},
-        "n-pg-igt": {**FISHER, "step_size": 0.1, "eta": 0.5, "eta_power": 0.0},
-        "harpg": {"step_size": 1e-3, "step_power": 0.0, "eta": 0.5, "eta_power": 0.0},
-        "n-harpg": {**FISHER, "step_size": 0.1, "eta": 0.5, "eta_power": 0.0},
-        "sharp": {"step_size": 0.8, "step_norm": "fisher"},
+        "reinforce": {"step_size": 3e-3, "step_power": 0.5},
+        "n-pg": {**FISHER, "step_size": 0.2},
+        "n-mpg": {**FISHER, "step_size": 0.2, "eta": 0.6, "eta_power": 0.0},
+        "n-pg-igt": {**FISHER, "step_size": 0.2, "eta": 0.6, "eta_power": 0.0},
+        "harpg": {"step_size": 3e-3, "step_power": 0.5, "eta": 0.6, "eta_power": 0.0},
+        "n-harpg": {**FISHER, "step_size": 0.2, "eta": 0.6, "eta_power": 0.0},
+        "sharp": {"step_size": 0.2, "step_norm": "fisher"},
     },
-    "settings": {"harpg": {"batch_size": 5}, "n-harpg": {"batch_size": 5}, "sharp": {"batch_size": 5}},
     "note": "network and discount of Fatkhullin et al. 2023; step size and η by search on other seeds (results/tuning.csv)",
 }
-RECIPES: dict[str, dict[str, Any]] = {"CartPole-v1": {**CONTROL, "horizon": 200}, "Acrobot-v1": CONTROL}
+RECIPES: dict[str, dict[str, Any]] = {"CartPole-v1": CONTROL, "Acrobot-v1": CONTROL}
