@@ -3,9 +3,10 @@
     python -m experiments.studies.tuning --out runs/tuning
     python -m experiments.studies.tuning --out runs/tuning --envs Hopper-v5 --algos n-pg-igt
 
-A grid over the step size and η, with the schedules of the recipe, on seeds that no figure uses. The score of a setting is the return of the mean action, averaged
-over seeds and over the evaluations of the second half of training. The table, best setting first, is written to tuning.csv;
-what wins is copied into experiments/recipes/pg by hand, with the settings of the task that all algorithms share.
+A grid over the step size and η, with the schedules of the recipe, on seeds that no figure uses. The score of a setting is the
+return of the mean action, averaged over seeds and over the evaluations of the second half of training. The table, best setting
+first, is written to tuning.csv; what wins is copied into experiments/recipes/pg by hand, beside the settings of the task that
+all algorithms share.
 
 Made by it: results/tuning.csv.
 """
