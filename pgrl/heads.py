@@ -162,7 +162,7 @@ class Gaussian:
         flat = self.action_shape in ((), (self.dim,))
 
         def sample(out: Array, action_mask: Array | None, rng: Rng) -> Array:
-            action = out + std * rng.normal(self.dim)
+            action = out + rng.normal(self.dim, scale=std)
             return action if flat else action.reshape(len(action), *self.action_shape)
 
         return sample

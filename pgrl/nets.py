@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +108,7 @@ class MLP:
     def forward(self, weights: list[Any], obs: Array) -> Array:
         """obs [S, M, *shape], or [S, M] integers when one_hot -> [S, M, O]."""
         if isinstance(obs, np.ndarray):
-            return self._forward_numpy(weights, obs)
+            return self.of_numpy(weights)(obs)
         if self.one_hot:
             x = torch.nn.functional.one_hot(obs, self.inputs).to(weights[0].dtype)
         else:
@@ -117,23 +118,33 @@ class MLP:
             x = act(torch.baddbmm(weights[i + 1], x, weights[i]))
         return torch.baddbmm(weights[-1], x, weights[-2])
 
-    def _forward_numpy(self, weights: list[Any], obs: Any) -> Any:
-        """Also for one seed without the seed axis: weights [in, h], obs [M, ...] -> [M, O], by np.dot, which is cheaper."""
-        dtype, flat = weights[0].dtype, weights[0].ndim == 2
-        if self.one_hot:
-            x = np.eye(self.inputs, dtype=dtype)[obs]
-        else:
-            if obs.ndim != weights[0].ndim:
-                obs = obs.reshape(*obs.shape[: 2 - flat], self.inputs)
-            x = obs if obs.dtype == dtype else obs.astype(dtype)
-        product = np.dot if flat else np.matmul
-        for i in range(0, len(weights) - 2, 2):
-            x = product(x, weights[i])
-            x += weights[i + 1]
-            if self.activation == "tanh":
-                np.tanh(x, x)
-            else:
-                np.logaddexp(x, 0, x)
-        x = product(x, weights[-2])
-        x += weights[-1]
-        return x
+    def of_numpy(self, weights: list[Any]) -> Callable[[Any], Any]:
+        """`forward` of numpy arrays with these weights, as a function of obs.
+
+        Also for one seed without the seed axis: weights [in, h], obs [M, ...] -> [M, O], by np.dot, which is cheaper.
+        """
+        dtype, axes, flat = weights[0].dtype, weights[0].ndim, weights[0].ndim == 2
+        product, tanh = np.dot if flat else np.matmul, np.tanh if self.activation == "tanh" else None
+        *hidden, (last, bias) = zip(weights[::2], weights[1::2], strict=True)
+        one_hot = np.eye(self.inputs, dtype=dtype) if self.one_hot else None
+
+        def forward(obs: Any) -> Any:
+            x = obs
+            if one_hot is not None:
+                x = one_hot[obs]
+            elif obs.ndim != axes:
+                x = obs.reshape(*obs.shape[: 2 - flat], self.inputs)
+            if x.dtype != dtype:
+                x = x.astype(dtype)
+            for w, b in hidden:
+                x = product(x, w)
+                x += b
+                if tanh is not None:
+                    tanh(x, x)
+                else:
+                    np.logaddexp(x, 0, x)
+            x = product(x, last)
+            x += bias
+            return x
+
+        return forward

@@ -10,6 +10,7 @@ smooth (tanh, softplus), because Assumptions 1 and 2 of Fatkhullin et al. 2023 e
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -200,21 +201,23 @@ class Actor:
         if backend == "numpy":
             weights, self._head = [w.cpu().numpy() for w in weights], self._head.cpu().numpy()
             self._stats = self._stats.cpu().numpy()
-        self._alone = backend == "numpy" and len(theta) == 1 and isinstance(net, MLP)
-        if self._alone:
+        alone = backend == "numpy" and len(theta) == 1 and isinstance(net, MLP)  # then without an axis of seeds
+        if alone:
             weights, self._stats = [np.ascontiguousarray(w[0]) for w in weights], self._stats[0]
-        self._weights, self._forward, self._shape = weights, net.forward, (len(theta), n)
-        self._sample = head.sampler(self._head)
+        self._shape = None if alone else (len(theta), n)
+        self._forward: Any = functools.partial(net.forward, weights)
+        if backend == "numpy" and isinstance(net, MLP):
+            self._forward = net.of_numpy(weights)
+        self._sample = (lambda out, action_mask, rng: head.mode(out, action_mask)) if mode else head.sampler(self._head)
 
     def __call__(self, obs: Array, action_mask: Array | None, rng: Rng) -> Array:
-        if not self._alone:
-            obs = obs.reshape(self._shape + obs.shape[1:])
+        shape = self._shape
+        if shape is not None:
+            obs = obs.reshape(shape + obs.shape[1:])
         if self.policy.normalised:
             obs = normalised_observations(obs, self._stats)
-        out = self._forward(self._weights, obs)
-        if not self._alone:
-            out = out.reshape(-1, out.shape[-1])
-        return self.policy.head.mode(out, action_mask) if self.mode else self._sample(out, action_mask, rng)
+        out = self._forward(obs)
+        return self._sample(out if shape is None else out.reshape(-1, out.shape[-1]), action_mask, rng)
 
     def __reduce__(self) -> Any:  # to another process, as numpy: torch would send shared memory and a file descriptor
         return _actor_from_numpy, (self.policy, self.theta.cpu().numpy(), self.n, self.backend, self.mode)

@@ -3,7 +3,7 @@
     reset   for each row: positions and velocities = the model's + noise from the row's key;  mj_forward
     step    for each unfinished row: controls = action;  mj_step × frame_skip                        (without the GIL)
             for all rows at once: the arrays that the task reads -> observation, healthy             (mujoco_tasks.py)
-    reward  of up to 32 steps at once, from the bytes that the steps have read, when one of them is asked for
+    reward  of up to 128 steps at once, from the bytes that the steps have read, when one of them is asked for
 
 One environment uses one thread; `envs.workers` runs episodes in parallel processes. Threads are slower: whether they divide the
 rows of a step or the episodes, one thread wakes another every few steps, and waking takes as long as a step.
@@ -35,7 +35,7 @@ from envs.mdp.mujoco_tasks import TASKS, Step
 from envs.random import Rng
 
 HUGE = 1e10  # mjMAXVAL: if a control exceeds it, MuJoCo sets all controls of the row to zero
-AT_ONCE = 32  # steps whose rewards are computed together
+AT_ONCE = 1 << 20  # bytes of states whose rewards are computed together, at least 2 steps and at most 128
 LOADING = threading.Lock()
 
 
@@ -72,6 +72,7 @@ class Rewards:
         self._read, self._actions, self._finished = [first], list[Array](), list[Array | None]()
         self._shape, self._width, self._reward, self._dtype = shape, width, reward, dtype
         self._known: list[Array] = []
+        self._at_once = min(max(AT_ONCE // len(first), 2), 128)
 
     def add(self, read: bytes, action: Array, finished: Array | None) -> tuple[Rewards, int]:
         """One more step; returns what `MujocoState` keeps: self and the number of the step."""
@@ -79,7 +80,7 @@ class Rewards:
         self._actions.append(action.copy())  # the caller may use the array again
         self._finished.append(finished)
         step = len(self._known) + len(self._actions) - 1
-        if len(self._actions) == AT_ONCE:
+        if len(self._actions) == self._at_once:
             self._compute()
         return self, step
 
@@ -143,7 +144,8 @@ class MujocoEnv:
         self._grow_pool(1)
         low, high = self._model.actuator_ctrlrange.astype(np.float32).T
         self._width = sum(x.size for x in task.reads(self._pool[0]))  # the counters of warnings are behind
-        seen = task.observe(self._array(self._bytes(1), 1), self.dtype).shape[1]
+        read = np.concatenate([np.frombuffer(view) for view in self._views[0]])
+        seen = task.observe(read[None, : self._width], self.dtype).shape[1]
         self.observation_space: gymnasium.Space[Any] = gymnasium.spaces.Box(-np.inf, np.inf, (seen,), self.dtype.type)
         self.action_space: gymnasium.Space[Any] = gymnasium.spaces.Box(low, high, dtype=np.float32)
         time_step = float(self._model.opt.timestep)
@@ -179,9 +181,10 @@ class MujocoEnv:
         self._read = [view for views in self._views[:n] for view in views]
         self._shape = n, self._nu
         self._follow(np.zeros(n, bool), np.zeros(n, bool))
-        read = self._bytes(n)
-        now = self._array(read, n)
-        self._rewards = Rewards(read, (n, len(read) // (8 * n)), self._width, self._reward, self.dtype)
+        read = b"".join(self._read)
+        self._whole = n, len(read) // (8 * n)
+        self._rewards = Rewards(read, self._whole, self._width, self._reward, self.dtype)
+        now = np.ndarray(self._whole, np.float64, read)[:, : self._width]
         self._ticket += 1
         return State(self.task.observe(now, self.dtype), np.zeros(n, self.dtype), *self._flags, inner=self._ticket)
 
@@ -221,7 +224,7 @@ class MujocoEnv:
             if forces is not None:
                 forces(model, data)
         read = b"".join(self._read)
-        now = self._array(read, self._shape[0])
+        now = np.ndarray(self._whole, np.float64, read)[:, : self._width]
         taken = self._rewards.add(read, action, self._finished)
         if self.task.healthy is not None:
             good = self.task.healthy(now)
@@ -285,14 +288,6 @@ class MujocoEnv:
             row = int(np.flatnonzero(faulty)[0])
             how = "got an action that is NaN or beyond ±1e10 (try a smaller step size)"
             raise EnvironmentFault("action", row, action=action[row].tolist(), how=how)
-
-    def _bytes(self, n: int) -> bytes:
-        """What the task reads and the counters of warnings, of the first n rows."""
-        return b"".join([view for views in self._views[:n] for view in views])
-
-    def _array(self, read: bytes, n: int) -> Array:
-        """[n, W] float64: these bytes without the counters."""
-        return np.ndarray((n, len(read) // (8 * n)), np.float64, read)[:, : self._width]
 
     def _grow_pool(self, n: int) -> None:
         while len(self._pool) < n:

@@ -17,6 +17,7 @@ import torch
 mujoco = pytest.importorskip("mujoco")
 
 from envs.core import Env, EnvironmentFault, State  # noqa: E402
+from envs.mdp import mujoco_env  # noqa: E402
 from envs.mdp.mujoco_env import MujocoEnv  # noqa: E402
 from envs.mdp.mujoco_tasks import TASKS  # noqa: E402
 from envs.random import Rng  # noqa: E402
@@ -190,9 +191,11 @@ def test_an_instability_is_a_fault_and_not_a_silent_restart(capfd: pytest.Captur
     rollout(env, Linear(env), Rng.of_seeds(range(3)), horizon=10)  # a reset heals it
 
 
+@pytest.mark.parametrize("block", [mujoco_env.AT_ONCE, 7_000])
 @pytest.mark.parametrize("name", TASKS)
-def test_rewards_of_many_steps_at_once_are_those_of_each_step(name: str) -> None:
-    """70 steps are more than two blocks, and some rows end early; the reference reads the reward after each step."""
+def test_rewards_of_many_steps_at_once_are_those_of_each_step(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some rows end early, and some blocks are short; the reference reads the reward after each step."""
+    monkeypatch.setattr(mujoco_env, "AT_ONCE", block)
     env = MujocoEnv(f"{name}-v5", dtype=np.float64)
     act, keys = Linear(env), Rng.of_seeds(range(3))
     tau = rollout(env, act, keys, horizon=70)
@@ -232,8 +235,10 @@ def test_a_wrapper_may_change_rewards_of_some_steps() -> None:
     assert torch.equal(doubled.obs, plain.obs)
 
 
-def test_an_instability_is_named_with_its_step_long_after() -> None:
-    """The counters of warnings are looked at every 32 steps: the step is still the one in which the row became unstable."""
+@pytest.mark.parametrize("block", [mujoco_env.AT_ONCE, 5_000])
+def test_an_instability_is_named_with_its_step_long_after(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counters of warnings are looked at with the rewards; the step is still the one in which the row became unstable."""
+    monkeypatch.setattr(mujoco_env, "AT_ONCE", block)
     env = MujocoEnv("Hopper-v5")
 
     class Sabotage(Linear):

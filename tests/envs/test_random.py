@@ -62,6 +62,25 @@ def test_numpy_gives_the_same_numbers() -> None:
     assert np.array_equal(a.integers().numpy(), b.integers())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
+def test_blocks_on_the_cpu_have_the_bits_of_those_in_torch(kind: str, dtype: torch.dtype) -> None:
+    rng = Rng.of_seeds(range(7)).drawn(33, False)
+    rng.dtype = dtype
+    for shape in ((), (5,), (2, 3)):
+        block, reference = rng.at(64)._block(kind, shape), rng._block_in_torch(kind, shape)
+        assert block.dtype == dtype
+        assert torch.equal(block, reference)
+
+
+def test_a_scale_is_the_standard_deviation() -> None:
+    rng, again = Rng.of_seeds(range(5)).drawn(8, True), Rng.of_seeds(range(5)).drawn(8, True)
+    wide, narrow = np.full((5, 3), 7.0, np.float32), np.full((5, 3), 0.1, np.float32)
+    for scale in (wide, narrow, wide):
+        assert np.array_equal(rng.at(2).normal(3, scale=scale), scale * again.at(2).normal(3))
+    assert np.array_equal(rng.at(3).normal(3), again.at(3).normal(3))
+
+
 def test_integers_are_seeds_and_move_the_draw_on() -> None:
     rng = Rng.of_seeds(range(1000))
     first, second = rng.integers(), rng.integers()
