@@ -44,6 +44,15 @@ def test_a_gaussian_policy_with_a_network_on_lqr(device: str) -> None:
 
 
 @each_device
+def test_a_value_network_and_a_q_for_each_episode(device: str) -> None:
+    more: dict[str, Any] = {"baseline": "value-net", "gae_lambda": 0.9, "undiscounted_states": True}
+    more["hyperparameters"] = {"step_size": 0.1, "hvp_batch_size": 3, "q_per_episode": True, "clip_correction": 1.0}
+    (theta, returns), (there, others) = (after("n-harpg", "gridworld", d, more) for d in ("cpu", device))
+    assert torch.allclose(theta, there, rtol=1e-8, atol=1e-10)
+    assert torch.allclose(returns, others, rtol=1e-8, atol=1e-10)
+
+
+@each_device
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_is_resumed_on_its_device(device: str, tmp_path: Path) -> None:
     command = ["train", "n-harpg", "--env", "gridworld", "--seeds", "3", "--env-steps", "2000", "--checkpoints", "4", "--quiet"]

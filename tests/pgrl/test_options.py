@@ -221,13 +221,15 @@ def test_several_points_of_a_seed_are_sampled_at_once() -> None:
     assert not torch.equal(tau.action[:, 0], at_i.action[:, 0])
 
 
+@pytest.mark.parametrize("biased", [{}, {"undiscounted_states": True, "gae_lambda": 0.9}], ids=["unbiased", "biased"])
 @pytest.mark.parametrize("options", OPTIONS, ids=named)
-def test_a_seed_alone_is_the_seed_in_company(options: dict[str, Any]) -> None:
-    agent = NHARPG(0.3, eta=0.5, **options)
-    value = baseline_for("value", discount=0.95, horizon=20, observation_size=1, n_states=22)
+def test_a_seed_alone_is_the_seed_in_company(options: dict[str, Any], biased: dict[str, Any]) -> None:
+    agent, undiscounted = NHARPG(0.3, eta=0.5, **options), bool(biased)
+    name, size = ("value-net" if biased else "value"), {"observation_size": 1, "n_states": 22}
+    value = baseline_for(name, discount=0.95, horizon=20, undiscounted_states=undiscounted, **size)
 
     def trained(seeds: tuple[int, ...]) -> Tensor:
-        world = problem(seeds, baseline=value, batch_size=2)
+        world = problem(seeds, baseline=value, batch_size=2, **biased)
         training = PGTraining.begin(agent, world)
         for _ in range(4):
             training, _, _ = step(world, agent, training, 10_000)
