@@ -25,12 +25,14 @@ from envs.ranges import Count, Natural, Range, Weight
 from experiments.cli.errors import UserError
 from experiments.cli.progress import progress
 from experiments.cli.stdout import stdout_to_stderr
+from experiments.pg.build import check_user_env
 from experiments.pg.commands import made
 from experiments.pg.config import biases, from_config, make_problem, observation_size
 from experiments.pg.faults import begun
+from experiments.pg.memory import COPIES
 from experiments.pg.memory import sampled as memory
 from experiments.pg.train import PGTraining
-from experiments.run.faults import faults_as_sentences
+from experiments.run.faults import BEFORE, faults_as_sentences
 from experiments.run.memory import require
 from experiments.run.run import Run
 from pgrl.agent import Agent
@@ -87,6 +89,8 @@ class Measured:
 
 def at_start(config: Mapping[str, Any], asked: SnrSettings, quiet: bool) -> Measured:
     """Measure at the initial parameters of the first seed of a run that has not begun."""
+    with faults_as_sentences(BEFORE, config):
+        check_user_env(config["env"], config["horizon"], config["device"])
     return _measured(dict(config), asked, quiet, None)
 
 
@@ -171,6 +175,9 @@ class Measurement:
         replicas = replicas if replicas >= REPLICAS else 0
         found = self._estimates(theta, self._cases(fitting, u), self.budget - self.used - replicas * need, fitting)
         if replicas:
+            episodes_each = memory(self.problem.env, self.problem.batch_size, self.horizon)
+            each = 2 * episodes_each + COPIES * theta.numel() * theta.element_size()  # an agent samples at two points at most
+            require({"replicas": replicas * each}, {"replicas": "lower --replicas"}, self.problem.device)
             count = lambda steps: self._count(float(steps.sum()))  # noqa: E731
             sums, _ = direction(self.agent, own, theta, fitted, replicas, asked.iterations, count)
             found[Case("direction", self.baseline, self.horizon, self.problem.discount)] = sums.noise_to_signal()

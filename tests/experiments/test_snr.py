@@ -8,7 +8,7 @@ import pytest
 
 from experiments.cli import pgrl
 from experiments.pg.snr import number, table
-from tests.experiments.test_faults import fails
+from tests.experiments.test_faults import fails, outside_agent
 
 START = ["snr", "n-harpg", "--env=gridworld", "--env-steps=6000", "--batch-size=3", "--quiet"]
 
@@ -77,6 +77,15 @@ def test_what_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no algorithm is called 'nowhere'" in fails(capsys, 2, "pgrl", "snr", "nowhere")
     assert "--horizons is" in fails(capsys, 2, "pgrl", *START, "--horizons", "0")
     assert "--discounts is" in fails(capsys, 2, "pgrl", *START, "--discounts", "1.5")
+
+
+def test_code_of_users_that_fails_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step, words in (("raise ValueError('boo')", "boo"), ("return None", "unpack")):
+        agent = outside_agent(tmp_path / "mine.py", step=step)
+        agent.write_text(agent.read_text().replace("state.t == 7", "state.t == 1"))
+        error = fails(capsys, 5, "pgrl", "snr", f"{agent}:agent", *START[2:])
+        assert words in error
+        assert "measurement" in error
 
 
 def test_a_direction_that_is_too_expensive_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
