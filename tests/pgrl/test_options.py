@@ -162,6 +162,26 @@ def test_wrong_batches_of_the_correction_are_found(wrong: Any) -> None:
         assert claims == {"start": True, "bias": right}
 
 
+@pytest.mark.parametrize("hidden", [(), (5,)])
+def test_equal_qs_are_one_q(hidden: tuple[int, ...]) -> None:
+    """The same episodes at the same points: m products of one episode each are one product of m episodes."""
+
+    class SameQ(Elsewhere):
+        def uniform(self, m: int = 1) -> Tensor:
+            return torch.full((3, m), 0.3, dtype=F64)
+
+        hessian_vector = property(lambda self: self.world.hessian_vector)  # type: ignore[assignment]
+
+    env = double_integrator()
+    world = Problem(env, policy_for(env, hidden=hidden, dtype=F64), 0.95, (0, 1, 2), 20, 2, causal=True)
+    found = []
+    for each in (False, True):
+        agent = HARPG(1e-3, eta=0.5, hvp_batch_size=4, q_per_episode=each)
+        state, _ = agent.step(agent.init(world.theta()), world.iteration(0))
+        found.append(agent.step(state, SameQ(world.iteration(1)))[0].d)  # type: ignore[arg-type]
+    assert torch.allclose(*found, rtol=1e-10)
+
+
 def test_a_q_for_each_episode_has_less_variance() -> None:
     """Exactly, over all outcomes: the correction of two episodes at two points against one point."""
     mdp = tiny_mdps()[2]
