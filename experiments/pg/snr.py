@@ -64,7 +64,9 @@ class SnrSettings:
     """horizons to compare; none: that of the settings"""
     discounts: tuple[Weight, ...] = ()
     """discount factors to compare; none: that of the settings"""
-    baselines: tuple[Literal["none", "leave-one-out", "time", "value"], ...] = ("none", "leave-one-out", "time", "value")
+    baselines: tuple[Literal["none", "leave-one-out", "time", "value", "value-net"], ...] = (
+        *("none", "leave-one-out", "time", "value", "value-net"),
+    )
     """baselines to compare"""
     estimators: tuple[Literal["g", "Bu", "Bu-causal", "direction"], ...] = ("g", "Bu", "Bu-causal", "direction")
     """what is measured: g, both forms of Bu along a step of the agent, and the agent's direction (with the baseline, horizon
@@ -117,7 +119,7 @@ def _measured(config: dict[str, Any], asked: SnrSettings, quiet: bool, theta: Te
         settings = from_config(config)[1]
         own = make_problem(settings, config["device"]).horizon
         if settings.gae_lambda < 1:
-            asked = replace(asked, baselines=tuple(name for name in asked.baselines if name in ("time", "value")))
+            asked = replace(asked, baselines=tuple(name for name in asked.baselines if name not in ("none", "leave-one-out")))
         config["horizon"] = max((own, *asked.horizons))
         with made(config) as (problem, agent), progress(settings.env_steps, "environment steps", quiet) as tick:
             work = Measurement(problem, agent, asked, own, settings.baseline, settings.env_steps, tick)
@@ -249,6 +251,7 @@ class Measurement:
             observation_size=size,
             n_states=states,
             undiscounted_states=self.problem.undiscounted_states,
+            dtype=self.problem.policy.dtype,
         )
 
     def _episodes(self, horizon: int, theta: Tensor, n: int) -> Trajectories:
