@@ -50,16 +50,22 @@ def fisher_vector(policy: Policy, theta: Tensor, tau: Trajectories) -> Callable[
         x = theta.detach().requires_grad_()
         out = policy.outputs(x, obs)
         w = torch.zeros_like(out, requires_grad=True)
-        (back,) = torch.autograd.grad(out, x, w, create_graph=True)  # Jᵀw, linear in w: its derivative along v is J v
+        (back,) = torch.autograd.grad((w * out).sum(), x, create_graph=True)  # Jᵀw, linear in w: its derivative along v is J v
 
     def product(v: Tensor) -> Tensor:
-        (v_out,) = torch.autograd.grad(back, w, v, retain_graph=True)
+        (v_out,) = _derivative(back, w, v)
         of_out, of_params = head.fisher(out.detach(), theta[:, at[0] : at[1]], v_out, v[:, at[0] : at[1]], valid)
-        (result,) = torch.autograd.grad(out, x, weight * of_out, retain_graph=True)
+        (result,) = _derivative(out, x, weight * of_out)
         result[:, at[0] : at[1]] += of_params
         return result
 
     return product
+
+
+def _derivative(y: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    """The gradient of ⟨w, y⟩ in x; given as an argument of `grad`, w would make torch import sympy, a second."""
+    with torch.enable_grad():
+        return torch.autograd.grad((w * y).sum(), x, retain_graph=True)
 
 
 def unit_step(norm: StepNorm, d: Tensor, world: World, theta: Tensor, tau: Trajectories) -> Tensor:
