@@ -232,6 +232,8 @@ def _refuse_non_finite(tau: Trajectories, last_obs: Tensor) -> None:
 
 
 def _refuse(what: str, value: Tensor, tau: Trajectories, since: int) -> None:
+    if value.device.type == "cpu" and bool(np.isfinite(value.numpy()).all()):  # a third of the time of torch's
+        return
     good = torch.isfinite(value)
     if bool(good.all()):
         return
