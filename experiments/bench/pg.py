@@ -1,13 +1,15 @@
 """`make bench`: environment steps per second, learning included, beside the physics alone; wall clock and CPU time in one run.
 
-    python -m experiments.bench.pg [--tasks HalfCheetah-v5 Hopper-v5 ...] [--seconds 6] [--out experiments/results/speed.md]
+    python -m experiments.bench.pg [--tasks HalfCheetah-v5 Hopper-v5 ...] [--seconds 6] [--cpu-only] [--out FILE]
 
 Ratios are what to read: the floor of a task is measured before and after each method, on as many threads as there are CPUs,
-with actions of the same policy, so that it visits the same states. CPU time is that of one thread without worker processes.
+with actions of the same policy, so that it visits the same states. CPU time is that of one thread without worker processes, the
+median of three measurements next to the floor; on a busy machine wall clock says nothing, and `--cpu-only` leaves it out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import resource
 import statistics
@@ -90,28 +92,38 @@ def physics_floor(env: Any, actions: list[Any], seconds: float, threads: int, cl
         return sum(pool.map(play, range(threads)))
 
 
-def mujoco_rows(task: str, seeds: int, seconds: float) -> Iterator[str]:
+def mujoco_rows(task: str, seeds: int, seconds: float, cpu_only: bool = False) -> Iterator[str]:
     from envs.mdp.mujoco_env import MujocoEnv
 
     env = MujocoEnv(task)
     policy = policy_for(env, hidden=(64, 64))
-    with Workers(env, max(1, cpus() - 1)) as workers:
+    with contextlib.nullcontext() if cpu_only else Workers(env, max(1, cpus() - 1)) as workers:
         problem, alone = (Problem(env, policy, 0.99, tuple(range(seeds)), env.horizon, workers=w) for w in (workers, None))
         for name, agent in AGENTS.items():
             state = warmed(agent, problem, 3 if not env.terminates else 100)
             tau = problem.evaluate(state.theta, max(1, 16 // seeds), 0)
             actions = [a[m].numpy() for a, m in zip(tau.action.transpose(0, 1), tau.mask.T, strict=True)]
-            floors = [physics_floor(env, actions, seconds / 4, cpus())]
-            ours = steps_per_second(agent, problem, state, seconds)
-            floors.append(physics_floor(env, actions, seconds / 4, cpus()))
-            one = on_one_thread(lambda agent=agent, state=state: steps_per_second(agent, alone, state, seconds / 4, CPU))  # type: ignore[misc]
-            physics = physics_floor(env, actions, seconds / 8, 1, time.thread_time)
-            floor = statistics.mean(floors)
+            wall = ""
+            if not cpu_only:
+                floors = [physics_floor(env, actions, seconds / 4, cpus())]
+                ours = steps_per_second(agent, problem, state, seconds)
+                floors.append(physics_floor(env, actions, seconds / 4, cpus()))
+                floor = statistics.mean(floors)
+                wall = f" {ours:,.0f} | {floor:,.0f} | **{ours / floor:.2f}** |"
+            beside = sorted(_beside_physics(agent, alone, state, actions, seconds / 8) for _ in range(3))
+            _, one, physics = beside[1]
             length = float(tau.mask.sum(0).double().mean())
-            yield (
-                f"| {task} | {seeds} | {name} | {ours:,.0f} | {floor:,.0f} | **{ours / floor:.2f}** "
-                f"| {1e6 / one:,.1f} | {1e6 / physics:,.1f} | **{one / physics:.2f}** | {length:,.0f} |"
-            )
+            cpu = f" {1e6 / one:,.1f} | {1e6 / physics:,.1f} | **{one / physics:.2f}** |"
+            yield f"| {task} | {seeds} | {name} |{wall}{cpu} {length:,.0f} |"
+
+
+def _beside_physics(
+    agent: Agent, problem: Problem, state: Any, actions: list[Any], seconds: float
+) -> tuple[float, float, float]:
+    """The ratio, steps per second of CPU time of one thread, and those of `mj_step` alone."""
+    physics = physics_floor(problem.env, actions, seconds / 2, 1, time.thread_time)
+    one = on_one_thread(lambda: steps_per_second(agent, problem, state, seconds, CPU))
+    return one / physics, one, physics
 
 
 def gridworld_rows(seconds: float) -> Iterator[str]:
@@ -201,6 +213,7 @@ def import_row(statement: str) -> str:
 def bench(
     tasks: tuple[str, ...] = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Humanoid-v5"),
     seconds: float = 6.0,
+    cpu_only: bool = False,
     out: Path | None = None,
 ) -> None:
     """Measure and print; with --out also write the tables there.
@@ -208,6 +221,7 @@ def bench(
     Args:
         tasks: MuJoCo tasks
         seconds: for each figure
+        cpu_only: only CPU time of one thread, and only of the MuJoCo tasks
         out: Markdown file
     """
     lines: list[str] = []
@@ -217,12 +231,20 @@ def bench(
         print("\n".join(new), flush=True)
 
     say(f"{processor()}, {cpus()} CPUs, Python {platform.python_version()}, torch {torch.__version__}", "")
-    head = "| task | seeds | method | environment steps/s | physics alone | ratio |"
-    say(f"{head} CPU µs/step, one thread | physics alone | ratio | episode |", "|---" * 10 + "|")
+    wall = "" if cpu_only else " environment steps/s | physics alone | ratio |"
+    head = f"| task | seeds | method |{wall} CPU µs/step, one thread | physics alone | ratio | episode |"
+    say(head, "|---" * (head.count("|") - 1) + "|")
     for task in tasks:
         for seeds in (10, 1):
-            for row in mujoco_rows(task, seeds, seconds):
+            for row in mujoco_rows(task, seeds, seconds, cpu_only):
                 say(row)
+    if not cpu_only:
+        _other_tables(tasks, seconds, say)
+    if out is not None:
+        out.write_text("Made by `python -m experiments.bench.pg --out FILE`.\n\n" + "\n".join(lines) + "\n")
+
+
+def _other_tables(tasks: tuple[str, ...], seconds: float, say: Callable[..., None]) -> None:
     say(
         "",
         "| task | parameters | steps | gradient, CPU µs/step | Hessian-vector product, CPU µs/step | ratio |",
@@ -239,8 +261,6 @@ def bench(
     say("", "| a fresh process | seconds | CPU seconds |", "|---|---|---|")
     for statement in ("import pgrl", "import gflownet", "import torch", "import pgrl.agents.n_harpg, gflownet.gflownet"):
         say(import_row(statement))
-    if out is not None:
-        out.write_text("Made by `python -m experiments.bench.pg --out FILE`.\n\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
