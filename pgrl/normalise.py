@@ -7,6 +7,9 @@ change the policy between two evaluations of one θ.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,11 +41,21 @@ def statistics(obs: Tensor) -> Tensor:
 
 def normalised_observations(obs: Array, stats: Array) -> Array:
     """obs [S, M, *obs] with statistics [S, 2·O], or [M, *obs] with [2·O] -> the shape with O last, the precision of `stats`."""
-    size = stats.shape[-1] // 2
+    return normaliser(stats)(obs)
+
+
+def normaliser(stats: Array) -> Callable[[Array], Array]:
+    """`normalised_observations` with these statistics, as a function of the observations."""
+    size, seeds = stats.shape[-1] // 2, stats.shape[:-1]
     mean, scale = stats[..., None, :size], stats[..., None, size:]
-    if isinstance(obs, np.ndarray):
-        x = obs.reshape(*stats.shape[:-1], -1, size) - mean
+
+    def in_numpy(obs: Any) -> Any:
+        x = obs.reshape(*seeds, -1, size) - mean
         x *= scale
         return np.minimum(np.maximum(x, -LIMIT, out=x), LIMIT, out=x)
-    x = obs.reshape(*stats.shape[:-1], -1, size).to(stats.dtype)
-    return ((x - mean) * scale).clamp(-LIMIT, LIMIT)
+
+    def in_torch(obs: Tensor) -> Tensor:
+        x = obs.reshape(*seeds, -1, size).to(stats.dtype)
+        return ((x - mean) * scale).clamp(-LIMIT, LIMIT)
+
+    return in_numpy if isinstance(stats, np.ndarray) else in_torch

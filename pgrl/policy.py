@@ -24,7 +24,7 @@ from envs.random import Rng
 from envs.rollout import Act
 from pgrl.heads import Categorical, Gaussian, MultiCategorical
 from pgrl.nets import MLP, TabularNet
-from pgrl.normalise import identity, normalised_observations, statistics
+from pgrl.normalise import identity, normalised_observations, normaliser, statistics
 
 
 class PolicyNet(Protocol):
@@ -197,14 +197,15 @@ class Actor:
         params, of_head, of_observations = policy.parts(theta)
         weights: Any = net.unpack(params)
         self._head: Array = of_head.repeat_interleave(n, 0)
-        self._stats: Array = of_observations
+        stats: Array = of_observations
         if backend == "numpy":
             weights, self._head = [w.cpu().numpy() for w in weights], self._head.cpu().numpy()
-            self._stats = self._stats.cpu().numpy()
+            stats = stats.cpu().numpy()
         alone = backend == "numpy" and len(theta) == 1 and isinstance(net, MLP)  # then without an axis of seeds
         if alone:
-            weights, self._stats = [np.ascontiguousarray(w[0]) for w in weights], self._stats[0]
+            weights, stats = [np.ascontiguousarray(w[0]) for w in weights], stats[0]
         self._shape = None if alone else (len(theta), n)
+        self._normalise = normaliser(stats) if policy.normalised else None
         self._forward: Any = functools.partial(net.forward, weights)
         if backend == "numpy" and isinstance(net, MLP):
             self._forward = net.of_numpy(weights)
@@ -214,8 +215,8 @@ class Actor:
         shape = self._shape
         if shape is not None:
             obs = obs.reshape(shape + obs.shape[1:])
-        if self.policy.normalised:
-            obs = normalised_observations(obs, self._stats)
+        if self._normalise is not None:
+            obs = self._normalise(obs)
         out = self._forward(obs)
         return self._sample(out if shape is None else out.reshape(-1, out.shape[-1]), action_mask, rng)
 
