@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from experiments.api import GFlowNetRun, PolicyGradientRun
     from pgrl import check
     from pgrl.agent import Agent, World
+    from pgrl.agents.adam_pg import AdamPG
     from pgrl.agents.harpg import HARPG
     from pgrl.agents.n_harpg import NHARPG
     from pgrl.agents.n_mpg import NMPG
@@ -61,6 +62,7 @@ __all__ = [
     "NPG",
     "NPGIGT",
     "REINFORCE",
+    "AdamPG",
     "Agent",
     "Env",
     "Estimator",
@@ -96,6 +98,7 @@ _EXPORTS = {
     "PolicyGradientRun": "experiments.api",
     "Agent": "pgrl.agent",
     "World": "pgrl.agent",
+    "AdamPG": "pgrl.agents.adam_pg",
     "HARPG": "pgrl.agents.harpg",
     "NHARPG": "pgrl.agents.n_harpg",
     "NMPG": "pgrl.agents.n_mpg",

@@ -21,12 +21,14 @@ class AgentEntry:
         preset: the hyperparameters that the name fixes.
         slope: the exponent of the sample complexity (gap ~ (environment steps)^-slope in the worst case); None where no theorem
             gives one.
+        biased: what about its steps is biased, for people; empty if nothing is.
     """
 
     source: str | Callable[..., Agent]
     about: str = ""
     preset: dict[str, float] = field(default_factory=dict)
     slope: float | None = None
+    biased: str = ""
 
     @property
     def make(self) -> Callable[..., Agent]:
@@ -63,5 +65,10 @@ def register() -> dict[str, AgentEntry]:
             "pgrl.agents.n_harpg:NHARPG",
             "N-HARPG with the exponents of SHARP: step_power = eta_power = 2/3.",
             {"step_power": 2 / 3, "eta_power": 2 / 3},
+        ),
+        "adam-pg": AgentEntry(
+            "pgrl.agents.adam_pg:AdamPG",
+            "Policy gradient with the steps of Adam; biased, since they are not along the direction.",
+            biased="Adam's steps",
         ),
     }

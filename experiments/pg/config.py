@@ -201,13 +201,16 @@ def make_problem(train: PGSettings, device: str, hvp_batch_size: int | None = No
     )
 
 
-def biases(config: Mapping[str, Any]) -> list[str]:
-    """The biased settings of a run, for people: `no γ^t`, `GAE 0.95`; empty if its estimates are unbiased."""
+def biases(config: Mapping[str, Any], steps: bool = True) -> list[str]:
+    """What is biased in a run, for people: `no γ^t`, `GAE 0.95`, and with `steps` also `Adam's steps`; empty if nothing is."""
     found = ["no γ^t"] if config.get("undiscounted_states") else []
     if config.get("gae_lambda", 1.0) < 1:
         found.append(f"GAE {config['gae_lambda']:g}")
     if (clip := config.get("hyperparameters", {}).get("clip_correction")) is not None:
         found.append(f"correction clipped at {clip:g}")
+    entry = register().get(str(config.get("algo")))
+    if steps and entry and entry.biased:
+        found.append(entry.biased)
     return found
 
 

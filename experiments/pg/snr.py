@@ -127,7 +127,7 @@ def _measured(config: dict[str, Any], asked: SnrSettings, quiet: bool, theta: Te
                 theta, steps = replace(problem, horizon=own).start()
                 work.used = int(steps.sum())
             found = work.run(theta)
-    if some := biases(config):
+    if some := biases(config, steps=False):
         found.notes.append(f"biased ({', '.join(some)}): the signal is the mean of the estimate, which is not the gradient")
     return found
 

@@ -50,7 +50,7 @@ DESCRIPTIONS = {
     "opt/look_ahead": "‖θ~_t - θ_t‖: distance between the iterate and the point at which N-PG-IGT samples.",
     "opt/correction_norm": "‖v_t‖: norm of the Hessian correction, before any clipping.",
     "opt/correction_clipped": "1 where the Hessian correction was shortened, 0 where not (--clip-correction; biased).",
-    "train/biased": "Number of biased settings of the estimates (no γ^t, GAE, clipping); there only if there are any.",
+    "train/biased": "Number of biased settings (no γ^t, GAE, clipping, Adam's steps); there only if there are any.",
     "train/skipped": "Updates skipped so far because they were not finite; their environment steps count.",
     "time/worker_restarts": "Worker processes that died and were replaced so far; their episodes were sampled again.",
     "time/env_steps_per_second": "Environment steps of all seeds together per second of training, evaluation included.",

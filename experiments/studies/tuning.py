@@ -51,6 +51,7 @@ GRIDS: dict[str, list[dict[str, float]]] = {
     "sharp": [{"step_size": s} for s in (0.1, 0.2, 0.4, 0.8)],
     "reinforce": [{"step_size": s} for s in (3e-4, 1e-3, 3e-3, 1e-2)],
     "harpg": [{"step_size": s, "eta": 0.6} for s in (3e-4, 1e-3, 3e-3, 1e-2)],
+    "adam-pg": [{"step_size": s} for s in (1e-3, 3e-3, 1e-2, 3e-2)],
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from experiments.pg.config import as_config, biases, defaults, from_config, make_problem, sizes
+from experiments.plots.curves import gather
 from experiments.run.checkpoint import latest, load
 from tests.experiments.test_cli import pgrl
 
@@ -40,6 +41,20 @@ def test_the_help_of_a_biased_setting_begins_with_the_word(capsys: pytest.Captur
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for flag in ("--no-undiscounted-states", "--gae-lambda FLOAT", "--clip-correction {None}|FLOAT"):
         assert f"{flag} biased: " in text
+
+
+def test_steps_that_are_not_along_the_direction_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pgrl("train", "adam-pg", *SHORT, "--out", tmp_path / "adam")
+    assert "biased: Adam's steps" in capsys.readouterr().err
+    assert all(row["train/biased"] == 1.0 for row in rows(tmp_path / "adam"))
+    config = config_of(tmp_path / "adam")
+    assert biases(config, steps=False) == []  # the estimates are unbiased
+    assert biases({**config, "undiscounted_states": True}) == ["no γ^t", "Adam's steps"]
+    _, (line,), _ = gather([tmp_path / "adam"], "eval/gap", "env_steps")
+    assert line.algo == "adam-pg (biased: Adam's steps)"
+    with pytest.raises(SystemExit):
+        pgrl("train", "adam-pg", "--help")
+    assert "--square-weight FLOAT biased: " in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pgrl.agent import normalised
+from pgrl.agents.adam_pg import AdamPG
 from pgrl.agents.harpg import HARPG
 from pgrl.agents.n_harpg import NHARPG
 from pgrl.agents.n_mpg import NMPG
@@ -206,6 +207,7 @@ def test_trajectories_per_iteration() -> None:
         (NPG(0.1), 10),
         (NMPG(0.1), 10),
         (NPGIGT(0.1), 10),
+        (AdamPG(0.1), 10),
         (HARPG(0.1), 19),
         (NHARPG(0.1), 19),
     ):

@@ -18,6 +18,7 @@ RECIPES = {
             "harpg": {"step_size": 1.0, "step_power": 0.25, "eta": 0.5, "eta_power": 0.0},
             "n-harpg": {"step_size": 0.769, "step_power": 0.4, "eta": 0.44, "eta_power": 0.0},
             "sharp": {"step_size": 0.75},
+            "adam-pg": {"step_size": 0.05, "step_power": 0.5},  # not tuned
         },
         note="random search on the exact gap after 60,000 steps: 64 settings, then the best 8 on seeds 0-9",
     ),
@@ -29,6 +30,7 @@ RECIPES = {
             "n-pg": {"step_size": 0.5, "step_power": 0.5},
             "harpg": {"step_size": 0.25, "step_power": 0.25, "eta": 0.5, "eta_power": 0.0},
             "sharp": {"step_size": 0.5},
+            "adam-pg": {"step_size": 0.05},
             **{algo: {"step_size": 0.5, "step_power": 0.5, **STEADY} for algo in MOMENTUM},
         },
         note="a few trials",
@@ -43,6 +45,7 @@ RECIPES = {
             "n-pg": {"step_size": 0.02, "step_power": 0.5},
             "harpg": {"step_size": 1e-4, "step_power": 0.0, **STEADY},
             "sharp": {"step_size": 0.05},
+            "adam-pg": {"step_size": 0.01},
             **{algo: {"step_size": 0.05, "step_power": 0.5, **STEADY} for algo in MOMENTUM},
         },
         note="a few trials; noise 0.4 held fixed: only the gain is learned",

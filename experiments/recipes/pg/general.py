@@ -18,6 +18,7 @@ GENERAL = PGRecipe(
         "harpg": {"step_size": 0.01, "step_power": 0.0, "eta": 0.3, "eta_power": 0.0},
         "n-harpg": {"step_size": 0.1, "step_power": 0.5, "eta": 0.3, "eta_power": 0.0},
         "sharp": {"step_size": 0.2},
+        "adam-pg": {"step_size": 0.01},
     },
     note="general settings: tune step_size first",
 )
@@ -36,6 +37,7 @@ CONTROL: dict[str, Any] = {
         "harpg": {"step_size": 3e-3, "step_power": 0.5, "eta": 0.6, "eta_power": 0.0},
         "n-harpg": {**FISHER, "step_size": 0.1, "eta": 0.8, "eta_power": 0.0},
         "sharp": {"step_size": 0.2, "step_norm": "fisher"},
+        "adam-pg": {"step_size": 0.01},  # not tuned
     },
     "note": "network and discount of Fatkhullin et al. 2023; step size and η by search on other seeds (results/tuning.csv)",
 }

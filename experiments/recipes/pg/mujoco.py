@@ -27,6 +27,7 @@ COMMON: dict[str, Any] = {
         "harpg": {"step_size": 1e-3, "step_power": 0.0, "eta": 0.5, "eta_power": 0.0},
         "n-harpg": {**FISHER, "step_size": 0.05, "eta": 0.5, "eta_power": 0.0},
         "sharp": {"step_size": 0.4, "step_norm": "fisher"},
+        "adam-pg": {"step_size": 3e-3},  # not tuned
     },
     "settings": {"harpg": {"batch_size": 5}, "n-harpg": {"batch_size": 3}, "sharp": {"batch_size": 3}},  # two batches each
     "note": "64×64 tanh as in Fatkhullin et al. 2023; step size and η by search on other seeds (results/tuning.csv)",
