@@ -20,7 +20,7 @@ COMMON: dict[str, Any] = {
     "normalise_steps": 10_000,
     "bounds": "clip",
     "hyperparameters": {
-        "reinforce": {"step_size": 1e-3, "step_power": 0.0},
+        "reinforce": {"step_size": 3e-4, "step_power": 0.0},
         "n-pg": {**FISHER, "step_size": 0.05},
         "n-mpg": {**FISHER, "step_size": 0.1, "eta": 0.3, "eta_power": 0.0},
         "n-pg-igt": {**FISHER, "step_size": 0.1, "eta": 0.5, "eta_power": 0.0},
@@ -42,8 +42,8 @@ FALLS: dict[str, Any] = {  # short episodes at first: more of them
 TASKS: dict[str, dict[str, Any]] = {
     "HalfCheetah-v5": {"horizon": 200},
     "Hopper-v5": FALLS,
-    "Walker2d-v5": FALLS,
-    "Swimmer-v5": {"discount": 0.999, "batch_size": 4, "settings": {}},
+    "Walker2d-v5": {},
+    "Swimmer-v5": {"discount": 0.999, "batch_size": 2, "hidden": (), "settings": {}},  # a linear policy
     "Reacher-v5": {"discount": 0.95, "batch_size": 20, "log_std": -1.0},
     "Ant-v5": {"horizon": 200},
     "Humanoid-v5": FALLS,
