@@ -4,9 +4,9 @@
     python -m experiments.studies.tuning --out runs/tuning --envs Hopper-v5 --algos n-pg-igt
 
 A grid over the step size and η, with the schedules of the recipe, on seeds that no figure uses. The score of a setting is the
-return of the mean action, averaged over seeds and over the evaluations of the second half of training. The table, best setting
-first, is written to tuning.csv; what wins is copied into experiments/recipes/pg by hand, beside the settings of the task that
-all algorithms share.
+return of the mean action, averaged over seeds and over the evaluations of the second half of training; -inf where it diverged.
+The table, best setting first, is written to tuning.csv. What wins is copied into experiments/recipes/pg by hand, beside the
+settings of the task that all algorithms share.
 
 Made by it: results/tuning.csv.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 import multiprocessing
 import sys
 from collections.abc import Iterator
@@ -28,9 +29,10 @@ import torch
 import tyro
 
 import pgrl
-from experiments.cli.errors import guarded
+from experiments.cli.errors import UserError, guarded
 from experiments.pg.config import cpus
 from experiments.recipes.pg import general, mujoco
+from experiments.run.faults import FAULT
 from experiments.run.out_file import whole_file
 from experiments.studies import scaled
 
@@ -100,9 +102,14 @@ def _score(wanted: tuple[str, str, int], out: Path, steps: int) -> float:
     setting = GRIDS[algo][k]
     name = "-".join([algo, *(f"{key}={value:g}" for key, value in setting.items())])
     settings: dict[str, Any] = {**SEEDS, **setting, "env_steps": steps, "evaluations": 4, "eval_episodes": 2}
-    run = pgrl.train(
-        algo, env=env, out=out / env / name, resume=True, quiet=True, workers=0, log_rows=4, checkpoints=1, **settings
-    )
+    try:
+        run = pgrl.train(
+            algo, env=env, out=out / env / name, resume=True, quiet=True, workers=0, log_rows=4, checkpoints=1, **settings
+        )
+    except UserError as error:
+        if error.exit_code != FAULT:
+            raise
+        return -math.inf  # it diverged
     values = run.metrics[METRIC]
     return float(np.nanmean(values[len(values) // 2 :]))
 
