@@ -40,9 +40,13 @@ def fisher_vector(policy: Policy, theta: Tensor, tau: Trajectories) -> Callable[
     Returns:
         A function v [S, D] -> F v [S, D].
     """
-    S, stride = len(theta), max(1, tau.mask.numel() // (len(theta) * STATES))
-    obs, mask = by_seed(tau.obs[::stride], S), by_seed(tau.mask[::stride], S)
-    valid = None if tau.action_mask is None else by_seed(tau.action_mask[::stride], S)
+    S, (T, B) = len(theta), tau.mask.shape
+    longest = tau.mask.reshape(T, S, B // S).any(2).sum(0)  # episode of each seed: others do not change the choice of states
+    times = torch.arange(T, device=tau.mask.device)[:, None] * (longest * (B // S) // STATES).clamp_min(1)
+    times = times[(times < longest).any(1)].repeat_interleave(B // S, 1)  # [K, B]
+    at = times.clamp_max(T - 1), torch.arange(B, device=tau.mask.device)
+    obs, mask = by_seed(tau.obs[at], S), by_seed(tau.mask[at] & (times < T), S)
+    valid = None if tau.action_mask is None else by_seed(tau.action_mask[at], S)
     weight = (mask / mask.sum(1, keepdim=True).clamp_min(1)).to(theta.dtype)[..., None]
     head, at = policy.head, (policy.net.size, policy.net.size + policy.head.size)
 

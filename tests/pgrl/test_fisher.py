@@ -107,6 +107,18 @@ def test_seeds_do_not_meet_and_many_states_are_thinned(monkeypatch: pytest.Monke
     assert torch.allclose(v, fisher_vector(policy, theta, every_third)(d))
 
 
+def test_the_length_of_other_seeds_episodes_does_not_change_which_states_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = POLICIES["gaussian"]
+    theta, tau = batch_of(policy, T=12)
+    tau.mask[4:, 2:] = False
+    d = torch.randn(2, policy.size, generator=torch.Generator().manual_seed(1), dtype=F64)
+    monkeypatch.setattr(fisher, "STATES", 6)
+    both = natural_step(policy, theta, tau, d)
+    for seed in range(2):
+        alone = natural_step(policy, theta[seed : seed + 1], tau.rows(2 * seed, 2 * seed + 2), d[seed : seed + 1])
+        assert torch.allclose(both[seed : seed + 1], alone, atol=1e-12)
+
+
 def test_conjugate_gradients() -> None:
     generator = torch.Generator().manual_seed(0)
     A = torch.randn(3, 6, 6, generator=generator, dtype=F64)
