@@ -3,8 +3,8 @@
     F = mean over states s of E_{a ~ π(.|s)} ∇log π(a|s) ∇log π(a|s)ᵀ
     step(d) = F⁻¹d / √(dᵀ F⁻¹ d)             it maximises ⟨d, Δ⟩ subject to Δᵀ F Δ = 1
 
-A step of length γ changes the policy by a mean KL divergence of γ²/2 at each state, up to third order, whatever the scale of
-rewards, observations and parameters. F is that of the states of a batch, with the expectation over actions in closed form;
+A step of length γ changes the policy by a KL divergence of γ²/2 (mean over these states, up to third order), whatever the scale
+of rewards, observations and parameters. F is that of the states of a batch, with the expectation over actions in closed form;
 (F + damping·I)⁻¹d is found by conjugate gradients, with as much memory as a gradient.
 
 Source: Amari 1998; Kakade 2001; Martens 2010 (conjugate gradients); Schulman et al. 2015 (length by the KL divergence).
@@ -44,9 +44,9 @@ def fisher_vector(policy: Policy, theta: Tensor, tau: Trajectories) -> Callable[
     longest = tau.mask.reshape(T, S, B // S).any(2).sum(0)  # episode of each seed: others do not change the choice of states
     times = torch.arange(T, device=tau.mask.device)[:, None] * (longest * (B // S) // STATES).clamp_min(1)
     times = times[(times < longest).any(1)].repeat_interleave(B // S, 1)  # [K, B]
-    at = times.clamp_max(T - 1), torch.arange(B, device=tau.mask.device)
-    obs, mask = by_seed(tau.obs[at], S), by_seed(tau.mask[at] & (times < T), S)
-    valid = None if tau.action_mask is None else by_seed(tau.action_mask[at], S)
+    chosen = times.clamp_max(T - 1), torch.arange(B, device=tau.mask.device)
+    obs, mask = by_seed(tau.obs[chosen], S), by_seed(tau.mask[chosen] & (times < T), S)
+    valid = None if tau.action_mask is None else by_seed(tau.action_mask[chosen], S)
     weight = (mask / mask.sum(1, keepdim=True).clamp_min(1)).to(theta.dtype)[..., None]
     head, at = policy.head, (policy.net.size, policy.net.size + policy.head.size)
 

@@ -76,9 +76,9 @@ class BoundedActions:
         """The action that is stepped, [B, *act], of the precision of `action`; NaN stays NaN."""
         low, high = self._limits
         if isinstance(action, np.ndarray):
-            if self.how == "clip":
-                return np.minimum(np.maximum(action, low), high)
-            return (low + (high - low) * (0.5 + 0.5 * np.tanh(action))).astype(action.dtype, copy=False)
+            clip = self.how == "clip"
+            inside = np.minimum(np.maximum(action, low), high) if clip else low + (high - low) * (0.5 + 0.5 * np.tanh(action))
+            return inside.astype(action.dtype, copy=False)
         low, high = (torch.as_tensor(x, device=action.device, dtype=action.dtype) for x in (low, high))
         return action.clamp(low, high) if self.how == "clip" else low + (high - low) * (0.5 + 0.5 * action.tanh())
 

@@ -115,10 +115,15 @@ def _to_the_end(run: Run, problem: Problem, agent: Agent, training: PGTraining, 
 
 def _settings(config: dict[str, Any], problem: Problem) -> str:
     hyperparameters = ", ".join(
-        f"{name} {value:g}" for name, value in config["hyperparameters"].items() if isinstance(value, int | float)
+        f"{name} {value if isinstance(value, str) else f'{value:g}'}"
+        for name, value in config["hyperparameters"].items()
+        if isinstance(value, int | float | str)
     )
-    shared = ("discount", "batch_size", "hidden", "baseline", "dtype", "device")
+    used = tuple(name for name, off in (("normalise_steps", 0), ("bounds", "none")) if config[name] != off)
+    shared = ("discount", "batch_size", "hidden", "baseline", *used, "dtype", "device")
     rest = ", ".join(f"{name} {config[name]}" for name in shared)
+    if config["normalise_steps"] >= config["env_steps"]:
+        rest += "\n  nothing is trained: --normalise-steps takes all --env-steps; lower it"
     if found := biases(config):
         rest += f"\n  biased: {', '.join(found)}"
     return (

@@ -132,7 +132,7 @@ def defaults(algo: str, env: str, preset: str = "recipe") -> tuple[PGSettings, d
     settings = PGSettings(env=env, preset=preset, **chosen)
     hyperparameters = {f.name for f in dataclasses.fields(entry.make)}  # type: ignore[arg-type]
     tuned = recipe.hyperparameters.get(algo, {})
-    step = {name: value for name, value in tuned.items() if name == "step_size"}
+    step = {name: value for name, value in tuned.items() if name in ("step_size", "step_norm")}  # a length, and its norm
     presets = {"recipe": tuned, "theorem": step, "constant": {**step, "step_power": 0.0, "eta": 0.3, "eta_power": 0.0}}
     if preset not in presets:
         raise UserError(f"--preset is {preset!r}, expected {', '.join(presets)}")

@@ -25,7 +25,7 @@ class NHARPG:
     """Normalised Hessian-aided recursive policy gradient; complexity ε^-2, two trajectories an iteration."""
 
     step_size: Positive
-    """γ_0: the length of the step at t = 0, in parameter space"""
+    """γ_0: the length of the step at t = 0, in the norm of step_norm"""
     step_power: NonNegative = 1.0
     """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
     step_norm: StepNorm = "euclidean"

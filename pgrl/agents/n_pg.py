@@ -24,7 +24,7 @@ class NPG:
     """Normalised policy gradient; with a batch of one it need not converge."""
 
     step_size: Positive
-    """γ_0: the length of the step at t = 0, in parameter space"""
+    """γ_0: the length of the step at t = 0, in the norm of step_norm"""
     step_power: NonNegative = 2 / 3
     """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
     step_norm: StepNorm = "euclidean"

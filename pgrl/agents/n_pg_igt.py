@@ -30,7 +30,7 @@ class NPGIGT:
     """Normalised policy gradient with implicit gradient transport; complexity ε^-2.5, one trajectory an iteration."""
 
     step_size: Positive
-    """γ_0: the length of the step at t = 0, in parameter space; also sets the distance of the look-ahead point"""
+    """γ_0: the length of the step at t = 0, in the norm of step_norm; also sets the distance of the look-ahead point"""
     step_power: NonNegative = 1.0
     """exponent p of γ_t = γ_0 (2/(t+2))^p; 0 is a constant step"""
     step_norm: StepNorm = "euclidean"
