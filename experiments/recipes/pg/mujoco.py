@@ -2,7 +2,7 @@
 
 What all algorithms share on a task (horizon, discount, batch) follows from how many steps a gradient takes to stand out from
 its noise (`pgrl snr`). Steps have a constant length in the norm of the Fisher information, whatever the task. The step size
-and η of each algorithm were found by `experiments.studies.tuning` (results/tuning.csv).
+and η of each algorithm were found by `experiments.studies.tuning` on HalfCheetah (results/tuning.csv).
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ COMMON: dict[str, Any] = {
         "adam-pg": {"step_size": 3e-3},  # not tuned
     },
     "settings": {"harpg": {"batch_size": 5}, "n-harpg": {"batch_size": 3}, "sharp": {"batch_size": 3}},  # two batches each
-    "note": "64×64 tanh as in Fatkhullin et al. 2023; step size and η by search on other seeds (results/tuning.csv)",
+    "note": "64×64 tanh as in Fatkhullin et al. 2023; step size and η by search on HalfCheetah, other seeds (results/tuning.csv)",
 }
 
 HALF = ("harpg", "n-harpg", "sharp")  # they sample two batches
