@@ -39,6 +39,6 @@ CONTROL: dict[str, Any] = {
         "sharp": {"step_size": 0.1, "step_norm": "fisher"},
         "adam-pg": {"step_size": 0.01},  # not tuned
     },
-    "note": "network and discount of Fatkhullin et al. 2023; step size and η by search on CartPole, other seeds (results/tuning.csv)",
+    "note": "network and discount of Fatkhullin et al. 2023; step size and η: search on CartPole (results/tuning.csv)",
 }
 RECIPES: dict[str, dict[str, Any]] = {"CartPole-v1": CONTROL, "Acrobot-v1": CONTROL}
