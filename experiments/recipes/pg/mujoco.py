@@ -2,8 +2,8 @@
 
 What all algorithms share on a task (horizon, discount, batch) follows from how many steps a gradient takes to stand out from
 its noise (`pgrl snr`). Steps have a constant length in the norm of the Fisher information, whatever the task. The step size
-and η were found on HalfCheetah: those of N-MPG, N-PG-IGT and N-HARPG by trials of 500,000 steps on four seeds, those of the other
-algorithms by `experiments.studies.tuning` (results/tuning.csv). No figure shows these seeds.
+and η were found on HalfCheetah: those of N-MPG, N-PG-IGT and N-HARPG by trials of 500,000 steps on four seeds, those of the
+other algorithms by `experiments.studies.tuning` (results/tuning.csv). No figure shows these seeds.
 """
 
 from typing import Any
