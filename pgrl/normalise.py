@@ -17,7 +17,7 @@ from torch import Tensor
 from envs.core import Array
 
 LIMIT = 10.0  # standard deviations
-CONSTANT = 1e-6  # a smaller standard deviation, relative to the mean, is rounding
+CONSTANT = 1e-6  # a smaller standard deviation, relative to the mean or to 1, is rounding
 
 
 def identity(like: Tensor, size: int) -> Tensor:

@@ -115,3 +115,21 @@ def test_recipes_of_mujoco_share_what_sets_a_task_up(task: str) -> None:
         assert settings.bounds == "clip"
         assert settings.normalise_steps == 10_000
         assert hyperparameters["step_size"] > 0
+
+
+def test_a_step_size_keeps_its_norm_in_every_preset() -> None:
+    for preset in ("recipe", "theorem", "constant"):
+        _, hyperparameters, _ = defaults("n-mpg", "CartPole-v1", preset)
+        assert (hyperparameters["step_size"], hyperparameters["step_norm"]) == (0.2, "fisher")
+
+
+def test_the_start_of_a_run_names_its_ingredients_and_says_when_nothing_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mujoco")
+    run = ["train", "n-mpg", "--env", "InvertedPendulum-v5", "--env-steps", 40, "--normalise-steps", 50, *SMALL]
+    pgrl(*[x for x in run if x != "--quiet"], "--out", tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "step_norm fisher" in said
+    assert "normalise_steps 50, bounds clip" in said
+    assert "nothing is trained" in said
