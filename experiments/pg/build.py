@@ -158,6 +158,7 @@ def exact_values(env: Env, policy: Policy, discount: float) -> Exact | None:
     if isinstance(env, FiniteMDP) and isinstance(policy.net, TabularNet | MLP):
         states = torch.arange(env.n_states, device=env.start.device)
         return ExactMDP(env, lambda theta: policy.log_probs_at(theta, states), discount)
-    if isinstance(env, LQR) and isinstance(policy.net, MLP) and not policy.net.hidden and not policy.net.bias:
+    linear = isinstance(policy.net, MLP) and not (policy.net.hidden or policy.net.bias or policy.normalised)
+    if isinstance(env, LQR) and linear:
         return ExactLQR(env, policy.gain, discount)
     return None

@@ -133,3 +133,10 @@ def test_the_start_of_a_run_names_its_ingredients_and_says_when_nothing_is_train
     assert "step_norm fisher" in said
     assert "normalise_steps 50, bounds clip" in said
     assert "nothing is trained" in said
+
+
+def test_normalised_observations_of_lqr_are_evaluated_on_episodes(tmp_path: Path) -> None:
+    pgrl("train", "n-pg", "--env", "lqr", "--normalise-steps", 100, "--env-steps", 300, *SMALL[:-2], "--out", tmp_path / "run")
+    row = read_metrics(tmp_path / "run")[-1]
+    assert "eval/return_mean_action" in row
+    assert "eval/gap" not in row
