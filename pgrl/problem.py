@@ -23,6 +23,7 @@ from pgrl.policy import Policy
 
 INIT, ITERATION, EVALUATION, FIRST = 0, 1, 2, 3  # random streams of a seed
 SAMPLE, ALGORITHM = 0, 1  # random streams of an iteration
+AT_ONCE = 64  # the most episodes of a rollout before training
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Problem:
             episodes = 0
             while (missing := self.normalise_steps - int(steps[i])) > 0:
                 length = self.horizon if not episodes else max(1, int(steps[i]) // episodes)
-                rng, n = alone._rng(FIRST).fold(episodes), -(-missing // length)
+                rng, n = alone._rng(FIRST).fold(episodes), min(-(-missing // length), AT_ONCE)
                 (tau,) = alone._play((theta[i : i + 1],), (n,), rng, self.horizon)
                 seen.append(tau.obs[tau.mask])
                 if not len(seen[-1]):
