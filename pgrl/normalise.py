@@ -1,8 +1,8 @@
 """Observations normalised by frozen statistics, (s - mean) · scale, clipped to ±10.
 
 The statistics are the last 2·O entries of θ, [mean | scale]. No gradient reaches them, so that no step moves them: θ_t, θ_{t-1}
-and every point between them see the same observations, as transport and Hessian-vector products need. A running average would
-change the policy between two evaluations of one θ.
+and, to rounding, every point between them see the same observations, as transport and Hessian-vector products need. A running
+average would change the policy between two evaluations of one θ.
 """
 
 from __future__ import annotations

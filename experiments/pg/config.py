@@ -53,8 +53,8 @@ class PGSettings:
     discount: Weight = 0.99
     """discount factor; rewards are discounted from time 0"""
     horizon: Count | Literal["auto"] | None = None
-    """steps after which a training episode is cut and begins anew: auto is log(T)/(1 - discount) for T iterations; default: the
-    environment's own. Evaluation episodes always have the environment's own length"""
+    """steps after which a training episode is cut and begins anew; default: the environment's own. auto: log(T + 1)/(1 -
+    discount), T being the batches of whole episodes that env_steps allow. Evaluation episodes have the environment's own length"""
     batch_size: Count = 1
     """episodes of a seed at each parameter point that is sampled"""
     hidden: Widths = ()
@@ -220,17 +220,9 @@ def own_horizon(train: PGSettings) -> int | None:
 
 
 def training_horizon(train: PGSettings, env: Env) -> int:
-    """Steps of a training episode.
-
-    Raises:
-        UserError: more than an episode has.
-    """
+    """Steps of a training episode."""
     if train.horizon == "auto":
         return auto_horizon(train.env_steps, train.batch_size, train.discount, env.horizon)
-    if train.horizon is not None and train.horizon > env.horizon:
-        raise UserError(
-            f"--horizon is {train.horizon:,}, but an episode of {short_name(train.env)} has {env.horizon:,} steps: leave it out"
-        )
     return train.horizon or env.horizon
 
 
@@ -294,6 +286,10 @@ def as_config(algo: str, train: PGSettings, hyperparameters: dict[str, Any], dev
     hyperparameters = {f.name: getattr(agent, f.name) for f in dataclasses.fields(type(agent))}  # type: ignore[arg-type]
     rest = {**dataclasses.asdict(train), "env": _absolute(train.env)}
     env = make_env(train.env, own_horizon(train), device)
+    if isinstance(train.horizon, int) and train.horizon > env.horizon:  # of new runs: older ones keep what they have
+        raise UserError(
+            f"--horizon is {train.horizon:,}, but an episode of {short_name(train.env)} has {env.horizon:,} steps: leave it out"
+        )
     rest["workers"] = worker_count(train, env)
     if train.horizon == "auto":
         rest["horizon"] = training_horizon(train, env)

@@ -5,10 +5,10 @@
 
 A grid over the step size and η, with the schedules of the recipe, on seeds that no figure uses. The score of a setting is the
 return of the mean action, averaged over seeds and over the evaluations of the second half of training; -inf where it diverged.
-The table, best setting first, is written to tuning.csv. What wins is copied into experiments/recipes/pg by hand, beside the
-settings of the task that all algorithms share.
+The table, best setting first, is written to tuning.csv. What becomes a recipe is copied into experiments/recipes/pg by hand,
+beside the settings of the task that all algorithms share.
 
-Made by it: results/tuning.csv.
+Made by it: results/tuning.csv, with --envs CartPole-v1, and with --envs HalfCheetah-v5 --scale 1.5, all algorithms but adam-pg.
 """
 
 from __future__ import annotations
