@@ -53,8 +53,8 @@ class PGSettings:
     discount: Weight = 0.99
     """discount factor; rewards are discounted from time 0"""
     horizon: Count | Literal["auto"] | None = None
-    """steps after which a training episode is cut and begins anew; default: the environment's own. auto:
-    log(T + 1)/(1 - discount) for the T batches of whole episodes that env_steps allow. Evaluation episodes have the environment's own length"""
+    """steps after which a training episode is cut and begins anew; default: the environment's own. auto is log(T + 1)/(1 -
+    discount) for the T batches of whole episodes that env_steps allow. Evaluation episodes are never cut"""
     batch_size: Count = 1
     """episodes of a seed at each parameter point that is sampled"""
     hidden: Widths = ()
