@@ -118,7 +118,7 @@ def test_the_mean_return_is_of_whole_episodes_of_the_mean_action() -> None:
 def test_what_is_missing_is_trained_and_not_again(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("mujoco")
-    options: dict[str, Any] = {"tasks": ("InvertedPendulum-v5",), "algos": ("n-mpg",), "env_steps": 200, "seeds": 2}
+    options: dict[str, Any] = {"tasks": ("InvertedPendulum-v5",), "algos": ("n-mpg",), "env_steps": 10_500, "seeds": 2}
     places = {"folder": tmp_path / "runs", "peers": tmp_path / "python", "csv": tmp_path / "sb3.csv", "out": tmp_path / "out"}
     made = learning.bench(**options, **places)
     rows = (tmp_path / "runs" / "InvertedPendulum-v5" / "n-mpg" / "metrics.jsonl").read_bytes()

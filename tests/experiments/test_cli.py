@@ -145,7 +145,9 @@ def test_train_eval_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert lines[0].startswith("seed,episodes,return")
     assert len(lines) == 4
     config = json.loads((folders[1] / "config.json").read_text())
-    assert set(config["hyperparameters"]) == {"step_size", "step_power", "eta", "eta_power"}  # complete, whatever was typed
+    schedules = {"step_size", "step_power", "step_norm", "eta", "eta_power"}
+    correction = {"hvp_batch_size", "q_per_episode", "clip_correction"}
+    assert set(config["hyperparameters"]) == schedules | correction  # complete, whatever was typed
     assert config["discount"] == 0.95
     assert config["theory_slope"] == -0.5  # the gap falls
     assert config["workers"] == 0
