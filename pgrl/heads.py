@@ -32,6 +32,12 @@ def _choose(logits: Tensor, u: Tensor) -> Tensor:
     return (cdf < u[..., None] * cdf[..., -1:]).sum(-1)
 
 
+def _valid(logits: Array, action_mask: Array | None) -> Tensor:
+    """The logits with those of invalid actions at -1e9; not -inf: padded rows may have no valid action."""
+    logits = to_tensor(logits)
+    return logits if action_mask is None else logits.masked_fill(~to_tensor(action_mask), -1e9)
+
+
 @dataclass(frozen=True)
 class Categorical:
     """Softmax over `actions` logits; invalid actions (action_mask False) have probability 0."""
@@ -48,16 +54,11 @@ class Categorical:
         return like[:, :0]
 
     def log_prob(self, out: Tensor, params: Tensor, action: Tensor, action_mask: Tensor | None) -> Tensor:
-        if action_mask is not None:  # not -inf: padded rows may have no valid action
-            out = out.masked_fill(~action_mask, -1e9)
-        return torch.log_softmax(out, -1).gather(-1, action[..., None])[..., 0]
+        return torch.log_softmax(_valid(out, action_mask), -1).gather(-1, action[..., None])[..., 0]
 
     def sampler(self, params: Array) -> Sampler:
         def sample(out: Array, action_mask: Array | None, rng: Rng) -> Array:
-            logits, u = to_tensor(out), to_tensor(rng.uniform())
-            if action_mask is not None:
-                logits = logits.masked_fill(~to_tensor(action_mask), -1e9)
-            action = _choose(logits, u)
+            action = _choose(_valid(out, action_mask), to_tensor(rng.uniform()))
             return action.numpy() if isinstance(out, np.ndarray) else action
 
         return sample
@@ -65,14 +66,12 @@ class Categorical:
     def fisher(
         self, out: Tensor, params: Tensor, v_out: Tensor, v_params: Tensor, action_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        p = torch.softmax(out if action_mask is None else out.masked_fill(~action_mask, -1e9), -1)
+        p = torch.softmax(_valid(out, action_mask), -1)
         return p * (v_out - (p * v_out).sum(-1, keepdim=True)), v_params
 
     def mode(self, out: Array, action_mask: Array | None) -> Array:
-        logits = to_tensor(out)
-        if action_mask is not None:
-            logits = logits.masked_fill(~to_tensor(action_mask), -1e9)
-        return logits.argmax(-1).numpy() if isinstance(out, np.ndarray) else logits.argmax(-1)
+        action = _valid(out, action_mask).argmax(-1)
+        return action.numpy() if isinstance(out, np.ndarray) else action
 
 
 @dataclass(frozen=True)
