@@ -4,6 +4,8 @@
     timeout  no answer within the time limit
     invalid  an answer that is no finite number
     error    an exception, a process that died, an answer of the wrong length
+
+Only "ok" has a value. What a failed molecule counts as is decided by who asks.
 """
 
 from __future__ import annotations
