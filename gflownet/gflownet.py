@@ -2,6 +2,7 @@
 
     in each iteration
         construct n objects with the exploring policy; evaluate their rewards
+        (with `overlap`: construct those of the next iteration now, and wait for the rewards of these)
         improve them by local search;  add all trajectories to the buffer;  draw equally many from the buffer
         one step of Adam on objective.loss(flows of these trajectories)    (for tlm: + the loss of P_B)
         target <- (1 - τ) target + τ θ
@@ -31,13 +32,24 @@ from gflownet.optimiser import Adam
 from gflownet.problem import INIT, ITERATION, DagProblem, Metrics, Outcome, skipped_batch
 from gflownet.sampling.exploration import Exploration
 from gflownet.sampling.local_search import LocalSearch, local_search
-from gflownet.sampling.replay import Replay
+from gflownet.sampling.replay import Replay, replayed
 from gflownet.sampling.sampler import sampler
 from gflownet.sampling.tape import Tape
 from gflownet.static.table import Static, TableSampler
 from gflownet.trees.outputs import log_policy
 
 SAMPLE, HEAD, SEARCH, DRAW, BOOTSTRAP = range(5)  # random streams of an iteration
+
+
+class Waiting(NamedTuple):
+    """Trajectories whose rewards are being computed: actions [S, n, T] int32. there: whether there are any."""
+
+    actions: Tensor
+    there: int
+
+
+class Nothing(NamedTuple):
+    """Rewards are waited for at once."""
 
 
 class GFlowNetState(NamedTuple):
@@ -48,6 +60,7 @@ class GFlowNetState(NamedTuple):
     target: Tensor
     log_z: Tensor
     replay: Replay
+    waiting: Waiting | Nothing = Nothing()
 
 
 @dataclass(frozen=True)
@@ -90,12 +103,19 @@ class GFlowNet:
     """number of forward policies that share one network (Thompson sampling)"""
     target_rate: Weight = 0.05
     """τ, the rate of the target network's moving average, where there is one"""
+    overlap: Literal["auto", "yes", "no"] = "auto"
+    """construct the next batch while the rewards of this one are computed, by a policy that is one update older; auto: where a
+    function or program of yours computes them, unless there is local search"""
 
     def __post_init__(self) -> None:
         check_fields(self)
         able = self.objective.backwards if isinstance(self.objective, RestrictsBackward) else BACKWARD
         if self.backward not in able:
             raise ValueError(f"backward is {self.backward}, expected one that this objective supports: {', '.join(able)}")
+        if self.overlap == "yes" and self.search_rounds:
+            raise ValueError(
+                f"overlap is yes with {self.search_rounds} search_rounds, which wait for rewards: choose one of them"
+            )
 
     @property
     def _search(self) -> LocalSearch:
@@ -109,7 +129,13 @@ class GFlowNet:
         theta = self.model(problem).init(problem.rng(INIT), 0.0 if self.log_z_start == "auto" else self.log_z_start)
         target = theta.clone() if "target" in self.objective.uses else theta[:, :0]
         held = self.capacity if self.replay != "none" else 0
-        return GFlowNetState(theta, Adam.begin(theta), target, torch.zeros_like(theta[:, 0]), Replay.begin(problem, held))
+        log_z, waiting = torch.zeros_like(theta[:, 0]), self._no_batch(problem)
+        return GFlowNetState(theta, Adam.begin(theta), target, log_z, Replay.begin(problem, held), waiting)
+
+    def _no_batch(self, problem: DagProblem) -> Waiting | Nothing:
+        ahead = problem.scores_elsewhere and not self.search_rounds if self.overlap == "auto" else self.overlap == "yes"
+        shape = (len(problem.seeds), problem.batch_size, problem.env.horizon)
+        return Waiting(torch.zeros(shape, dtype=torch.int32, device=problem.device), 0) if ahead else Nothing()
 
     def step(self, state: GFlowNetState, problem: DagProblem, t: int) -> tuple[GFlowNetState, Outcome]:
         return self.iteration(state, problem, t)
@@ -123,7 +149,7 @@ class GFlowNet:
         The tensors of the state are then changed in place, except log_z; replay must be "none".
         """
         model, rng, theta = self.model(problem), problem.rng(ITERATION, t), state.theta
-        tau, log_reward, objects, rewards, tape = self._build(model, theta, problem, t, rng, static)
+        tau, log_reward, objects, rewards, tape, waiting = self._build(model, state, problem, t, rng, static)
         length = problem.by_seed(tau.mask.sum(0)).float().mean(1)
         replay = state.replay
         if self.replay != "none":
@@ -154,21 +180,21 @@ class GFlowNet:
         fault = (
             {} if static or problem.device != "cpu" or bool(fine.all()) else skipped_batch(tau, log_reward, loss.detach(), fine)
         )
-        return GFlowNetState(theta, state.adam, state.target, log_z, replay), Outcome(objects, rewards, metrics, fault)
+        state = GFlowNetState(theta, state.adam, state.target, log_z, replay, waiting)
+        return state, Outcome(objects, rewards, metrics, fault)
 
     def _build(
-        self, model: Model, theta: Tensor, problem: DagProblem, t: int | Tensor, rng: Rng, static: Static | None
-    ) -> tuple[Trajectories, Tensor, Tensor, Tensor, Tape | None]:
-        """(training trajectories, their log-rewards, all constructed objects [S, m, *obs], their log-rewards [S, m], tape)."""
-        n, head = problem.batch_size, None
-        if self.heads > 1:
-            head = (rng.fold(HEAD).spawn(n).uniform() * self.heads).long()
-        explore = Exploration(self._epsilon(problem, t), self.temperature)
-        if static is not None and static.looks_up(n * problem.env.horizon):
-            act: Any = TableSampler(static, model, theta, n, explore, head)
+        self, model: Model, state: GFlowNetState, problem: DagProblem, t: int | Tensor, rng: Rng, static: Static | None
+    ) -> tuple[Trajectories, Tensor, Tensor, Tensor, Tape | None, Waiting | Nothing]:
+        """(training trajectories, their log-rewards, all constructed objects [S, m, *obs], their log-rewards [S, m], tape,
+        what waits for the next iteration)."""
+        theta, waiting = state.theta, state.waiting
+        if isinstance(waiting, Waiting):
+            assert isinstance(t, int)
+            tau, waiting = self._exchanged(model, theta, waiting, problem, t, rng)
+            tape: Tape | None = None
         else:
-            act = sampler(problem.env, model, theta, n, explore, head)
-        tau, tape = problem.play(act, rng.fold(SAMPLE), n, checks=static is None), None if static else act.tape
+            tau, tape = self._constructed(model, theta, problem, t, rng, static)
         assert tau.last is not None
         log_reward = (problem if static is None else static).log_reward(tau.last)
         objects, rewards = problem.by_seed(tau.last), problem.by_seed(log_reward)
@@ -180,7 +206,41 @@ class GFlowNet:
             tape = None
             objects = torch.cat([objects, *(problem.by_seed(x) for x in built)], 1)
             rewards = torch.cat([rewards, *(problem.by_seed(x) for x in built_reward)], 1)
-        return tau, log_reward, objects, rewards, tape
+        return tau, log_reward, objects, rewards, tape, waiting
+
+    def _exchanged(
+        self, model: Model, theta: Tensor, waiting: Waiting, problem: DagProblem, t: int, rng: Rng
+    ) -> tuple[Trajectories, Waiting]:
+        """The batch of iteration t, and that of the next one, just constructed. The rewards of both are being computed."""
+        if waiting.there:
+            tau = replayed(problem, waiting.actions.flatten(0, 1).long().T.contiguous())
+        else:
+            tau, _ = self._constructed(model, theta, problem, t, rng, None)
+        assert tau.last is not None
+        problem.start_reward(tau.last)  # of a run that is resumed; otherwise it has started
+        actions = torch.zeros_like(waiting.actions)
+        if t + 1 >= problem.iterations:
+            return tau, Waiting(actions, 0)
+        ahead, _ = self._constructed(model, theta, problem, t + 1, problem.rng(ITERATION, t + 1), None)
+        assert ahead.last is not None
+        problem.start_reward(ahead.last)
+        taken = torch.where(ahead.mask, ahead.action, 0).T.to(torch.int32)
+        actions[..., : len(ahead.mask)] = problem.by_seed(taken)
+        return tau, Waiting(actions, 1)
+
+    def _constructed(
+        self, model: Model, theta: Tensor, problem: DagProblem, t: int | Tensor, rng: Rng, static: Static | None
+    ) -> tuple[Trajectories, Tape | None]:
+        """Trajectories of the exploring policy, and the forward pass kept for the loss."""
+        n, head = problem.batch_size, None
+        if self.heads > 1:
+            head = (rng.fold(HEAD).spawn(n).uniform() * self.heads).long()
+        explore = Exploration(self._epsilon(problem, t), self.temperature)
+        if static is not None and static.looks_up(n * problem.env.horizon):
+            act: Any = TableSampler(static, model, theta, n, explore, head)
+        else:
+            act = sampler(problem.env, model, theta, n, explore, head)
+        return problem.play(act, rng.fold(SAMPLE), n, checks=static is None), None if static else act.tape
 
     def _log_z_offset(self, flows: Flows, problem: DagProblem, adam: Adam, look: bool) -> Tensor | None:
         """[S], what to add to log Z: with log_z_start "auto", the residual of a seed's first update; None: 0 for all.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from envs.core import DagEnv, EnvironmentFault, State, Trajectories
+from envs.dag.protocols import StartsReward, offers
 from envs.random import Rng
 from envs.rollout import Act, rollout
 from gflownet.rewards.calls import RewardCalls
@@ -98,6 +99,16 @@ class DagProblem:
             how = f"says that log R is {float(log_r[at])} at the object {what}, expected a finite number"
             raise EnvironmentFault("log_reward", how=how)
         return log_r
+
+    @property
+    def scores_elsewhere(self) -> bool:
+        """Whether log-rewards can be computed elsewhere while this process does something else."""
+        return offers(self.env, StartsReward) and self.env.elsewhere
+
+    def start_reward(self, obs: Tensor) -> None:
+        """Start to compute log R of finished objects obs [M, *obs], where the environment can: `log_reward` then waits."""
+        if offers(self.env, StartsReward):
+            self.env.start_log_reward(obs)
 
     def by_seed(self, x: Tensor) -> Tensor:
         """Reshape a batch grouped by seed, [S·n, ...] -> [S, n, ...]."""

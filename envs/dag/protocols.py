@@ -65,6 +65,18 @@ class PartialReward(DagEnv, Protocol):
     def log_reward_partial(self, obs: Tensor) -> Tensor: ...
 
 
+class StartsReward(DagEnv, Protocol):
+    """start_log_reward(obs): start to compute the log-rewards of finished objects elsewhere, and return at once.
+
+    elsewhere: whether that saves time. Used to construct objects while the rewards of others are computed.
+    """
+
+    @property
+    def elsewhere(self) -> bool: ...
+
+    def start_log_reward(self, obs: Tensor) -> None: ...
+
+
 class WithModes(DagEnv, Protocol):
     """modes(obs) -> [M] int64: the mode that a finished object lies in, from 0 to n_modes - 1, or -1. n_modes may be 0."""
 

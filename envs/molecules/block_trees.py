@@ -272,6 +272,16 @@ class BlockTrees:
             raise RewardFault(f"the reward of {self.describe(obs[at : at + 1])[0]} is not a number: correct the reward")
         return log_r
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the reward computes log-rewards elsewhere, once it is told to start."""
+        return bool(getattr(self.reward, "elsewhere", False))
+
+    def start_log_reward(self, obs: Tensor) -> None:
+        """Start to compute the log-rewards of finished trees obs [M, K, 4], where the reward can; return at once."""
+        if self.elsewhere:
+            self.reward.start(obs)  # type: ignore[attr-defined]
+
     def log_reward_partial(self, obs: Tensor) -> Tensor:
         """log R of trees that may be unfinished, [M] float64; 0 for the empty tree."""
         there = self.size(obs) > 0

@@ -39,7 +39,7 @@ from experiments.run.log import read_metrics
 from experiments.run.memory import require
 from experiments.run.run import Run, run_name
 from gflownet.active.gaussian_process import GaussianProcess
-from gflownet.active.rounds import Measures, Oracle, Pool, Proxy, Round, Settings, begin, measures, one_round
+from gflownet.active.rounds import Measures, Pool, Proxy, Round, Settings, TrueReward, begin, measures, one_round
 from gflownet.problem import Method
 from gflownet.rewards.calls import RewardCalls
 
@@ -143,7 +143,7 @@ def made(config: dict[str, Any], held: Tensor | None = None) -> ActiveRun:
             {part: 8 * wanted * (3 * wanted + 2 * there)},
             {part: "lower --initial, --queries or --rounds, or take a smaller grid"},
         )
-    proxy: Proxy = GaussianProcess() if settings.proxy == "gp" else Oracle(pool.reward)
+    proxy: Proxy = GaussianProcess() if settings.proxy == "gp" else TrueReward(pool.reward)
     known = torch.stack([begin(pool, settings, settings.seed + s) for s in range(settings.seeds)])
     return ActiveRun(settings, pool, proxy, make_method(choice), known, calls)
 

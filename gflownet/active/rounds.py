@@ -43,7 +43,7 @@ class Proxy(Protocol):
 
 
 @dataclass(frozen=True)
-class Oracle:
+class TrueReward:
     """The true rewards [K] in place of a proxy, to separate errors of the proxy from those of the generator."""
 
     reward: Tensor

@@ -23,10 +23,11 @@ import numpy as np
 from rdkit import Chem
 from torch import Tensor
 
-from gflownet.rewards.cached import Function, Molecules, Quantities, require_finite
+from gflownet.rewards.cached import STATUS, Function, Molecules, Quantities, require_finite
 from gflownet.rewards.calls import RewardCalls
 from gflownet.rewards.chemistry import Floats
 from gflownet.rewards.expression import Expression
+from gflownet.rewards.oracle import Oracle
 
 Numbers = TypeVar("Numbers", Floats, Tensor)
 
@@ -76,7 +77,7 @@ class MoleculeReward:
         text: str,
         tempering: Tempering,
         outside: Collection[str] = (),
-        functions: Mapping[str, Function] | None = None,
+        functions: Mapping[str, Function | Oracle] | None = None,
         size: int = 100_000,
         workers: int = 0,
         calls: RewardCalls | None = None,
@@ -87,7 +88,7 @@ class MoleculeReward:
             text: the expression, in the grammar of `expression.py`.
             tempering: from rewards to log R.
             outside: names of scores that the caller gives to `parts` for every batch.
-            functions: the functions named in the text, by "file.py:function".
+            functions: the functions named in the text, by "file.py:function", or oracles in their place.
             size: molecules in the cache.
             workers: processes that compute quantities; 0: this process.
             calls: counts the molecules that are not in the cache.
@@ -120,7 +121,8 @@ class MoleculeReward:
 
         Returns:
             [B] float64 each: "reward" before tempering, then each term by its label, then the quantities that terms transform
-            (sa_score, logp, mw, tpsa, rotors).
+            (sa_score, logp, mw, tpsa, rotors) and, where the formula has functions, STATUS. The reward of a molecule at which
+            an oracle failed is NaN.
 
         Raises:
             ValueError: a value is not finite (the message names molecule and term), or a given score is missing.
@@ -142,11 +144,19 @@ class MoleculeReward:
             scores[name] = values
         with np.errstate(all="ignore"):  # values that are not finite raise below
             reward = self.expression.root(scores)
-        require_finite(f'the reward "{self.expression.text}"', reward, smiles)
+        failed = quantities[STATUS] > 0 if STATUS in quantities else np.zeros(len(reward), bool)
+        require_finite(f'the reward "{self.expression.text}"', np.where(failed, 0.0, reward), smiles)
+        reward = np.where(failed, np.nan, reward)
         return {"reward": reward, **scores, **{name: x for name, x in quantities.items() if name not in scores}}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of what `parts` returns, in order."""
+        terms = (*(term.label for term in self.expression.terms), *self.expression.functions, *self.expression.outside)
+        return ("reward", *terms, *(name for name in self.quantities.names if name not in terms))
 
     def log_reward(
         self, keys: Sequence[Hashable], molecules: Molecules, given: Mapping[str, Sequence[float] | Floats] | None = None
     ) -> Floats:
-        """log R of B molecules, [B]; arguments and errors as `parts`."""
-        return self.tempering(self.parts(keys, molecules, given)["reward"])
+        """log R of B molecules, [B]; arguments and errors as `parts`. A molecule that failed has the reward r_min."""
+        return self.tempering(np.nan_to_num(self.parts(keys, molecules, given)["reward"], nan=self.tempering.r_min))

@@ -2,6 +2,8 @@
 
 obs [M, K, 4] -> RDKit molecules (only those not in the cache) -> terms;  sEH proxy on the atom graph -> p/8
 log R = β log clip(r, r_min, r_max)
+
+With a ledger, molecules are known by their canonical SMILES: trees that are one molecule have one reward and count once.
 """
 
 from __future__ import annotations
@@ -11,16 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from rdkit import Chem
+from rdkit import Chem, rdBase
 from torch import Tensor
 
 from envs.core import RewardFault
 from envs.molecules.bridge import Builder
 from envs.molecules.fragments import Fragment
+from gflownet.rewards.cached import Molecules
 from gflownet.rewards.calls import RewardCalls
+from gflownet.rewards.chemistry import Floats
 from gflownet.rewards.combine import MoleculeReward
 from gflownet.rewards.expression import Leaf
+from gflownet.rewards.ledger import Ledger
+from gflownet.rewards.lru import LRUCache
 
+NAMES = 100_000  # trees whose SMILES are remembered
 Score = Callable[[Tensor], Tensor]
 
 
@@ -32,6 +39,9 @@ class TreeReward:
         reward: the molecule reward.
         index: obs [M, K, 4] -> unique keys [M], e.g. `BlockTrees.index`.
         scores: functions obs [M, K, 4] -> [M] for the outside names of the reward.
+
+    Attributes:
+        ledger: notes each molecule that is scored, and limits their number; None: nothing is noted.
     """
 
     def __init__(
@@ -43,20 +53,35 @@ class TreeReward:
     ) -> None:
         self.fragments, self.reward, self.scores = tuple(fragments), reward, dict(scores or {})
         self._builder, self._index = Builder(fragments), index
+        self._names: LRUCache[str] = LRUCache(NAMES)
+        self.ledger: Ledger | None = None
 
     def __call__(self, obs: Tensor) -> Tensor:
-        """log R of trees obs [M, K, 4], [M] float64.
+        """log R of trees obs [M, K, 4], [M] float64. Molecules that failed have the reward r_min.
 
         Raises:
             RewardFault: a term is not finite; the message names molecule and term.
+            BudgetSpent: a molecule is not in the ledger, and the budget allows no further one. Those before it were scored.
         """
         root = self.reward.expression.root
-        if isinstance(root, Leaf) and root.label in self.scores:  # stays on the device, and nothing is read back
+        if self.ledger is None and isinstance(root, Leaf) and root.label in self.scores:  # nothing is read back from the device
             return self.tempered(self.calls(self.scores[root.label], obs))
-        return torch.from_numpy(np.array(self.reward.tempering(self._numbers(obs)["reward"]))).to(obs.device)
+        reward = np.nan_to_num(self._numbers(obs)["reward"], nan=self.reward.tempering.r_min)
+        return torch.from_numpy(np.array(self.reward.tempering(reward))).to(obs.device)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether an oracle scores molecules in other processes."""
+        return self.ledger is not None and self.reward.quantities.elsewhere
+
+    def start(self, obs: Tensor) -> None:
+        """Start to score trees obs [M, K, 4] whose values are needed later, where an oracle does that; return at once."""
+        if self.ledger is not None:
+            self.reward.quantities.submit(self.ledger.reserve(self._canonical(obs)))
 
     def parts(self, obs: Tensor) -> dict[str, Tensor]:
-        """The reward before tempering ("reward", first) and its terms, for trees obs [M, K, 4], [M] float64 each."""
+        """The reward before tempering ("reward", first) and its terms, for trees obs [M, K, 4], [M] float64 each; NaN for
+        the reward of molecules that failed."""
         return {name: torch.from_numpy(np.array(x)) for name, x in self._numbers(obs).items()}
 
     def tempered(self, reward: Tensor) -> Tensor:
@@ -75,33 +100,81 @@ class TreeReward:
         """Canonical isomeric SMILES of trees obs [M, K, 4]."""
         return [Chem.MolToSmiles(mol) for mol in self.molecules(obs)]
 
+    def of_smiles(self, smiles: Sequence[str]) -> dict[str, Floats]:
+        """The same for different molecules by their canonical SMILES, where the reward needs no tree.
+
+        Raises:
+            ValueError: it needs trees.
+            RewardFault, BudgetSpent: as for trees.
+        """
+        if self.scores:
+            raise ValueError(f"{', '.join(self.scores)} is a score of trees")
+        with rdBase.BlockLogs():
+            mols = [Chem.MolFromSmiles(one) for one in smiles]
+        return self._noted(smiles, lambda places: [mols[i] for i in places], lambda places: None)
+
     @property
     def calls(self) -> RewardCalls:
         """Counts the trees that are scored."""
         return self.reward.quantities.calls
 
     def scored(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of the cache: keys [M], the least recently used first, and quantities [M, Q]."""
+        """What a checkpoint holds: the ledger, or the cache: keys [M], the least recently used first, and quantities [M, Q]."""
+        if self.ledger is not None:
+            return self.ledger.tensors()
         keys, values = self.reward.quantities.kept()
         return {"key": torch.tensor(keys, dtype=torch.int64), "value": torch.from_numpy(values)}
 
     def restore(self, scored: Mapping[str, Tensor]) -> None:
-        """Put what `scored` gave into the cache.
+        """Put back what `scored` gave.
 
         Raises:
             ValueError: it does not fit this reward.
         """
+        if self.ledger is not None:
+            self.ledger.restore(scored)
+            return
         key, value = scored["key"], scored["value"]
         if key.dtype != torch.int64 or key.dim() != 1 or value.dtype != torch.float64:
             raise ValueError(f"got keys {key.dtype} {list(key.shape)} and values {value.dtype}, expected int64 and float64")
         self.reward.quantities.keep(key.tolist(), value.numpy())
 
-    def _numbers(self, obs: Tensor) -> dict[str, Any]:
+    def _canonical(self, obs: Tensor) -> list[str]:
+        return self._names(self._index(obs).tolist(), lambda places: self.smiles(obs[places]))
+
+    def _numbers(self, obs: Tensor) -> Mapping[str, Any]:
+        if self.ledger is None:
+            return self._computed(self._index(obs).tolist(), lambda places: self.molecules(obs[places]), obs)
+        smiles = self._canonical(obs)
+
+        def molecules(places: list[int]) -> list[Chem.Mol]:
+            """As their SMILES are read, whatever tree they are of; RDKit cannot read all that it writes."""
+            with rdBase.BlockLogs():
+                return [Chem.MolFromSmiles(smiles[i]) or self.molecules(obs[i : i + 1])[0] for i in places]
+
+        return self._noted(smiles, molecules, lambda places: obs[places])
+
+    def _noted(
+        self, smiles: Sequence[str], molecules: Molecules, trees: Callable[[list[int]], Tensor | None]
+    ) -> dict[str, Floats]:
+        """The numbers of molecules; those that are new are scored and noted in the ledger."""
+        ledger = self.ledger or Ledger(self.reward.columns)
+        ledger.reserve(smiles)
+        new = ledger.pending(smiles)
+        if new:
+            first = {one: i for i, one in reversed(list(enumerate(smiles)))}
+            at = [first[one] for one in new]
+            ledger.add(new, self._computed(new, lambda places: molecules([at[i] for i in places]), trees(at)))
+        self.calls.cache_hits += len(smiles) - len(new)
+        return ledger.rows(smiles)
+
+    def _computed(self, keys: Sequence[Any], molecules: Molecules, obs: Tensor | None) -> dict[str, Any]:
         given: dict[str, Any] = {}
         for name, score in self.scores.items():  # counted here where no quantity is cached
+            assert obs is not None
             n = 0 if given or self.reward.needs_molecules else None
             given[name] = self.calls(score, obs, n).double().cpu().numpy()
         try:
-            return self.reward.parts(self._index(obs).tolist(), lambda places: self.molecules(obs[places]), given)
+            return self.reward.parts(keys, molecules, given)
         except (ValueError, RuntimeError) as error:  # the latter when worker processes die
             raise RewardFault(" ".join(str(error).split())) from error

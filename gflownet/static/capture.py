@@ -47,6 +47,8 @@ class CapturedIteration:
                 raise ValueError(
                     f"--{flag} {value} cannot be captured, it looks at what was found: leave out --compile, or --{flag}"
                 )
+        if method.overlap == "yes" or problem.scores_elsewhere:
+            raise ValueError("rewards that are computed elsewhere cannot be captured: leave out --compile")
         self._method, self._problem = method, problem
         self._static = Static(problem.env, table_of(problem.env)) if static is None else static
         self.state = _copy(state)

@@ -21,7 +21,7 @@ from experiments.gfn.active import settings_for
 from experiments.gfn.config import make_method
 from experiments.run.log import read_metrics
 from gflownet.active.gaussian_process import GaussianProcess
-from gflownet.active.rounds import Oracle, Pool, Settings, begin, draw, measures, one_round
+from gflownet.active.rounds import Pool, Settings, TrueReward, begin, draw, measures, one_round
 from gflownet.baselines.uniform import Uniform
 from gflownet.gflownet import GFlowNet
 from gflownet.objectives.trajectory_balance import TrajectoryBalance
@@ -139,7 +139,7 @@ def test_with_the_oracle_for_a_proxy_the_modes_are_found_and_uniform_moves_find_
         for seed in seeds:
             known = begin(p, SMALL, seed)
             for i in range(SMALL.rounds):
-                done = one_round(p, Oracle(p.reward), method, SMALL, seed, i, known)
+                done = one_round(p, TrueReward(p.reward), method, SMALL, seed, i, known)
                 assert len(set(done.known.tolist())) == len(known) + SMALL.queries
                 assert torch.equal(done.known[: len(known)], known)
                 assert done.error == 0
@@ -159,7 +159,7 @@ def test_every_method_generates(name: str) -> None:
         replace(choice, hyperparameters={**choice.hyperparameters, **few, **({"updates": 2} if name == "ppo" else {})})
     )
     p, settings = pool(), replace(SMALL, states=32, batch_size=8)
-    done = one_round(p, Oracle(p.reward), method, settings, 0, 0, begin(p, settings, 0))
+    done = one_round(p, TrueReward(p.reward), method, settings, 0, 0, begin(p, settings, 0))
     assert len(set(done.known.tolist())) == 14
     assert 0 < done.l1 < 2
     assert (done.unlikely > 0) <= (name == "mcmc")
