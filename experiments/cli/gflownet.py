@@ -9,16 +9,18 @@ gflownet fragments --from FILE --out FILE       a vocabulary of building blocks 
 gflownet curves RUN... --out FIGURE             learning curves with intervals over seeds
 gflownet distribution RUN --out FIGURE          the learned distribution beside the target, on a two-dimensional hypergrid
 gflownet check-env ENV|file.py:make             check that an environment follows its interface
-gflownet list                                   names of objectives, baselines and environments
+gflownet list                                   names of objectives, baselines, environments and terms of rewards
 gflownet completion bash|zsh                    a script for shell completion
 gflownet doctor                                 versions, device, and a short training run
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import sys
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -252,7 +254,7 @@ def check_env(arguments: list[str]) -> None:
 
 
 def listing() -> None:
-    """Print the names of objectives, baselines and environments."""
+    """Print the names of objectives, baselines, environments and terms of rewards."""
     from experiments.gfn.environments import ENVIRONMENTS
     from gflownet.registry import register
 
@@ -262,6 +264,13 @@ def listing() -> None:
     print("\nbaselines", columns({name: entry.about for name, entry in methods if not entry.objective}), sep="\n")
     print("\nenvironments", columns({name: env.about for name, env in ENVIRONMENTS.items()}), sep="\n")
     print("  file.py:make: a function that returns an envs.core.DagEnv")
+    with contextlib.suppress(ImportError):  # RDKit is optional
+        from gflownet.rewards.chemistry import SYNOPSIS
+        from gflownet.rewards.pmo import TASKS
+
+        words = [*SYNOPSIS, *(f"pmo:{name}" for name in TASKS), "file.py:function"]
+        print("\nterms of a molecule's reward (--reward)")
+        print(*textwrap.wrap(" ".join(words), 118, initial_indent="  ", subsequent_indent="  "), sep="\n")
 
 
 def doctor() -> None:
@@ -300,7 +309,7 @@ VERBS: dict[str, Verb] = {
     "curves": curves_verb("gflownet", "states"),
     "distribution": distribution,
     "check-env": check_env,
-    "list": without_flags("gflownet list", "Names of objectives, baselines and environments.", listing),
+    "list": without_flags("gflownet list", "Names of objectives, baselines, environments and terms of rewards.", listing),
     "completion": lambda arguments: completion_verb("gflownet", VERBS, examples, names)(arguments),
     "doctor": without_flags("gflownet doctor", "Versions, device, and a training run of a few seconds.", doctor),
 }

@@ -32,8 +32,8 @@ NEEDS = "molecules need RDKit: pip install 'pgrl[molecules]'"
 @dataclass(frozen=True)
 class MoleculeSettings:
     reward: str = "qed"
-    """formula of terms: qed, sa, logp[1,3], mw[200,500], tpsa[20,120], rotors[0,8], similar[SMILES], seh, file.py:function of a
-    list of SMILES; with products a*b, powers a^2, means a+b or mean(a,b), weights 2*a+b"""
+    """formula of terms: qed, sa, logp[1,3], mw[200,500], tpsa[20,120], rotors[0,8], similar[SMILES], pmo:TASK (of `gflownet
+    list`), seh, file.py:function of a list of SMILES; with products a*b, powers a^2, means a+b or mean(a,b), weights 2*a+b"""
     beta: Positive = 8.0
     """inverse temperature: log R = beta · log(reward)"""
     r_min: Positive = 0.01

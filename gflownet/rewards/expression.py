@@ -4,7 +4,7 @@
     product  := [ number "*" ] power { "*" power }          2*a + b    (2a + b) / 3, the number is a weight
     power    := atom [ "^" number ]                         a^2*b      a * a * b
     atom     := "(" average ")" | "mean(" average { "," average } ")" | term | file.py:function
-    term     := name [ "[" anything, with its own brackets in pairs "]" ]
+    term     := name [ "[" anything, with its own brackets in pairs "]" ] | pmo:task
 
 So qed*sa is a product, mean(qed,sa) and qed+sa are the same, 2*qed+sa is a weighted mean; a weight outside a mean raises
 ValueError. For names given as `outside` (seh), and for functions, the caller computes scores of a whole batch.
@@ -20,9 +20,10 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from gflownet.rewards.chemistry import SYNOPSIS, Floats, Term, term
+from gflownet.rewards.pmo import pmo_term
 
 FILE = re.compile(r"[^\s*+^()\[\],]+\.py:[A-Za-z_]\w*")
-NAME = re.compile(r"[A-Za-z_]\w*")
+NAME = re.compile(r"pmo:\w*|[A-Za-z_]\w*")
 NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
 LONGEST = 20_000  # characters; similar[SMILES] of a large molecule has 200
 DEEPEST = 50  # the deepest nesting of brackets
@@ -154,9 +155,9 @@ class _Parser:
             return Leaf(name)
         brackets = self.brackets()
         try:
-            found = term(name, brackets)
+            found = pmo_term(name[4:], brackets) if name.startswith("pmo:") else term(name, brackets)
         except KeyError:
-            known = ", ".join((*self.known, *SYNOPSIS))
+            known = ", ".join((*self.known, *SYNOPSIS, "pmo:TASK"))
             raise self.error(f"expected a term, which is one of {known}, file.py:function or mean(a,b)", start) from None
         except ValueError as error:
             raise self.error(str(error), start) from None

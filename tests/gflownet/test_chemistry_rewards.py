@@ -114,7 +114,10 @@ def test_leaves_are_told_apart() -> None:
     assert (found.outside, found.functions) == (("seh",), ("~/a-b/my.py:score", "2.py:f"))
 
 
-TERMS = r"qed, sa, logp\[low,high\], mw\[low,high\], tpsa\[low,high\], rotors\[low,high\], similar\[SMILES\], file.py:function"
+TERMS = (
+    r"qed, sa, logp\[low,high\], mw\[low,high\], tpsa\[low,high\], rotors\[low,high\], similar\[SMILES\], pmo:TASK, "
+    "file.py:function"
+)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,10 @@ TERMS = r"qed, sa, logp\[low,high\], mw\[low,high\], tpsa\[low,high\], rotors\[l
         ("similar[]", "cannot read this as SMILES"),
         ("similar[C1CC]", r"similar\[C1CC\]: RDKit cannot read this as SMILES"),
         ("sa*similar[[nH]1cccc1", r"character 11 \('\[\[nH\]1cccc1'\): this bracket is never closed"),
+        ("qed*pmo:celecoxib", r"character 5 .*: there is no PMO task 'celecoxib'; close: celecoxib_rediscovery"),
+        ("pmo:", r"there is no PMO task ''; close: albuterol_similarity, "),
+        ("pmo:qed[1,2]", r"pmo:qed takes no brackets, got \[1,2\]"),
+        ("pmo", "expected a term"),
         ("(" * 5000 + "qed" + ")" * 5000, "at most 50 brackets"),
     ],
 )
