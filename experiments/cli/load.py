@@ -36,11 +36,13 @@ def judged_by(judge: Judge | None) -> Iterator[None]:
 
 def load_object(name: str) -> Callable[..., Any]:
     """`path/to/file.py:name`. UserError when the file or the name is missing, may not be executed, or fails."""
-    path, _, attribute = name.rpartition(":")
-    if not path.endswith(".py"):
-        path, attribute = name, ""
+    return object_in(name, read_file(split(name)[0]))
+
+
+def object_in(name: str, source: bytes) -> Callable[..., Any]:
+    """`path/to/file.py:name` in this text of the file. UserError when the name is missing, or the text fails."""
+    path, attribute = split(name)
     file = Path(path)
-    source = read_file(path)
     # a name that hides no other module
     spec = importlib.util.spec_from_file_location(module_name(file), file) if path.endswith(".py") else None
     if spec is None:
@@ -57,6 +59,12 @@ def load_object(name: str) -> Callable[..., Any]:
     if not attribute or not hasattr(module, attribute):
         raise UserError(f"got {name!r}, expected {file}:NAME with NAME one of {', '.join(public)}")
     return getattr(module, attribute)
+
+
+def split(name: str) -> tuple[str, str]:
+    """(path, name) of `path/to/file.py:name`; the name is "" where there is none."""
+    path, _, attribute = name.rpartition(":")
+    return (path, attribute) if path.endswith(".py") else (name, "")
 
 
 def read_file(path: str) -> bytes:
@@ -79,6 +87,12 @@ def refuse_import(name: str) -> None:
     """UserError where an opened run asks for a module by `name`, as the Gymnasium id module:Env-v0 does."""
     if (judge := _judge.get()) is not None:
         judge(name, None)
+
+
+def refuse_command(command: str) -> None:
+    """UserError where an opened run asks for a program to be started."""
+    if (judge := _judge.get()) is not None:
+        judge(command, None)
 
 
 def module_name(file: Path) -> str:

@@ -82,7 +82,7 @@ class Identity:
         end = "pass --trust (trust=True in Python) if you trust the run and this file"
         path = Path(name)
         if content is None:
-            what = "names a file by a relative path" if name.endswith(".py") else "imports the module of an environment"
+            what = "names a file by a relative path" if name.endswith(".py") else "imports a module or starts a program"
             raise Untrusted(f"{folder}: config.json {what}, {name}, which is not executed: {end}")
         code = name.endswith(".py")
         if code and any(p.is_relative_to(folder.resolve()) for p in (path.resolve(), Path(os.path.normpath(path)))):

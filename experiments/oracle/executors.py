@@ -1,0 +1,58 @@
+"""Executors by name: `processes` of this machine, or those of a Dask cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any
+
+from experiments.cli.errors import MissingPackage, UserError
+from experiments.oracle.threads import Threads
+
+
+def executor_of(name: str, workers: int) -> tuple[Executor, Callable[[], None]]:
+    """The executor that --executor names, and what ends it.
+
+    Args:
+        name: processes, dask:local or dask:ADDRESS.
+        workers: how many rewards run at once on this machine; a cluster that is there already has workers of its own.
+
+    Raises:
+        UserError: there is no such executor, or no cluster answers. MissingPackage: Dask is not installed.
+    """
+    if name == "processes":
+        pool = Threads(workers)
+        return pool, lambda: pool.shutdown(wait=False, cancel_futures=True)
+    kind, _, address = name.partition(":")
+    if kind != "dask" or not address:
+        raise UserError(f"--executor {name!r} is not known, expected processes, dask:local or dask:tcp://HOST:PORT")
+    return _dask(address, workers)
+
+
+def _dask(address: str, workers: int) -> tuple[Executor, Callable[[], None]]:
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise MissingPackage("Dask", "dask", "--executor dask") from error
+    cluster: Any = None
+    if address == "local":
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    try:
+        client = Client(cluster or address, timeout=30)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--executor dask:{address}: no scheduler answers there ({error}): start one, or use dask:local"
+        ) from error
+
+    def end() -> None:
+        client.close()
+        if cluster is not None:
+            cluster.close()
+
+    return client.get_executor(pure=False), end
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
