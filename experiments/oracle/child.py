@@ -24,23 +24,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PROTOCOL = 1
+from experiments.oracle.protocol import PROTOCOL, UNUSED, Answer, CallFailed
+
 IDLE = 600.0  # seconds without a request after which the process ends by itself
-UNUSED = 75  # its exit code then
 F_SETSIG = 10  # fcntl.F_SETSIG is missing from some builds
 
-Answer = float | tuple[str, str]
-"""A finite number, or (status, message)."""
 Order = dict[str, Any]
 """{"protocol", "kind": "function", "name": "file.py:score", "source", "path": sys.path} or {"kind": "command", "words"}."""
-
-
-class CallFailed(Exception):
-    """A whole call gave nothing, in one sentence. over: this process is not to be used again."""
-
-    def __init__(self, message: str, over: bool = False) -> None:
-        super().__init__(message)
-        self.over = over
 
 
 class Channel:

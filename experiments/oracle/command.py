@@ -14,7 +14,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
-from experiments.oracle.child import Answer, CallFailed
+from experiments.oracle.protocol import Answer, CallFailed
 
 LONGEST = 1 << 20  # bytes of a line
 

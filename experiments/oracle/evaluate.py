@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from experiments.oracle.child import CallFailed
 from experiments.oracle.host import Child, NotLoaded, ProcessGone, TimedOut
+from experiments.oracle.protocol import CallFailed
 from experiments.oracle.spec import RewardSpec
 from gflownet.rewards.oracle import Scored
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from experiments.cli.load import object_in
-from experiments.oracle.child import Answer, CallFailed
+from experiments.oracle.protocol import Answer, CallFailed
 
 
 def loaded(name: str, source: bytes) -> Callable[[list[str]], list[Answer]]:

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.oracle.child import PROTOCOL, UNUSED, CallFailed
 from experiments.oracle.command import ended
+from experiments.oracle.protocol import PROTOCOL, UNUSED, CallFailed
 from experiments.oracle.spec import RewardSpec
 from gflownet.rewards.oracle import STATUSES, Scored
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from experiments.cli.errors import UserError
 from experiments.cli.load import read_file, refuse_command, split
-from experiments.oracle.child import PROTOCOL
+from experiments.oracle.protocol import PROTOCOL
 
 
 @dataclass(frozen=True)
