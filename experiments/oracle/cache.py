@@ -62,7 +62,11 @@ class AnswerCache:
         self._dirty, self._closed, self._warned, self._next_try = threading.Event(), False, False, 0.0
         with self._sentences():
             self._base = _opened(path)
-            self._oracle = self._id_of(key, name)
+            try:
+                self._oracle = self._id_of(key, name)
+            except BaseException:
+                self._base.close()
+                raise
         self._writer = threading.Thread(target=self._write_now_and_then, daemon=True, name="cache")
         self._writer.start()
 

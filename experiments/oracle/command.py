@@ -1,7 +1,8 @@
 """A program as the reward, in the process `child`: one SMILES a line on its stdin, one number a line on its stdout.
 
-The program is started once and kept; it must flush each line. "error: TEXT" is an error, any other line that is no finite
-number is invalid. A program that has ended is started again for the next call; where a call fails, it ends with this process.
+The program is started once and kept; it must flush each line. "error: TEXT" is an error, an empty line, NaN and infinities are
+invalid, and any other text ends the call. A program that has ended is started again for the next call; where a call fails, it
+ends with this process.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from experiments.oracle.protocol import Answer, CallFailed
 
 LONGEST = 1 << 20  # bytes of a line
+SETTLE = 0.05  # seconds in which a program, after its first call, is watched for lines too many
 
 
 class Command:
@@ -29,7 +31,7 @@ class Command:
     def __init__(self, words: Sequence[str]) -> None:
         self._words = list(words)
         self._process: subprocess.Popen[bytes] | None = None
-        self._output = b""
+        self._output, self._calls = b"", 0
         self._start()
 
     def __call__(self, smiles: list[str]) -> list[Answer]:
@@ -60,6 +62,9 @@ class Command:
                     continue
                 more = os.read(stdout, 1 << 16)
                 self._output += more
+                if not more and not self._output and self._calls and _how(process) == 0:
+                    self._start()  # it had ended after the call before this one
+                    return self(smiles)
                 if not more and self._output.count(b"\n") < len(smiles):
                     raise self._ended(process, len(smiles))
                 if not more:
@@ -67,10 +72,14 @@ class Command:
                 if self._output.rfind(b"\n") + LONGEST < len(self._output):
                     raise _over(f"the command printed a line of more than {LONGEST:,} characters, expected a number")
         *lines, self._output = self._output.split(b"\n", len(smiles))
+        answers = [parsed(line.decode(errors="replace")) for line in lines]
+        if not self._calls:  # a program that prints more than it should would answer each molecule with the number of another
+            waiting.poll(SETTLE * 1000)
         self._output += _available(stdout)
         if self._output:
             raise self._more(len(smiles))
-        return [parsed(line.decode(errors="replace")) for line in lines]
+        self._calls += 1
+        return answers
 
     def _start(self) -> subprocess.Popen[bytes]:
         try:
@@ -82,7 +91,7 @@ class Command:
         assert process.stdout is not None
         for pipe in (process.stdin, process.stdout):
             os.set_blocking(pipe.fileno(), False)
-        self._process, self._output = process, b""
+        self._process, self._output, self._calls = process, b"", 0
         return process
 
     def _more(self, expected: int) -> CallFailed:
@@ -93,10 +102,8 @@ class Command:
 
     def _ended(self, process: subprocess.Popen[bytes], n: int) -> CallFailed:
         lines = self._output.count(b"\n")
-        try:
-            how = ended(process.wait(5))
-        except subprocess.TimeoutExpired:
-            how = "closed its output"
+        code = _how(process)
+        how = "closed its output" if code is None else ended(code)
         return _over(f"the command {how} after {lines} of {n} lines, expected it to go on reading SMILES")
 
 
@@ -105,14 +112,14 @@ def _over(message: str) -> CallFailed:
 
 
 def parsed(line: str) -> Answer:
-    """The number on a line of output."""
+    """The number on a line of output. CallFailed where it is neither a number nor what stands for none."""
     text = line.strip()
     if text[:6].lower() == "error:":
         return "error", f"the command said {text:.300}"
     try:
-        number = float(text)
+        number = float(text or "nan")
     except ValueError:
-        number = math.nan
+        raise _over(f"the command printed {text!r:.60}, expected a finite number") from None
     return number if math.isfinite(number) else ("invalid", f"the command printed {text!r:.60}, expected a finite number")
 
 
@@ -123,6 +130,14 @@ def ended(code: int) -> str:
     with contextlib.suppress(ValueError):
         return f"was killed by {signal.Signals(-code).name}"
     return f"was killed by signal {-code}"
+
+
+def _how(process: subprocess.Popen[bytes]) -> int | None:
+    """The exit code of a process that has closed its output; None where it goes on nevertheless."""
+    try:
+        return process.wait(5)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _available(handle: int) -> bytes:

@@ -27,7 +27,11 @@ LOADING = 600.0  # the shortest limit for loading a reward, in seconds
 
 @dataclass(frozen=True)
 class Job:
-    """Molecules to score. owner: names the processes that may score them, so that they can be ended together."""
+    """Molecules to score.
+
+    owner  names the processes that may score them, so that they can be ended together
+    turn   tells a job from the same one handed over again, for executors that compute equal jobs once
+    """
 
     owner: str
     spec: RewardSpec
@@ -35,6 +39,7 @@ class Job:
     timeout: float = 0.0
     retries: int = 0
     recycle: int = 0
+    turn: int = 1
 
 
 class Evaluated(NamedTuple):

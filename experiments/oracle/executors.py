@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -9,6 +10,8 @@ from typing import Any
 
 from experiments.cli.errors import MissingPackage, UserError
 from experiments.oracle.threads import Threads
+
+PATIENCE = 10.0  # seconds for a scheduler to answer
 
 
 def executor_of(name: str, workers: int) -> tuple[Executor, Callable[[], None]]:
@@ -32,14 +35,14 @@ def executor_of(name: str, workers: int) -> tuple[Executor, Callable[[], None]]:
 
 def _dask(address: str, workers: int) -> tuple[Executor, Callable[[], None]]:
     try:
-        from distributed import Client, LocalCluster
+        dask: Any = importlib.import_module("distributed")
     except ImportError as error:
         raise MissingPackage("Dask", "dask", "--executor dask") from error
     cluster: Any = None
     if address == "local":
-        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+        cluster = dask.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
     try:
-        client = Client(cluster or address, timeout=30)
+        client = dask.Client(cluster or address, timeout=PATIENCE)
     except (OSError, ValueError) as error:
         raise UserError(
             f"--executor dask:{address}: no scheduler answers there ({error}): start one, or use dask:local"

@@ -85,7 +85,7 @@ class Runner:
         for left in reversed(range(RESENDS)):
             try:
                 executor = self._executor
-                problem = executor.submit(evaluate, self._job(())).result().problem
+                problem = executor.submit(evaluate, self._job((), left)).result().problem
             except Exception as error:
                 if not left:
                     raise UserError(f"the executor could not load the reward: {_short(error)}", exit_code=6) from error
@@ -157,13 +157,13 @@ class Runner:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _job(self, smiles: tuple[str, ...]) -> Job:
-        return Job(self._owner, self.spec, smiles, *self._limits)
+    def _job(self, smiles: tuple[str, ...], turn: int) -> Job:
+        return Job(self._owner, self.spec, smiles, *self._limits, turn)
 
     def _send(self, smiles: tuple[str, ...], turn: int) -> None:
         executor = self._executor
         try:
-            future = executor.submit(evaluate, self._job(smiles))
+            future = executor.submit(evaluate, self._job(smiles, turn))
         except Exception as error:
             self._renew(executor, error)
             self._lose(smiles, turn, error)

@@ -23,11 +23,11 @@ def good(smiles):
 
 
 def faulty(smiles):
-    """Of the number N in C...N: the last two digits decide, 0 to 4 hang, 5 to 9 crash, 10 to 14 NaN."""
+    """Of the number N in [NCH4]: the last two digits decide, 0 to 4 hang, 5 to 9 crash, 10 to 14 NaN."""
     note(smiles)
     values = []
     for s in smiles:
-        kind = int(s.strip("[]C")) % 100 // 5
+        kind = int(s[1 : s.index("C")]) % 100 // 5
         if kind == 0:
             time.sleep(3600)
         if kind == 1:
