@@ -32,6 +32,7 @@ HELP = {
             "eval",
             "sample",
             "fragments",
+            ["bench", "pmo"],
             "curves",
             "distribution",
             "check-env",

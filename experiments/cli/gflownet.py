@@ -6,6 +6,7 @@ gflownet resume RUN                             continue a run from its last che
 gflownet eval RUN                               distances to the target distribution, as CSV
 gflownet sample RUN --n 1000 --out FILE         molecules of a trained run: .sdf, .csv, .smi, .jsonl or - (standard output)
 gflownet fragments --from FILE --out FILE       a vocabulary of building blocks from molecules
+gflownet bench pmo                              methods by what they find with 10,000 calls of a score (PMO)
 gflownet curves RUN... --out FIGURE             learning curves with intervals over seeds
 gflownet distribution RUN --out FIGURE          the learned distribution beside the target, on a two-dimensional hypergrid
 gflownet check-env ENV|file.py:make             check that an environment follows its interface
@@ -30,6 +31,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from envs.ranges import Calls, Count
+from experiments.cli.bench import BENCHMARKS, bench
 from experiments.cli.completion import completion_verb
 from experiments.cli.curves import curves_verb
 from experiments.cli.errors import UserError
@@ -63,8 +65,8 @@ PLAIN: Any = OmitArgPrefixes  # flags without the name of the field that holds t
 PRESET = Annotated[str, tyro.conf.arg(help="default settings: recipe (tuned here) or paper (those of the environment's paper)")]
 OBJECTIVE = Annotated[str, tyro.conf.arg(help="objective or baseline: a name from `gflownet list`, or file.py:objective")]
 USAGE = (
-    "usage: gflownet {train,active,resume,eval,sample,fragments,curves,distribution,check-env,list,completion,doctor} ...   "
-    "(gflownet COMMAND --help: its flags)"
+    "usage: gflownet {train,active,resume,eval,sample,fragments,bench,curves,distribution,check-env,list,completion,doctor} ..."
+    "   (gflownet COMMAND --help: its flags)"
 )
 
 
@@ -295,7 +297,13 @@ def names() -> dict[str, list[str]]:
     from gflownet.registry import register
 
     environments = [*ENVIRONMENTS]
-    own = {"train": environments, "active": ["hypergrid"], "check-env": environments, "completion": ["bash", "zsh"]}
+    own = {
+        "train": environments,
+        "active": ["hypergrid"],
+        "check-env": environments,
+        "bench": [*BENCHMARKS],
+        "completion": ["bash", "zsh"],
+    }
     return {**own, "--objective": [*register()], "--resume": ["auto", "never"]}
 
 
@@ -306,6 +314,7 @@ VERBS: dict[str, Verb] = {
     "eval": evaluate,
     "sample": sample,
     "fragments": fragments,
+    "bench": bench,
     "curves": curves_verb("gflownet", "states"),
     "distribution": distribution,
     "check-env": check_env,
