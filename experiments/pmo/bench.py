@@ -16,7 +16,7 @@ from envs.child_process import follow_parent, kill
 from envs.core import raised
 from experiments.cli.errors import UserError
 from experiments.cli.verbs import close_to
-from experiments.pmo.jobs import METHODS, Job, Result, read, run
+from experiments.pmo.jobs import METHODS, BenchJob, Result, read, run
 from experiments.pmo.source import digest
 from experiments.pmo.table import Published, auc, markdown, measures, published, write_csv
 from experiments.run.out_file import whole_file
@@ -68,12 +68,12 @@ def bench(
             raise UserError(f"got --calls {calls}, fewer than the {METHODS[name].least} that {name} asks at first: allow more")
     file = str(molecules.resolve()) if molecules else ""
     sha, known = digest(file), published(others) if others else Published({})
-    jobs = [Job(m, t, s, calls, file, sha, str(out.resolve())) for s in range(seeds) for t in tasks for m in methods]
+    jobs = [BenchJob(m, t, s, calls, file, sha, str(out.resolve())) for s in range(seeds) for t in tasks for m in methods]
     found = {job: result for job in jobs if (result := read(job)) is not None}
     missing = [job for job in jobs if job not in found]
     if found:
         tell(f"{len(found)} of {len(jobs)} jobs are done already")
-    failed: dict[Job, UserError] = {}
+    failed: dict[BenchJob, UserError] = {}
     out.mkdir(parents=True, exist_ok=True)
     for job, outcome in _outcomes(missing, workers):
         if isinstance(outcome, Result):
@@ -112,7 +112,7 @@ def _figure(path: Path, results: Sequence[Result], tell: Tell) -> None:
         tell(f"no figure: {error}")
 
 
-def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
+def _outcomes(jobs: Sequence[BenchJob], workers: int) -> Iterator[tuple[BenchJob, Outcome]]:
     """Results in the order in which they come; an exception for a job that failed."""
     if not workers:
         for job in jobs:
@@ -121,7 +121,7 @@ def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]
     waiting, attempts = list(jobs), dict.fromkeys(jobs, 0)
     while waiting:
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_settle)
-        running: dict[Future[Outcome], Job] = {}
+        running: dict[Future[Outcome], BenchJob] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < workers:  # no more: what a pool holds dies with it
@@ -141,7 +141,7 @@ def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]
             kill(pool)
 
 
-def _tried(job: Job) -> Outcome:
+def _tried(job: BenchJob) -> Outcome:
     try:
         return run(job)
     except UserError as error:

@@ -31,7 +31,7 @@ LIMIT = 1 << 30  # bytes of a result
 
 
 @dataclass(frozen=True)
-class Job:
+class BenchJob:
     """What to run.
 
     molecules: the file of the source, "" for our fragments; digest: its SHA-256; out: the folder of all results.
@@ -96,7 +96,7 @@ METHODS: Mapping[str, Optimiser] = {
 }
 
 
-def run(job: Job) -> Result:
+def run(job: BenchJob) -> Result:
     """Run a job and write its file.
 
     Raises:
@@ -128,7 +128,7 @@ def write(path: Path, result: Result) -> None:
     safe.write(path, json.dumps(fields).encode())
 
 
-def read(job: Job) -> Result | None:
+def read(job: BenchJob) -> Result | None:
     """The result of a job, None where it is yet to be made.
 
     Raises:

@@ -22,7 +22,7 @@ from experiments.cli.gflownet import main
 from experiments.pmo import genetic as ga
 from experiments.pmo import jobs
 from experiments.pmo.bench import bench
-from experiments.pmo.jobs import Job, Result, read, run
+from experiments.pmo.jobs import BenchJob, Result, read, run
 from experiments.pmo.score import Score
 from experiments.pmo.source import canonical, lines, source
 from experiments.pmo.table import COLUMNS, Published, auc, markdown, measures, published
@@ -208,9 +208,9 @@ def test_a_file_of_no_molecules_is_refused(content: bytes | None, message: str, 
 # -- jobs and the bench
 
 
-def job(out: Path, molecules: Path, **changed: Any) -> Job:
+def job(out: Path, molecules: Path, **changed: Any) -> BenchJob:
     fields = {"method": "random", "task": "qed", "seed": 0, "calls": 100, "molecules": str(molecules), "digest": "x"}
-    return Job(**{**fields, **changed}, out=str(out))
+    return BenchJob(**{**fields, **changed}, out=str(out))
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path, drugs: Path) -> None:
