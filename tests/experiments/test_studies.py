@@ -29,8 +29,9 @@ STUDIES: dict[str, dict[str, Any]] = {
     "molecules": {"needs": ("rdkit",)},
     "log_z": {"needs": ("rdkit",)},
     "seh": {
-        "needs": ("rdkit",),
+        "needs": ("rdkit", "matplotlib"),
         "files": {"blocks": DATA / "blocks_PDB_105.json", "weights": DATA / "proxy_best_params.pkl.gz"},
+        "more": {"rows": ("tb-10", "mcmc-40", "exchange")},
     },
 }
 
