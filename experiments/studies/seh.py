@@ -32,9 +32,8 @@ from experiments.run.log import read_metrics
 from experiments.studies import scaled
 
 SHARED: dict[str, Any] = {"preset": "paper", "top_k": 20_000, "metrics": "sampled", "evaluations": 10, "checkpoints": 5}
-TB: dict[str, Any] = {
-    "objective": "tb", "batch_size": 64, "replay": "prioritised", "learning_rate": 2e-3, "log_z_rate": 1.0, "epsilon": 0.02,
-}  # fmt: skip
+RECIPE: dict[str, Any] = {"batch_size": 64, "replay": "prioritised", "learning_rate": 2e-3, "epsilon": 0.02}
+TB: dict[str, Any] = {**RECIPE, "objective": "tb", "log_z_rate": 1.0}
 FM: dict[str, Any] = {"objective": "fm", "beta": 10.0, "states": 5_000, "evaluations": 6}
 ROWS: dict[str, tuple[int, dict[str, Any]]] = {  # name -> seeds, settings
     "tb-40": (5, {**TB, "beta": 40.0, "states": 32_000}),
@@ -45,8 +44,8 @@ ROWS: dict[str, tuple[int, dict[str, Any]]] = {  # name -> seeds, settings
     "mcmc-10": (3, {"objective": "mcmc", "beta": 10.0, "states": 100_000}),
     "ppo-40": (3, {"objective": "ppo", "beta": 40.0, "states": 32_000}),
     "ppo-10": (3, {"objective": "ppo", "beta": 10.0, "states": 32_000}),
-    "fm-40": (3, {"objective": "fm", "beta": 40.0, "states": 10_000}),
-    "fm-10": (3, {"objective": "fm", "beta": 10.0, "states": 10_000}),
+    "fm-40": (3, {**RECIPE, "objective": "fm", "beta": 40.0, "states": 32_000}),
+    "fm-10": (3, {**RECIPE, "objective": "fm", "beta": 10.0, "states": 32_000}),
     "random": (3, {"objective": "uniform", "beta": 10.0, "states": 100_000}),
     "fm: paper": (1, FM),
     "fm: learning rate 2e-3": (1, {**FM, "learning_rate": 2e-3}),
