@@ -64,7 +64,7 @@ def sample(arguments: list[str]) -> None:
             quiet: hide the progress bar
             trust: execute the files that the run names even if they changed or are not yours
         """
-        from experiments.gfn.rewards import summary
+        from experiments.gfn.rewards import count
         from experiments.molecules.files import format_of
         from experiments.molecules.sample import Wanted, trained
         from experiments.run.out_file import output
@@ -78,7 +78,7 @@ def sample(arguments: list[str]) -> None:
             source = trained(run, checkpoint, device, trust)
             short = _write(source, wanted, written, write, asked, silent)
         if not quiet and not short and source.problem.calls.calls:
-            print(summary(source.problem.calls), file=sys.stderr)
+            print(count(source.problem.calls), file=sys.stderr)
         if short:
             raise UserError(f"{short}" + ("" if out == STDOUT else f"; those found are in {out}"), short.exit_code)
 

@@ -221,7 +221,7 @@ def _to_the_end(run: Run, begun: ActiveRun, quiet: bool) -> Path:
     with progress(settings.states * settings.rounds, "objects a seed", quiet) as tick:
         play(run, begun, tick, quiet)
     if not quiet:
-        print(rewards.summary(begun.calls), file=sys.stderr)
+        print(rewards.count(begun.calls), file=sys.stderr)
     print(table(run.folder))
     if importlib.util.find_spec("matplotlib") is not None:
         from experiments.plots.active import figure

@@ -58,7 +58,11 @@ class GFNRun(NamedTuple):
     @property
     def descriptions(self) -> dict[str, str]:
         """tag -> one sentence."""
-        return DESCRIPTIONS if self.molecules is None else {**DESCRIPTIONS, **self.molecules.descriptions}
+        if self.molecules is None:
+            return DESCRIPTIONS
+        from experiments.gfn import budget
+
+        return {**DESCRIPTIONS, **self.molecules.descriptions, **budget.DESCRIPTIONS}
 
 
 @stdout_to_stderr()
@@ -77,7 +81,8 @@ def made(config: dict[str, Any], saved: Saved | None = None) -> GFNRun:
         problem = make_problem(choice, settings, method, config.get("device", "cpu"))
         held = saved[0] if saved else {}
         rewards.restore_cache(problem, held)
-        exact = truth(choice.env, problem.env, settings.metrics, rewards.known(held))
+        metrics = settings.metrics if settings.calls is None else "sampled"
+        exact = truth(choice.env, problem.env, metrics, rewards.known(held))
         molecules = _molecules(problem, choice.env_settings, settings.top_k)
         training = GFNTraining.begin(method, problem, exact, settings.window, settings.top_k if molecules else 0)
     return GFNRun(settings, method, problem, exact, training, molecules)
@@ -103,6 +108,11 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
         if not quiet:
             print(plain(f"{config['method']} on {config['title']} -> {run.folder}"), file=sys.stderr)
             print(_summary(config, begun), file=sys.stderr)
+        if begun.settings.references:
+            with faults_as_sentences(BEFORE, config):
+                known = rewards.references(begun.problem, quiet)
+            if known and not quiet:
+                print(plain(known, keep="\n"), file=sys.stderr)
         _to_the_end(run, begun, quiet)
         return run.folder
 
@@ -132,7 +142,9 @@ def finished(folder: Path) -> bool:
     """Whether every seed of a run has visited its objects and no row is due, by the newest checkpoint."""
     run = Run.open(folder)
     _, meta = run.load()
-    return bool(meta["states"] >= from_config(run.config)[1].states) and meta.get("due") is None
+    settings = from_config(run.config)[1]
+    spent = settings.calls is not None and meta.get(rewards.META, {}).get("calls", 0) >= settings.calls
+    return bool(meta["states"] >= settings.states or spent) and meta.get("due") is None
 
 
 def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:
@@ -140,10 +152,11 @@ def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:
     fit(problem.batch_size * len(problem.seeds), trees=isinstance(problem.env, BlockTrees))
     if settings.compile and problem.device == "cpu":
         print("--compile: nothing is compiled on the CPU, where the ordinary iteration is the faster one", file=sys.stderr)
-    with progress(settings.states, "objects a seed", quiet) as tick:
+    total, unit = (settings.states, "objects a seed") if settings.calls is None else (settings.calls, "reward calls")
+    with progress(total, unit, quiet) as tick:
         run_loop(run, problem, method, exact, settings, training, tick, molecules)
     if not quiet:
-        print(rewards.summary(problem.calls), file=sys.stderr)
+        print(rewards.summary(problem), file=sys.stderr)
         print(plain(f"done: {run.folder}   curves: tensorboard --logdir {run.folder}"), file=sys.stderr)
 
 
@@ -151,7 +164,9 @@ def _summary(config: dict[str, Any], begun: GFNRun) -> str:
     values = ", ".join(f"{name} {value}" for name, value in {**config["objective"], **config["hyperparameters"]}.items())
     known = "target distribution not enumerated" if begun.truth is None else f"{len(begun.truth.objects):,} objects, enumerated"
     shared = ", ".join(f"{name} {config[name]}" for name in ("batch_size", "dtype", "device"))
-    return f"  {config['seeds']} seeds × {config['states']:,} objects; {known}\n  {values or 'no hyperparameters'}\n  {shared}"
+    budget = "" if config["calls"] is None else f", at most {config['calls']:,} reward calls"
+    size = f"{config['seeds']} seeds × {config['states']:,} objects{budget}"
+    return f"  {size}; {known}\n  {values or 'no hyperparameters'}\n  {shared}"
 
 
 def opened(folder: Path, checkpoint: Path | None = None, trust: bool = False) -> tuple[Run, GFNRun]:
@@ -181,7 +196,7 @@ def evaluate(
     require({"samples": sampled(begun.problem, samples)}, {"samples": "lower --samples"})
     with faults_as_sentences(f"iteration {begun.training.iteration}", run.config):
         columns = _known(begun, samples, rewards.budget(begun.problem, evaluation_calls))
-    tell(rewards.summary(begun.problem.calls))
+    tell(rewards.summary(begun.problem))
     table = {name: x.tolist() if isinstance(x, Tensor) else x for name, x in columns.items()}
     return [
         {"seed": seed, **{name: x[i] if isinstance(x, list) else x for name, x in table.items()}}

@@ -12,7 +12,7 @@ import torch
 from tyro.conf import Fixed, Suppress
 
 from envs.core import EnvironmentFault, RewardFault
-from envs.ranges import Calls, Count, Rows, Seed, Seeds, Steps
+from envs.ranges import Calls, Count, Fraction, Rows, Seed, Seeds, Steps
 from experiments.cli.errors import UserError
 from experiments.cli.load import absolute, load_object
 from experiments.cli.ranges import check_config, check_flags
@@ -41,6 +41,9 @@ class GFNSettings:
     """first seed; the others are seed + 1, seed + 2, ..."""
     states: Steps = 1_000_000
     """reward evaluations in training, i.e. finished objects visited, of each seed"""
+    calls: Count | None = None
+    """budget: the number of different molecules, by canonical SMILES, that the reward is asked for, by all seeds together and
+    for whatever purpose. The run ends when it is spent, or after --states. None: no budget"""
     batch_size: Count = 16
     """objects that a seed constructs in an iteration"""
     preset: str = "recipe"
@@ -70,6 +73,12 @@ class GFNSettings:
     evaluation_calls: Calls | None = None
     """calls of the reward that evaluations may make in the whole run, spread evenly; None: without limit, but none where a
     function of yours scores molecules, and evaluations use those scored in training"""
+    references: bool = True
+    """score five known drugs before training and show them; where --calls is given or a reward of yours is asked, they count"""
+    max_failed: Fraction = 0.5
+    """stop when more than this fraction of the last 100 molecules failed, i.e. had no finite reward"""
+    equal_rewards: Literal["auto", "stop", "warn"] = "auto"
+    """what to do when all molecules of the first iteration have the same reward; auto: stop where it is a reward of yours"""
     checkpoints: Rows = 20
     """number of checkpoints, of which the last three are kept"""
     best: str = "none"
@@ -174,13 +183,17 @@ def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str
     except TypeError as error:
         raise UserError(f"{choice.env}: {error}") from error
     built = objects_per_iteration(method, train.batch_size)
+    iterations = -(-train.states // built)
+    if train.calls is not None:
+        refuse_budget(choice.env, train, built * train.seeds)
+        iterations = min(iterations, -(-train.calls // (built * train.seeds)))
     of_user = ".py" in choice.env or ".py" in str(choice.env_settings.get("reward", ""))
-    env, calls = counted(make_dag_env(choice.env, env_settings, device), of_user)
+    env, calls = counted(make_dag_env(choice.env, env_settings, device), of_user, noted=train.calls is not None)
     problem = DagProblem(
         env,
         tuple(range(train.seed, train.seed + train.seeds)),
         train.batch_size,
-        -(-train.states // built),
+        iterations,
         device,
         getattr(torch, train.dtype),
         calls,
@@ -191,6 +204,22 @@ def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str
         raise UserError(str(error)) from error
     require(needed, HINTS, device)
     return problem
+
+
+def refuse_budget(env: str, train: GFNSettings, batch: int) -> None:
+    """UserError where --calls cannot be kept. batch: objects of all seeds in an iteration."""
+    assert train.calls is not None
+    if env != "molecules":
+        raise UserError(f"--calls counts different molecules, and {env} has none: limit it by --states")
+    if train.calls < batch:
+        raise UserError(
+            f"--calls is {train.calls:,}, less than one iteration of {batch:,} molecules: raise it, or lower --batch-size or "
+            "--seeds"
+        )
+    if train.evaluation_calls:
+        raise UserError("--calls counts all, and evaluations get none of them: leave out --evaluation-calls")
+    if train.metrics == "exact":
+        raise UserError("--metrics exact asks for the reward of all molecules, --calls allows some: leave out one of them")
 
 
 def choose_device(choice: Choice, train: GFNSettings) -> str:
@@ -262,6 +291,8 @@ def from_config(config: dict[str, Any]) -> tuple[Choice, GFNSettings]:
                 raise TypeError(f"{f.name} is {parts[f.name]!r:.40}")
         check_config(find_env(parts["env"]).settings, parts["env_settings"])
         rest = {name: value for name, value in config.items() if name not in parts and name != "title"}
+        if "log_z_rate" in parts["hyperparameters"]:  # of a GFlowNet; before 0.4 it could not be chosen
+            parts["hyperparameters"] = {"overlap": "no", **parts["hyperparameters"]}
         return Choice(**parts), GFNSettings(**{"matmul": "float32", **rest})  # before 0.4 it could not be chosen
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"config.json does not fit this version: {error}", exit_code=3) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from experiments.molecules.config import tree_reward
 from gflownet.problem import DagProblem
 from gflownet.rewards.calls import CountedRewards, RewardCalls
 
+if TYPE_CHECKING:
+    from experiments.gfn.budget import Account
+
 SCORED, TRUTH = "scored/", "truth/"  # prefixes of tensors
 META = "reward"
 DESCRIPTIONS = {
@@ -31,16 +34,20 @@ DESCRIPTIONS = {
 }
 
 
-def counted(env: DagEnv, of_user: bool) -> tuple[DagEnv, RewardCalls]:
+def counted(env: DagEnv, of_user: bool, noted: bool = False) -> tuple[DagEnv, RewardCalls]:
     """The environment with counted rewards, and the count.
 
-    of_user: the environment or its reward is code of the user's. A reward of molecules knows that itself.
+    of_user: the environment or its reward is code of the user's. A reward of molecules knows that itself, and notes what it
+        was asked, as every reward of molecules does if `noted`.
     """
     reward = tree_reward(env)
     calls = RewardCalls() if reward is None else reward.calls
-    if of_user or (reward is not None and reward.reward.expression.functions):
+    own = reward is not None and bool(reward.reward.expression.functions)
+    if of_user or own:
         calls.of_user, calls.around = True, stdout_to_stderr
     if reward is not None:
+        if own or noted:
+            reward.note()
         return env, calls
     if isinstance(env, BlockTrees):
         return env.with_reward(partial(calls, env.reward)), calls
@@ -48,19 +55,47 @@ def counted(env: DagEnv, of_user: bool) -> tuple[DagEnv, RewardCalls]:
     return around, calls
 
 
+def account(problem: DagProblem) -> Account | None:
+    """What a run asks of a reward of molecules; None where it is not noted."""
+    reward = tree_reward(problem.env)
+    if reward is None or reward.ledger is None:
+        return None
+    from experiments.gfn.budget import Account
+
+    return Account(reward.ledger, problem.calls)
+
+
 def row(calls: RewardCalls) -> dict[str, int | float]:
     """The metrics."""
     return {"oracle/calls": calls.calls, "oracle/cache_hits": calls.cache_hits, "time/oracle_seconds": round(calls.seconds, 3)}
 
 
-def summary(calls: RewardCalls) -> str:
+def summary(problem: DagProblem) -> str:
+    """One line for people, or two."""
+    calls, noted = problem.calls, account(problem)
+    line = count(calls)
+    return line if noted is None else f"{line}; {noted.summary()}"
+
+
+def count(calls: RewardCalls) -> str:
     """One line for people."""
     return f"reward: {calls.calls:,} calls, {calls.cache_hits:,} cache hits, {calls.seconds:.1f} s"
 
 
+def references(problem: DagProblem, quiet: bool) -> str:
+    """The rewards of five known drugs, as a table; "" where there are none. `quiet`: only if they are calls, which are made."""
+    reward = tree_reward(problem.env)
+    if reward is None or (quiet and reward.ledger is None):
+        return ""
+    from experiments.gfn import budget
+
+    return budget.references(problem)
+
+
 def budget(problem: DagProblem, calls: int | None) -> int | None:
     """Calls that evaluations may make in the whole run, None without limit. calls: --evaluation-calls."""
-    if calls is None and problem.calls.of_user and tree_reward(problem.env) is not None:
+    reward = tree_reward(problem.env)
+    if calls is None and reward is not None and reward.ledger is not None:
         return 0
     return calls
 
@@ -83,12 +118,13 @@ def without(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restore_cache(problem: DagProblem, held: Mapping[str, Tensor]) -> None:
-    """Put the cache of a checkpoint back. UserError (exit code 3) where it does not fit."""
-    reward, scored = tree_reward(problem.env), {name: held.get(SCORED + name) for name in ("key", "value")}
-    if reward is None or scored["key"] is None or scored["value"] is None:
+    """Put the cache or the ledger of a checkpoint back. UserError (exit code 3) where it does not fit."""
+    reward = tree_reward(problem.env)
+    scored = {name.removeprefix(SCORED): x for name, x in held.items() if name.startswith(SCORED)}
+    if reward is None or not set(reward.scored()) <= set(scored):  # none, or of a version without a ledger
         return
     try:
-        reward.restore({name: x for name, x in scored.items() if x is not None})
+        reward.restore(scored)
     except ValueError as error:
         raise UserError(f"the checkpoint does not fit this reward: {error}; was a file changed since?", exit_code=3) from error
 

@@ -1,6 +1,6 @@
 """The training loop of `gflownet`.
 
-until every seed has visited its states:
+until every seed has visited its states, or the budget of reward calls is spent:
     state, outcome = method.step(state, problem, iteration)
     note the objects built; keep the batch of an update that was skipped, stop after too many of them
     now and then: a row of metrics, an evaluation, a checkpoint
@@ -8,6 +8,7 @@ until every seed has visited its states:
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from experiments.gfn.faults import begun, failing, skipped, versions
 from experiments.gfn.faults import stepped as _step
 from experiments.gfn.metrics import DESCRIPTIONS, TESTS, Scored, evaluation, modes
 from experiments.gfn.warn import Warnings, equal_rewards
-from experiments.run.faults import FAULT, as_sentence, keep_fault
+from experiments.run.faults import FAULT, REWARD_FAULT, as_sentence, keep_fault
 from experiments.run.log import finite, is_counts, is_row, read_metrics
 from experiments.run.run import Run
 from experiments.run.schedule import Marks
@@ -37,6 +38,7 @@ from gflownet.flows.states import key_of
 from gflownet.metrics import SlidingWindow
 from gflownet.molecules.top_k import TopK
 from gflownet.problem import EVALUATION, DagProblem, Method, Outcome
+from gflownet.rewards.calls import BudgetSpent
 
 if TYPE_CHECKING:
     from experiments.molecules.metrics import Molecules
@@ -179,9 +181,14 @@ def train(
     Raises UserError: exit code 5 when a reward or too many losses in a row are not finite, 130 or 143 when asked to stop (after
     a checkpoint), 2 when the method does not fit the environment.
     """
+    account = rewards.account(problem)
+    if account is not None:
+        account.ledger.budget = settings.calls
+    total, first = (
+        (settings.calls, problem.batch_size * len(problem.seeds)) if settings.calls else (settings.states, problem.batch_size)
+    )
     rows, evaluations, checkpoints = (
-        Marks(settings.states, problem.batch_size, count)
-        for count in (settings.log_rows, settings.evaluations, settings.checkpoints)
+        Marks(total, first, count) for count in (settings.log_rows, settings.evaluations, settings.checkpoints)
     )
     on_cpu = problem.device == "cpu"
     calls = rewards.budget(problem, settings.evaluation_calls)
@@ -199,6 +206,9 @@ def train(
         nonlocal training
         training = training.settled(problem, truth)
         tensors, count = rewards.tensors(problem, truth), {rewards.META: problem.calls.numbers()}
+        if account is not None:
+            with contextlib.suppress(OSError):  # a full disk is told of with the checkpoint
+                account.write(run.folder)
         due = {} if training.due is None else {"due": {tag: finite(x) for tag, x in training.due.items()}}
         run.checkpoint(training.iteration, {**training.tensors(), **tensors}, {**training.numbers(), **count, **due})
 
@@ -221,6 +231,8 @@ def train(
             training = replace(training, due=row)
             row = {**row, **evaluated(outcome)}
         row |= rewards.row(problem.calls)
+        if account is not None:
+            row |= account.row(diversity=evaluate)
         run.log(training.states, row)
         training = replace(training, due=None)
         say(warnings.of(row))
@@ -242,11 +254,25 @@ def train(
         for sentence in sentences:
             print(sentence, file=sys.stderr)
 
+    def done() -> int:
+        return training.states if settings.calls is None or account is None else len(account.ledger)
+
+    def refuse_reward(stop_equal: bool) -> None:
+        """Of the molecules just scored. UserError (exit code 6) where the reward cannot be meant."""
+        if account is None:
+            return
+        wrong, way_out = account.fault(settings.max_failed), "correct the reward, or raise --max-failed"
+        if not wrong and stop_equal and training.iteration <= 1:
+            wrong, way_out = account.equal(), "correct it, or go on with --equal-rewards warn"
+        if wrong:
+            raise UserError(f"{wrong} {way_out}; {saved()}", REWARD_FAULT)
+
     def go() -> None:
         nonlocal training, before, stepping
         step = step_of(settings, method, problem, training.state, training.iteration)
         if training.due is not None:
-            run.log(training.states, row := {**training.due, **evaluated(None), **rewards.row(problem.calls)})
+            calls_so_far = rewards.row(problem.calls) | ({} if account is None else account.row(diversity=True))
+            run.log(training.states, row := {**training.due, **evaluated(None), **calls_so_far})
             training = replace(training, due=None)
             run.better(training.states, row)
             save()
@@ -254,26 +280,34 @@ def train(
         elif run.empty:
             save()  # before the first row: a run killed from here on is continued
             log(None, evaluate=True)
-        while training.states < settings.states:
-            states, before, stepping = training.states, versions(training.state), True
-            with asked.interruptible(unchanged):
-                made = _step(step, training.state, problem, training.iteration)
-            state, outcome = made
-            if training.iteration == 0 and training.top_k is not None:
-                say(equal_rewards(outcome.log_reward))
-            training = training.after(state, outcome)
+        stop_equal = settings.equal_rewards == "stop" or (settings.equal_rewards == "auto" and problem.calls.of_user)
+        while training.states < settings.states and not (account is not None and account.spent):
+            start, before, stepping = done(), versions(training.state), True
+            outcome: Outcome | None = None
+            try:
+                with asked.interruptible(unchanged):
+                    state, outcome = _step(step, training.state, problem, training.iteration)
+                training = training.after(state, outcome)
+            except BudgetSpent:  # the iteration has not happened, but what it asked for is noted
+                pass
             before, stepping = versions(training.state), False
-            now, last = training.states, training.states >= settings.states
-            show = last or rows.passed(states, now) or evaluations.passed(states, now)
-            keep = last or bool(asked) or checkpoints.passed(states, now)
-            if show or keep or outcome.fault or len(training.pending) * outcome.log_reward.shape[1] > PENDING:
+            if training.iteration == 1 and outcome is not None and training.top_k is not None and not stop_equal:
+                say(equal_rewards(outcome.log_reward))
+            refuse_reward(stop_equal)
+            now = done()
+            last = outcome is None or training.states >= settings.states or (account is not None and account.spent)
+            show = last or rows.passed(start, now) or evaluations.passed(start, now)
+            keep = last or bool(asked) or checkpoints.passed(start, now)
+            waiting = 0 if outcome is None else len(training.pending) * outcome.log_reward.shape[1]
+            if show or keep or (outcome and outcome.fault) or waiting > PENDING:
                 training = training.settled(problem, truth)
-            if outcome.fault:
+            if outcome and outcome.fault:
                 keep_fault(run.folder, training.iteration - 1, outcome.fault)
-            stop = (outcome.fault or (show and not on_cpu)) and failing(training.state) >= settings.max_faults
-            evaluate = last or evaluations.passed(states, now)
+            faulty = (outcome and outcome.fault) or (show and not on_cpu)
+            stop = faulty and failing(training.state) >= settings.max_faults
+            evaluate = last or evaluations.passed(start, now)
             row = log(outcome, evaluate) if show else {}
-            if (evaluate and run.better(now, row)) or keep or stop:
+            if (evaluate and run.better(training.states, row)) or keep or stop:
                 save()
             tick(now)
             if stop:

@@ -24,6 +24,10 @@ Batch = TypeVar("Batch", bound=Sized)
 Result = TypeVar("Result")
 
 
+class BudgetSpent(Exception):
+    """An object's reward is not known, and the budget allows no further call."""
+
+
 class RewardCalls:
     """Calls rewards, and counts.
 

@@ -18,15 +18,12 @@ import torch
 from torch import Tensor
 
 from gflownet.rewards.cached import STATUS
+from gflownet.rewards.calls import BudgetSpent
 from gflownet.rewards.chemistry import Floats
 from gflownet.rewards.oracle import STATUSES
 
 REWARD = "reward"
 """The column that every ledger has besides STATUS: the reward before tempering, NaN for a molecule that failed."""
-
-
-class BudgetSpent(Exception):
-    """A molecule is not known, and the budget allows no further one."""
 
 
 class Ledger:
@@ -91,9 +88,9 @@ class Ledger:
             raise BudgetSpent(f"{error.args[0]} is not known, and the budget of {self.budget} molecules is spent") from None
         return self._by_column(rows)
 
-    def table(self) -> dict[str, Floats]:
-        """What the reward said of all molecules, column -> [N]."""
-        return self._by_column(self._rows)
+    def table(self, last: int | None = None) -> dict[str, Floats]:
+        """What the reward said of all molecules, or of the last ones, column -> [N]."""
+        return self._by_column(self._rows if last is None else self._rows[-last:])
 
     def _by_column(self, rows: list[tuple[float, ...]]) -> dict[str, Floats]:
         table = np.array(rows, dtype=np.float64).reshape(len(rows), len(self.columns))

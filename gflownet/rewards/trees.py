@@ -41,7 +41,7 @@ class TreeReward:
         scores: functions obs [M, K, 4] -> [M] for the outside names of the reward.
 
     Attributes:
-        ledger: notes each molecule that is scored, and limits their number; None: nothing is noted.
+        ledger: notes each molecule that is scored, and limits their number; None: nothing is noted. See `note`.
     """
 
     def __init__(
@@ -68,6 +68,11 @@ class TreeReward:
             return self.tempered(self.calls(self.scores[root.label], obs))
         reward = np.nan_to_num(self._numbers(obs)["reward"], nan=self.reward.tempering.r_min)
         return torch.from_numpy(np.array(self.reward.tempering(reward))).to(obs.device)
+
+    def note(self) -> Ledger:
+        """Note from now on each molecule that is scored. The ledger, without a budget."""
+        self.ledger = Ledger(self.reward.columns)
+        return self.ledger
 
     @property
     def elsewhere(self) -> bool:
@@ -158,7 +163,7 @@ class TreeReward:
         self, smiles: Sequence[str], molecules: Molecules, trees: Callable[[list[int]], Tensor | None]
     ) -> dict[str, Floats]:
         """The numbers of molecules; those that are new are scored and noted in the ledger."""
-        ledger = self.ledger or Ledger(self.reward.columns)
+        ledger = Ledger(self.reward.columns) if self.ledger is None else self.ledger  # an empty one is false
         ledger.reserve(smiles)
         new = ledger.pending(smiles)
         if new:
