@@ -9,7 +9,10 @@ A file is read once: what is executed is what was compared.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
+import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -21,6 +24,7 @@ from experiments.run import safe
 
 Judge = Callable[[str, bytes | None], None]  # of a file's name and content: UserError where it may not be used
 _judge: ContextVar[Judge | None] = ContextVar("judge", default=None)
+COMMAND = "command "  # what a command is called before a judge, in front of its text
 LARGEST = 1 << 24  # bytes of a source file or a map
 
 
@@ -90,9 +94,30 @@ def refuse_import(name: str) -> None:
 
 
 def refuse_command(command: str) -> None:
-    """UserError where an opened run asks for a program to be started."""
+    """UserError where an opened run asks for a program to be started that it was not trained with, or not by this account."""
     if (judge := _judge.get()) is not None:
-        judge(command, None)
+        judge(f"{COMMAND}{command}", state_of_command(command))
+
+
+def state_of_command(command: str) -> bytes:
+    """The command with the digests of the words that are files: what must be as it was in training."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = [command]
+    return json.dumps([command, *map(digest_of_word, words)]).encode()
+
+
+def digest_of_word(word: str) -> str:
+    """SHA-256 of a word of a command that is an ordinary file; "" for other words."""
+    try:
+        path = Path(word)
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):
+        return ""
 
 
 def module_name(file: Path) -> str:

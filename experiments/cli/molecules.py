@@ -64,7 +64,7 @@ def sample(arguments: list[str]) -> None:
             quiet: hide the progress bar
             trust: execute the files that the run names even if they changed or are not yours
         """
-        from experiments.gfn.rewards import count
+        from experiments.gfn.rewards import close, count
         from experiments.molecules.files import format_of
         from experiments.molecules.sample import Wanted, trained
         from experiments.run.out_file import output
@@ -76,7 +76,10 @@ def sample(arguments: list[str]) -> None:
         with nullcontext(Asked()) if out == STDOUT else deferred_signals() as asked, output(out) as write:
             silent = quiet or (out == STDOUT and sys.stdout.isatty())
             source = trained(run, checkpoint, device, trust)
-            short = _write(source, wanted, written, write, asked, silent)
+            try:
+                short = _write(source, wanted, written, write, asked, silent)
+            finally:
+                close(source.problem)
         if not quiet and not short and source.problem.calls.calls:
             print(count(source.problem.calls), file=sys.stderr)
         if short:

@@ -22,7 +22,9 @@ def plain(text: str, keep: str = "") -> str:
 
 
 def cell(value: Any) -> str:
-    """A cell of CSV: a float with 8 significant digits, a whole number, or text that no spreadsheet computes."""
+    """A cell of CSV: a float with 8 significant digits, a whole number, text that no spreadsheet computes, or none: empty."""
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:.8g}"
     if isinstance(value, int):
@@ -39,7 +41,7 @@ def json_line(value: Any) -> str:
 
 def sdf_value(value: Any) -> str:
     """The value of a property of an SDF record, one line."""
-    text = f"{value:.8g}" if isinstance(value, float) else plain(" ".join(str(value).split()))
+    text = f"{value:.8g}" if isinstance(value, float) else plain(" ".join(("" if value is None else str(value)).split()))
     return f"\\{text}" if text.startswith(("$$$$", ">")) else text
 
 

@@ -108,6 +108,7 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
         if not quiet:
             print(plain(f"{config['method']} on {config['title']} -> {run.folder}"), file=sys.stderr)
             print(_summary(config, begun), file=sys.stderr)
+        rewards.begin_run(begun.problem, run.identity.id)
         if begun.settings.references:
             with faults_as_sentences(BEFORE, config):
                 known = rewards.references(begun.problem, quiet)
@@ -127,6 +128,7 @@ def resume(
         begun = made(run.config, saved)
 
         def restored(tensors: dict[str, Tensor], meta: dict[str, Any]) -> GFNTraining:
+            rewards.begin_run(begun.problem, run.identity.id)
             training = begun.training.restored(tensors, meta)
             rewards.restore(begun.problem, tensors, meta)  # of this checkpoint: another process may have saved since
             return training
@@ -153,10 +155,13 @@ def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:
     if settings.compile and problem.device == "cpu":
         print("--compile: nothing is compiled on the CPU, where the ordinary iteration is the faster one", file=sys.stderr)
     total, unit = (settings.states, "objects a seed") if settings.calls is None else (settings.calls, "reward calls")
-    with progress(total, unit, quiet) as tick:
-        run_loop(run, problem, method, exact, settings, training, tick, molecules)
+    try:
+        with progress(total, unit, quiet) as tick:
+            run_loop(run, problem, method, exact, settings, training, tick, molecules)
+    finally:
+        rewards.close(problem)
     if not quiet:
-        print(rewards.summary(problem), file=sys.stderr)
+        print(plain(rewards.summary(problem, run.wall), keep="\n"), file=sys.stderr)
         print(plain(f"done: {run.folder}   curves: tensorboard --logdir {run.folder}"), file=sys.stderr)
 
 
@@ -195,7 +200,10 @@ def evaluate(
     run, begun = opened(folder, checkpoint, trust)
     require({"samples": sampled(begun.problem, samples)}, {"samples": "lower --samples"})
     with faults_as_sentences(f"iteration {begun.training.iteration}", run.config):
-        columns = _known(begun, samples, rewards.budget(begun.problem, evaluation_calls))
+        try:
+            columns = _known(begun, samples, rewards.budget(begun.problem, evaluation_calls))
+        finally:
+            rewards.close(begun.problem)
     tell(rewards.summary(begun.problem))
     table = {name: x.tolist() if isinstance(x, Tensor) else x for name, x in columns.items()}
     return [

@@ -234,9 +234,11 @@ def _only_cpu(env: str) -> bool:
 
 def _iteration_seconds(choice: Choice, train: GFNSettings, device: str) -> float:
     use_matmul(device, "auto" if device == "cpu" else train.matmul)
-    if ".py" in str(choice.env_settings.get("reward", "")):  # a trial calls no reward of the user's
-        plain = {"molecules": "qed", "hypergrid": "corners"}[choice.env]
-        choice = dataclasses.replace(choice, env_settings={**choice.env_settings, "reward": plain})
+    of_user = ".py" in str(choice.env_settings.get("reward", "")) or choice.env_settings.get("reward_command")
+    if of_user or train.calls is not None:  # a trial calls no reward of the user's, and none that is counted
+        plain = {"molecules": {"reward": "qed", "reward_command": ""}, "hypergrid": {"reward": "corners"}}[choice.env]
+        choice = dataclasses.replace(choice, env_settings={**choice.env_settings, **plain})
+        train = dataclasses.replace(train, calls=None)
     method = make_method(choice)
     problem = make_problem(choice, train, method, device)
     state = method.init(problem)

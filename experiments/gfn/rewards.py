@@ -17,8 +17,10 @@ from envs.core import DagEnv
 from envs.dag.enumeration import Enumeration
 from envs.molecules.block_trees import BlockTrees
 from experiments.cli.errors import UserError
+from experiments.cli.load import short_name
 from experiments.cli.stdout import stdout_to_stderr
 from experiments.molecules.config import tree_reward
+from experiments.oracle.runner import Runner
 from gflownet.problem import DagProblem
 from gflownet.rewards.calls import CountedRewards, RewardCalls
 
@@ -70,11 +72,17 @@ def row(calls: RewardCalls) -> dict[str, int | float]:
     return {"oracle/calls": calls.calls, "oracle/cache_hits": calls.cache_hits, "time/oracle_seconds": round(calls.seconds, 3)}
 
 
-def summary(problem: DagProblem) -> str:
-    """One line for people, or two."""
-    calls, noted = problem.calls, account(problem)
-    line = count(calls)
-    return line if noted is None else f"{line}; {noted.summary()}"
+def summary(problem: DagProblem, wall: float | None = None) -> str:
+    """What was asked of the reward, for people. wall: seconds of the run."""
+    noted, lines = account(problem), [count(problem.calls)]
+    if noted is not None:
+        lines[0] += f"; {noted.summary()}"
+    for oracle in runners(problem):
+        done = oracle.counts
+        waited = f", waited for {done.idle:.1f} s" + (f" ({done.idle / wall:.0%} of the run)" if wall else "")
+        answered = f"{done.asked:,} asked, {done.cached:,} from the cache"
+        lines.append(f"{short_name(oracle.spec.name)}: {answered}; {done.seconds:.1f} s of computing{waited}")
+    return "\n".join(lines)
 
 
 def count(calls: RewardCalls) -> str:
@@ -98,6 +106,24 @@ def budget(problem: DagProblem, calls: int | None) -> int | None:
     if calls is None and reward is not None and reward.ledger is not None:
         return 0
     return calls
+
+
+def begin_run(problem: DagProblem, id: str | None) -> None:
+    """Tell the oracles whose answers are the run's own."""
+    for oracle in runners(problem):
+        oracle.cache.run = id or ""
+
+
+def runners(problem: DagProblem) -> list[Runner]:
+    """The user's functions and programs that score molecules."""
+    reward = tree_reward(problem.env)
+    return [] if reward is None else [oracle for oracle in reward.reward.quantities.oracles if isinstance(oracle, Runner)]
+
+
+def close(problem: DagProblem) -> None:
+    """End the processes of the reward; nothing that was answered is lost."""
+    if (reward := tree_reward(problem.env)) is not None:
+        reward.reward.quantities.close()
 
 
 # -- checkpoints

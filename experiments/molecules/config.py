@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from tyro.conf import Suppress
 
 from envs.ranges import Finite, Positive, Range, Workers
 from experiments.cli.errors import UserError
-from experiments.cli.load import absolute, load_object
+from experiments.cli.load import absolute
 from experiments.cli.ranges import check_flags
+from experiments.oracle.cache import cache_path
+from experiments.oracle.settings import OracleSettings
 from experiments.run import safe
 
 if TYPE_CHECKING:
@@ -30,10 +33,11 @@ NEEDS = "molecules need RDKit: pip install 'pgrl[molecules]'"
 
 
 @dataclass(frozen=True)
-class MoleculeSettings:
+class MoleculeSettings(OracleSettings):
     reward: str = "qed"
     """formula of terms: qed, sa, logp[1,3], mw[200,500], tpsa[20,120], rotors[0,8], similar[SMILES], pmo:TASK (of `gflownet
-    list`), seh, file.py:function of a list of SMILES; with products a*b, powers a^2, means a+b or mean(a,b), weights 2*a+b"""
+    list`), seh, file.py:function of a list of SMILES, command (--reward-command); with products a*b, powers a^2, means a+b or
+    mean(a,b), weights 2*a+b"""
     beta: Positive = 8.0
     """inverse temperature: log R = beta · log(reward)"""
     r_min: Positive = 0.01
@@ -55,7 +59,7 @@ class MoleculeSettings:
     mode_threshold: Finite = 0.8
     """modes, #Circles and scaffolds are counted above this reward (before beta); the papers: 0.875 (p > 7)"""
     reward_workers: Workers = 0
-    """worker processes for RDKit terms"""
+    """processes that compute the reward; 0: RDKit terms in this process, a reward of yours on as many as there are cores"""
     vocabulary: Suppress[str] = ""
     """the fragments themselves, as JSON, in a run's config"""
     digest: Suppress[str] = ""
@@ -70,20 +74,30 @@ def resolved(settings: MoleculeSettings) -> MoleculeSettings:
     """With the vocabulary written out and files as absolute paths. UserError for files that cannot be read."""
     _need_rdkit()
     from envs.molecules.fragments import as_json
-    from gflownet.rewards.expression import Expression
+    from gflownet.rewards.expression import COMMAND, Expression
 
     if not settings.vocabulary:
         text = json.dumps(json.loads(as_json(_fragments(settings))), separators=(",", ":"))
         settings = replace(settings, vocabulary=text, digest=_digest(text))
     check_flags(settings)
     weights = str(Path(settings.seh_weights).resolve()) if settings.seh_weights else ""
+    if settings.reward_command and settings.reward == MoleculeSettings.reward:
+        settings = replace(settings, reward=COMMAND)
     try:
         functions = Expression.parse(settings.reward, ("seh",)).functions
     except ValueError as error:
         raise UserError(f"molecules: {error}") from error
-    files = settings.files or json.dumps({name: absolute(name) for name in functions})
+    if settings.reward_command and COMMAND not in functions:
+        raise UserError(
+            f"--reward {settings.reward} has no term {COMMAND}, which --reward-command is for: add it, as in {COMMAND}*qed"
+        )
+    files = settings.files or json.dumps({name: absolute(name) for name in functions if name != COMMAND})
+    cache = settings.reward_cache
+    if functions and (path := cache_path(cache)) is not None:
+        cache = str(path.absolute())
     return replace(
         settings,
+        reward_cache=cache,
         fragments=str(Path(settings.fragments).resolve()) if settings.fragments else "",
         seh_weights=weights,
         seh_digest=settings.seh_digest or _digest_of_file(weights),
@@ -151,14 +165,24 @@ def _fragments(settings: MoleculeSettings) -> tuple[Fragment, ...]:
 
 
 def _reward(settings: MoleculeSettings, fragments: tuple[Fragment, ...], env: Any, device: str) -> TreeReward:
+    from experiments.oracle.make import make_oracle
     from gflownet.rewards.combine import MoleculeReward, Tempering
-    from gflownet.rewards.expression import Expression
+    from gflownet.rewards.expression import COMMAND, Expression
     from gflownet.rewards.trees import TreeReward
 
     tempering = Tempering(settings.beta, settings.r_min, settings.r_max)
     expression = Expression.parse(settings.reward, ("seh",))
-    functions = {name: load_object(where) for name, where in _named(settings.files, expression.functions).items()}
-    reward = MoleculeReward.of(settings.reward, tempering, ("seh",), functions, workers=settings.reward_workers)
+    where = _named(settings.files, [name for name in expression.functions if name != COMMAND])
+    workers = settings.reward_workers or os.cpu_count() or 1
+    oracles: dict[str, Any] = {}
+    try:
+        for name in expression.functions:
+            oracles[name] = make_oracle(where.get(name, COMMAND), settings, workers)
+        reward = MoleculeReward.of(settings.reward, tempering, ("seh",), oracles, workers=settings.reward_workers)
+    except BaseException:
+        for oracle in oracles.values():
+            oracle.close()
+        raise
     scores = {"seh": _seh(settings, fragments, device)} if "seh" in expression.outside else {}
     return TreeReward(fragments, reward, env.index, scores)
 

@@ -15,6 +15,7 @@ changes rounding only. Memory does not depend on n, but for 16 bytes a molecule 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ from experiments.run.faults import faults_as_sentences
 from experiments.run.run import Run
 from gflownet.evaluation import exact_log_p
 from gflownet.problem import DagProblem, Method
+from gflownet.rewards.oracle import STATUSES
 
 if TYPE_CHECKING:
     from rdkit import Chem
@@ -50,6 +52,7 @@ SAMPLES = 3  # a stream of the seeds that training and evaluation never use
 HEADS, WALK = range(2)
 IDLE = 20  # batches in a row that bring nothing new
 PER_MOLECULE = 100  # attempts
+STATUS = "status"  # the column of rewards that may fail
 PENDING = 1 << 16  # hashes that wait to be sorted in
 
 Row = dict[str, Any]
@@ -193,7 +196,11 @@ class Trained:
         if wanted.scores:
             parts = self.reward.parts(obs[at])
             columns |= {name: x.tolist() for name, x in parts.items()}
-            columns["log_reward"] = self.reward.tempered(parts["reward"]).tolist()
+            if STATUS in columns:
+                status = [STATUSES[int(code)] for code in columns.pop(STATUS)]
+                columns = {name: [None if math.isnan(v) else v for v in x] for name, x in columns.items()} | {STATUS: status}
+            known = parts["reward"].nan_to_num(self.reward.reward.tempering.r_min)  # what a molecule that failed counts as
+            columns["log_reward"] = self.reward.tempered(known).tolist()
         if wanted.scores and wanted.log_p:
             log_p = exact_log_p(self.method, self.state, self.problem, obs[at])
             columns["log_p"] = log_p[at % S, torch.arange(len(at), device=at.device)].tolist()

@@ -56,7 +56,7 @@ class AnswerCache:
     """
 
     def __init__(self, path: Path | None, key: str, name: str = "", run: str = "") -> None:
-        self.path, self._run = path, run
+        self.path, self.run = path, run
         self._pending: dict[str, Row] = {}
         self._use, self._writing = threading.Lock(), threading.Lock()  # of _pending, of the connection
         self._dirty, self._closed, self._warned, self._next_try = threading.Event(), False, False, 0.0
@@ -82,7 +82,7 @@ class AnswerCache:
                 rows = self._base.execute(
                     f"SELECT smiles, run = ?, value, status, message FROM answers WHERE oracle = ? AND smiles IN ({marks})"
                     " AND (run = ? OR status IN ('ok', 'invalid')) ORDER BY run = ?",  # its own last
-                    (self._run, self._oracle, *some, self._run, self._run),
+                    (self.run, self._oracle, *some, self.run, self.run),
                 )
                 for text, _, value, status, message in rows:
                     found[text] = (value, status, message, 0.0, 0.0)
@@ -107,7 +107,7 @@ class AnswerCache:
                 self._base.executemany(
                     "INSERT OR REPLACE INTO answers (oracle, smiles, run, value, status, message, seconds, time)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    [(self._oracle, s, self._run, *row) for s, row in rows.items()],
+                    [(self._oracle, s, self.run, *row) for s, row in rows.items()],
                 )
         except (sqlite3.Error, OSError) as error:
             self._next_try = time.monotonic() + AGAIN

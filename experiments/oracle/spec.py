@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.cli.errors import UserError
-from experiments.cli.load import read_file, refuse_command, split
+from experiments.cli.load import digest_of_word, read_file, refuse_command, split
 from experiments.oracle.protocol import PROTOCOL
 
 
@@ -52,20 +52,9 @@ def command_spec(command: str, version: str = "") -> RewardSpec:
         raise UserError(f"--reward-command {command!r} cannot be split into words: {error}") from error
     if not words:
         raise UserError("--reward-command is empty, expected a program and its arguments")
-    digests = [_digest(Path(word)) for word in words]
+    digests = [digest_of_word(word) for word in words]
     return RewardSpec("command", command, _key("command", words, digests, version), words=tuple(words))
 
 
 def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps([PROTOCOL, *parts]).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a word of a command that is an ordinary file; "" for other words."""
-    try:
-        if not path.is_file():
-            return ""
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError):
-        return ""

@@ -24,8 +24,9 @@ from experiments.pmo.random_search import BATCH, random_search
 from experiments.pmo.score import Score
 from experiments.pmo.source import source
 from experiments.run import safe
+from gflownet.rewards.calls import BudgetSpent
 from gflownet.rewards.chemistry import Floats
-from gflownet.rewards.ledger import REWARD, BudgetSpent
+from gflownet.rewards.ledger import REWARD
 
 LIMIT = 1 << 30  # bytes of a result
 

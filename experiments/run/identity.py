@@ -2,7 +2,7 @@
 
     id        a random number that every checkpoint of the run carries
     unmarked  checkpoints up to this iteration need not: they are of a version before 0.4; -1 for a run begun with an id
-    files     absolute path -> SHA-256 of each file that config.json names
+    files     absolute path -> SHA-256 of each file that config.json names; "command TEXT" -> that of --reward-command
     seal      HMAC-SHA-256 of id and files with a key that only this account has; null where no key could be kept
 
 A run folder may come from anybody, and its record may be forged. So a file of code is executed only if all of these hold: it
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli.errors import UserError
-from experiments.cli.load import module_name
+from experiments.cli.load import COMMAND, module_name, state_of_command
 from experiments.run import safe
 
 NAME = "run.json"
@@ -55,7 +55,10 @@ class Identity:
         """Of a run with this config; `id` and `unmarked`: of one that is there already."""
         id = id or secrets.token_hex(8)
         files = {path: digest for path in sorted(set(_paths(config))) if (digest := _digest(Path(path)))}
-        key = _key() if any(path.endswith(".py") for path in files) else None
+        settings = config.get("env_settings")
+        if isinstance(settings, Mapping) and isinstance(command := settings.get("reward_command"), str) and command:
+            files[f"{COMMAND}{command}"] = hashlib.sha256(state_of_command(command)).hexdigest()
+        key = _key() if any(path.endswith(".py") or path.startswith(COMMAND) for path in files) else None
         return Identity(id, files, None if key is None else _seal(key, id, files), unmarked)
 
     @staticmethod
@@ -84,15 +87,19 @@ class Identity:
         if content is None:
             what = "names a file by a relative path" if name.endswith(".py") else "imports a module or starts a program"
             raise Untrusted(f"{folder}: config.json {what}, {name}, which is not executed: {end}")
-        code = name.endswith(".py")
-        if code and any(p.is_relative_to(folder.resolve()) for p in (path.resolve(), Path(os.path.normpath(path)))):
+        command, code = name.startswith(COMMAND), name.endswith(".py")
+        if (
+            not command
+            and code
+            and any(p.is_relative_to(folder.resolve()) for p in (path.resolve(), Path(os.path.normpath(path))))
+        ):
             raise Untrusted(f"{name} lies in the run folder {folder}, and what is there is not executed: {end}")
         recorded = self.files.get(name)
-        if recorded is None and code:
+        if recorded is None and (code or command):
             raise Untrusted(f"{name} is named by config.json of {folder}, but {NAME} has no record of it: {end}")
         if recorded is not None and recorded != hashlib.sha256(content).hexdigest():
             raise Untrusted(f"{name} has changed since {folder} was trained with it: restore it, or {end}")
-        if code and not self._ours() and module_name(path) not in sys.modules:
+        if (code or command) and not self._ours() and module_name(path) not in sys.modules:
             raise Untrusted(f"{name} is code that {folder} was trained with, but not by this account on this machine: {end}")
 
     def _ours(self) -> bool:

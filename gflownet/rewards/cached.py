@@ -141,6 +141,11 @@ class Quantities:
         return rows
 
     @property
+    def oracles(self) -> list[Oracle]:
+        """The functions, each as an oracle."""
+        return list(self._oracles.values())
+
+    @property
     def elsewhere(self) -> bool:
         """Whether there is an oracle that is not a function called in this process."""
         return any(not isinstance(oracle, Direct) for oracle in self._oracles.values())

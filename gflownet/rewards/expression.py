@@ -3,7 +3,7 @@
     average  := product { "+" product }                     a + b      (a + b) / 2, "+" is the mean
     product  := [ number "*" ] power { "*" power }          2*a + b    (2a + b) / 3, the number is a weight
     power    := atom [ "^" number ]                         a^2*b      a * a * b
-    atom     := "(" average ")" | "mean(" average { "," average } ")" | term | file.py:function
+    atom     := "(" average ")" | "mean(" average { "," average } ")" | term | file.py:function | command
     term     := name [ "[" anything, with its own brackets in pairs "]" ] | pmo:task
 
 So qed*sa is a product, mean(qed,sa) and qed+sa are the same, 2*qed+sa is a weighted mean; a weight outside a mean raises
@@ -25,6 +25,8 @@ from gflownet.rewards.pmo import pmo_term
 FILE = re.compile(r"[^\s*+^()\[\],]+\.py:[A-Za-z_]\w*")
 NAME = re.compile(r"pmo:\w*|[A-Za-z_]\w*")
 NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
+COMMAND = "command"
+"""The name of a function that is a program of the user's."""
 LONGEST = 20_000  # characters; similar[SMILES] of a large molecule has 200
 DEEPEST = 50  # the deepest nesting of brackets
 T = TypeVar("T")
@@ -75,7 +77,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Expression:
-    """The text, its tree, and the leaves: terms of `chemistry`, outside names, functions (file.py:function)."""
+    """The text, its tree, and the leaves: terms of `chemistry`, outside names, functions (file.py:function, or COMMAND)."""
 
     text: str
     root: Node
@@ -152,6 +154,9 @@ class _Parser:
             return self.inside(lambda: self.mean(self.separated(",", self.average)))[1]
         if name in self.known:
             self.outside.append(name)
+            return Leaf(name)
+        if name == COMMAND:
+            self.functions.append(name)
             return Leaf(name)
         brackets = self.brackets()
         try:
