@@ -26,7 +26,7 @@ def bench(arguments: list[str]) -> None:
 
 def pmo(
     tasks: str = "all",
-    methods: str = "ga,random",
+    methods: str = "ga,random,gfn,vargrad",
     seeds: Annotated[int, Range(1, 1000)] = 5,
     calls: Count = 10_000,
     out: Path = Path("runs/pmo"),
@@ -41,7 +41,8 @@ def pmo(
 
     Args:
         tasks: all, or names with commas, without the pmo: of `gflownet list`
-        methods: names with commas: ga (graph genetic algorithm), random (random search)
+        methods: names with commas: ga (graph genetic algorithm), random (random search), gfn (trajectory balance, our recipe),
+            vargrad (log-variance objective, β = 32, at most 6 fragments)
         seeds: seeds of each method on each task, from 0
         calls: budget: different molecules scored in a run. One that is asked twice is not counted twice
         out: folder of results

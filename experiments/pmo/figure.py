@@ -49,12 +49,13 @@ def figure(out: Path, results: Sequence[Result]) -> Path:
             ax.set_title(task, loc="left", fontsize=8.5, fontweight="bold")
             ax.set_ylim(bottom=0)
             ax.set_xlim(0, calls)
+            ax.set_xticks([0, calls / 2, calls])
             ax.grid(True, color="#e6e6e6", linewidth=0.6)
             ax.xaxis.set_major_formatter(lambda at, _: f"{at / 1000:g}k" if at else "0")
         for ax in axes.flat[len(tasks) :]:
             ax.set_axis_off()
         handles = {h.get_label(): h for ax in axes.flat for h in ax.get_lines()}
-        drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+        drawn.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=len(handles), frameon=False)
         drawn.supylabel("mean score of the best ten so far", fontsize=9)
         drawn.supxlabel("calls of the score", fontsize=9)
         note = f"mean over {seeds} seed{'s' * (seeds > 1)}" + (", shaded: from the lowest to the highest" if seeds > 1 else "")

@@ -1,8 +1,10 @@
 """A job is one method on one task with one seed. Its result is one JSON file, whole or absent.
 
     OUT/METHOD/TASK-SEED.json   what was asked, in order, with scores; the settings; how long it took
+    OUT/METHOD/TASK-SEED/       the run of a GFlowNet
 
-A job whose file is there with the same settings is done. One that was cut is repeated from its beginning.
+A job whose file is there with the same settings is done. One that was cut is repeated from its beginning, or, if it is a run
+of a GFlowNet, goes on from its last checkpoint (and then only the time of the last part is known).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from experiments.cli.errors import UserError
+from experiments.pmo import gfn
 from experiments.pmo.genetic import POPULATION, genetic
 from experiments.pmo.random_search import BATCH, random_search
 from experiments.pmo.score import Score
@@ -58,7 +61,8 @@ class BenchJob:
     def settings(self) -> dict[str, Any]:
         """What a result must have been made with."""
         fields = dataclasses.asdict(self)
-        return {name: fields[name] for name in ("method", "task", "seed", "calls", "digest")}
+        used = ("method", "task", "seed", "calls", *(["digest"] if METHODS[self.method].from_molecules else []))
+        return {name: fields[name] for name in used}
 
 
 @dataclass(frozen=True)
@@ -82,18 +86,43 @@ class Result:
 Search = Callable[[Score, Iterator[str], np.random.Generator], None]
 
 
+Asked = tuple[Sequence[str], Floats, float]  # molecules in order, scores, CPU time of the task itself
+
+
 @dataclass(frozen=True)
 class Optimiser:
-    """A method: how it searches, what it is, and the fewest calls it makes sense with."""
+    """A method: how a job of it is run, what it is, the fewest calls it makes sense with, whether it begins with a source."""
 
     about: str
-    search: Search
+    run: Callable[[BenchJob], Asked]
     least: int
+    from_molecules: bool = False
+
+
+def searched(search: Search) -> Callable[[BenchJob], Asked]:
+    """Run a search by scores of molecules in this process."""
+
+    def run(job: BenchJob) -> Asked:
+        score = Score(job.task, job.calls)
+        molecules = source(job.molecules, job.seed, np.random.default_rng([job.seed, 0]))
+        with contextlib.suppress(BudgetSpent):
+            search(score, molecules, np.random.default_rng([job.seed, 1]))
+        return score.ledger.smiles, score.ledger.table()[REWARD], score.seconds
+
+    return run
+
+
+def trained(job: BenchJob) -> Asked:
+    """Train a GFlowNet in the folder OUT/METHOD/TASK-SEED."""
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    return gfn.train(job.method, job.task, job.seed, job.calls, job.path.with_suffix(""))
 
 
 METHODS: Mapping[str, Optimiser] = {
-    "ga": Optimiser("genetic algorithm on molecular graphs", genetic, POPULATION),
-    "random": Optimiser("molecules of the source one after another", random_search, BATCH),
+    "ga": Optimiser("genetic algorithm on molecular graphs", searched(genetic), POPULATION, True),
+    "random": Optimiser("molecules of the source one after another", searched(random_search), BATCH, True),
+    "gfn": Optimiser("trajectory balance with our recipe", trained, gfn.BATCH),
+    "vargrad": Optimiser("log-variance objective, β = 32, at most 6 fragments", trained, gfn.BATCH),
 }
 
 
@@ -101,16 +130,12 @@ def run(job: BenchJob) -> Result:
     """Run a job and write its file.
 
     Raises:
-        UserError: its molecules cannot be read.
+        UserError: its molecules cannot be read, or a run cannot go on.
         OSError: the disk fails.
     """
     begun = time.process_time()
-    score = Score(job.task, job.calls)
-    molecules = source(job.molecules, job.seed, np.random.default_rng([job.seed, 0]))
-    with contextlib.suppress(BudgetSpent):
-        METHODS[job.method].search(score, molecules, np.random.default_rng([job.seed, 1]))
-    scores = score.ledger.table()[REWARD]
-    result = Result(job.settings, tuple(score.ledger.smiles), scores, time.process_time() - begun, score.seconds)
+    smiles, scores, scoring = METHODS[job.method].run(job)
+    result = Result(job.settings, tuple(smiles), scores, time.process_time() - begun, scoring)
     write(job.path, result)
     return result
 

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import json
 import multiprocessing
 import os
 import re
@@ -20,7 +21,7 @@ from rdkit import Chem
 from experiments.cli.errors import UserError
 from experiments.cli.gflownet import main
 from experiments.pmo import genetic as ga
-from experiments.pmo import jobs
+from experiments.pmo import gfn, jobs
 from experiments.pmo.bench import bench
 from experiments.pmo.jobs import BenchJob, Result, read, run
 from experiments.pmo.score import Score
@@ -274,13 +275,53 @@ def test_one_failed_job_does_not_stop_the_others(tmp_path: Path, drugs: Path, mo
 
 
 def test_a_fault_of_a_method_is_said_with_its_place(tmp_path: Path, drugs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+    def broken(wanted: BenchJob) -> Any:
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setitem(jobs.METHODS, "random", jobs.Optimiser("", broken, 1))  # type: ignore[call-overload]
     with pytest.raises(UserError, match=r"raised ZeroDivisionError: by zero \(test_pmo.py, line \d+\)") as error:
         bench(["qed"], ["random"], 1, 100, tmp_path / "out", 0, drugs)
     assert error.value.exit_code == 5
+
+
+@pytest.mark.slow
+def test_gflownets_run_to_the_end_of_the_budget(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    table = bench(["celecoxib_rediscovery"], ["gfn", "vargrad"], 1, 200, out, 0)
+    assert "| **gfn** |" in table
+    score = task("celecoxib_rediscovery")
+    for method in ("gfn", "vargrad"):
+        found = read(job(out, tmp_path, method=method, task="celecoxib_rediscovery", calls=200))
+        assert found is not None
+        assert len(set(found.smiles)) == len(found.smiles) == 200
+        assert found.scores == pytest.approx([score(Chem.MolFromSmiles(smiles)) for smiles in found.smiles], abs=1e-12)
+        assert 0 < found.scoring < found.seconds
+        config = json.loads((out / method / "celecoxib_rediscovery-0" / "config.json").read_text())
+        assert config["calls"] == 200
+        assert config["env_settings"]["beta"] == (8.0 if method == "gfn" else 32.0)
+
+
+@pytest.mark.slow
+def test_a_gflownet_that_was_killed_goes_on(tmp_path: Path) -> None:
+    """As if the process had been killed after the run had ended, before its result was written."""
+    wanted = job(tmp_path / "out", tmp_path, method="gfn", calls=200)
+    made = run(wanted)
+    wanted.path.unlink()
+    again = run(wanted)
+    assert (again.smiles, again.scores.tolist()) == (made.smiles, made.scores.tolist())
+
+
+def test_calls_of_a_run_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "calls.csv"
+    path.write_text("call,smiles,status,reward,pmo:qed\n1,CCO,ok,0.25,0.25\n2,C,error,,\n")
+    smiles, scores = gfn.asked(path)
+    assert smiles == ["CCO", "C"]
+    assert scores[0] == 0.25
+    assert np.isnan(scores[1])
+    for text in ("call,reward\n1,0.5\n", "call,smiles,reward\n1,C,much\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="is not what a run writes"):
+            gfn.asked(path)
 
 
 @pytest.mark.slow
