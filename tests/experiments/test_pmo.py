@@ -27,7 +27,7 @@ from experiments.pmo.jobs import BenchJob, Result, read, run
 from experiments.pmo.score import Score
 from experiments.pmo.source import canonical, lines, source
 from experiments.pmo.table import COLUMNS, Published, auc, markdown, measures, published
-from gflownet.rewards.ledger import BudgetSpent
+from gflownet.rewards.calls import BudgetSpent
 from gflownet.rewards.pmo import task
 
 DRUGS = """CC(=O)Oc1ccccc1C(=O)O
