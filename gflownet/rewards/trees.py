@@ -128,7 +128,8 @@ class TreeReward:
         if self.ledger is not None:
             return self.ledger.tensors()
         keys, values = self.reward.quantities.kept()
-        return {"key": torch.tensor(keys, dtype=torch.int64), "value": torch.from_numpy(values)}
+        trees = [i for i, key in enumerate(keys) if isinstance(key, int)]  # molecules of `of_smiles` have no tree
+        return {"key": torch.tensor([keys[i] for i in trees], dtype=torch.int64), "value": torch.from_numpy(values[trees])}
 
     def restore(self, scored: Mapping[str, Tensor]) -> None:
         """Put back what `scored` gave.
