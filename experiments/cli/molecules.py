@@ -64,7 +64,7 @@ def sample(arguments: list[str]) -> None:
             quiet: hide the progress bar
             trust: execute the files that the run names even if they changed or are not yours
         """
-        from experiments.gfn.rewards import close, count
+        from experiments.gfn.rewards import close, summary
         from experiments.molecules.files import format_of
         from experiments.molecules.sample import Wanted, trained
         from experiments.run.out_file import output
@@ -81,7 +81,7 @@ def sample(arguments: list[str]) -> None:
             finally:
                 close(source.problem)
         if not quiet and not short and source.problem.calls.calls:
-            print(count(source.problem.calls), file=sys.stderr)
+            print(plain(summary(source.problem), keep="\n"), file=sys.stderr)
         if short:
             raise UserError(f"{short}" + ("" if out == STDOUT else f"; those found are in {out}"), short.exit_code)
 

@@ -61,6 +61,7 @@ class Account:
 
     def __init__(self, ledger: Ledger, calls: RewardCalls) -> None:
         self.ledger, self._calls = ledger, calls
+        self._begun = len(ledger)  # in this process: after a reward was corrected, its old failures are not held against it
 
     @property
     def spent(self) -> bool:
@@ -109,7 +110,7 @@ class Account:
 
     def fault(self, max_failed: float) -> str:
         """What is wrong with the last molecules' statuses, in a sentence; "" where they are well."""
-        status = self.ledger.table(RECENT)[STATUS].astype(int)
+        status = self.ledger.table(min(RECENT, len(self.ledger) - self._begun))[STATUS].astype(int)
         failed = int((status > 0).sum())
         if len(status) < FEWEST or failed <= max_failed * len(status):
             return ""

@@ -90,7 +90,7 @@ class Ledger:
 
     def table(self, last: int | None = None) -> dict[str, Floats]:
         """What the reward said of all molecules, or of the last ones, column -> [N]."""
-        return self._by_column(self._rows if last is None else self._rows[-last:])
+        return self._by_column(self._rows if last is None else self._rows[len(self._rows) - last :])
 
     def _by_column(self, rows: list[tuple[float, ...]]) -> dict[str, Floats]:
         table = np.array(rows, dtype=np.float64).reshape(len(rows), len(self.columns))

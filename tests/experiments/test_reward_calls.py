@@ -33,8 +33,9 @@ def note(lines):
     if late and (HERE / "fail").exists():
         raise RuntimeError("no licence")
     if late and (HERE / "stop").exists():
+        run = int((HERE / "stop").read_text())
         (HERE / "stop").unlink()
-        os.kill(os.getpid(), 15)
+        os.kill(run, 15)
 
 def score(smiles):
     note(smiles)
@@ -62,6 +63,7 @@ def trees():
 FRAGMENTS = [("methyl", "C", [[0, 2]]), ("amine", "CN", [[0, 1], [1, 1]]), ("ring", "c1ccccc1", [[0, 1], [3, 1]])]
 SMALL = ["--states", 32, "--batch-size", 4, "--evaluations", 3, "--log-rows", 6, "--checkpoints", 4, "--max-blocks", 3]
 WITHOUT_NETWORK = ("mcmc", "uniform")
+DRUGS = 5  # molecules of --references
 METHODS = ("tb", "fm", "fl-db", "mcmc", "ppo", "soft-pg", "uniform")  # of every family
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,6 +90,7 @@ def train(here: Path, out: str, *more: Any, name: str = "tb", seeds: int = 2, re
     net = [] if name in WITHOUT_NETWORK else ["--hidden", 8, *(["--updates", 2] if name == "ppo" else [])]
     formula = reward or f"{here / 'mine.py'}:score"
     fixed = ["--objective", name, "--fragments", here / "few.json", "--reward", formula, *SMALL, *net, "--seeds", seeds]
+    fixed += ["--reward-cache", here / f"{out}.sqlite", "--reward-workers", 1]
     gflownet("train", "molecules", *fixed, "--out", here / out, *more)
     return here / out
 
@@ -113,14 +116,14 @@ def test_local_search_replay_workers_and_several_terms_are_counted(here: Path) -
     run = train(here, "run", *more, "--quiet", reward=f"qed*{here / 'mine.py'}:score")
     exact(here, run)
     last = read_metrics(run)[-1]
-    assert last["oracle/cache_hits"] + last["oracle/calls"] == 2 * last["states"]
+    assert last["oracle/cache_hits"] + last["oracle/calls"] == 2 * last["states"] + DRUGS
 
 
 def test_evaluations_use_molecules_scored_before(here: Path) -> None:
     run = train(here, "run", "--quiet")
     rows = read_metrics(run)
-    assert rows[0]["oracle/calls"] == 0
-    assert rows[-1]["oracle/calls"] + rows[-1]["oracle/cache_hits"] == 64
+    assert rows[0]["oracle/calls"] == DRUGS
+    assert rows[-1]["oracle/calls"] + rows[-1]["oracle/cache_hits"] == 64 + DRUGS
     assert "mol/unique" in rows[-1]
     assert "mol/reward" not in rows[-1]
     assert len(rows[-1]["eval/correlation"]) == 2
@@ -131,7 +134,7 @@ def test_evaluation_calls_are_a_budget(here: Path) -> None:
     exact(here, run)
     row = read_metrics(run)[-1]
     assert len(row["mol/reward"]) == 2
-    own = row["oracle/calls"] + row["oracle/cache_hits"] - 64
+    own = row["oracle/calls"] + row["oracle/cache_hits"] - 64 - DRUGS
     assert 0 < own <= 40
 
 
@@ -150,7 +153,7 @@ def test_a_stopped_run_goes_on_counting(here: Path, monkeypatch: pytest.MonkeyPa
         for file in ("mine.py", "few.json"):
             (folder / file).write_text((here / file).read_text())
     train(whole, "run", "--quiet")
-    (other / "stop").touch()
+    (other / "stop").write_text(str(os.getpid()))
     with pytest.raises(SystemExit) as stopped:
         train(other, "run", "--quiet")
     assert stopped.value.code == 128 + signal.SIGTERM
@@ -176,16 +179,17 @@ def test_a_killed_run_goes_on_counting(here: Path, monkeypatch: pytest.MonkeyPat
             train(here, "cut", "--quiet")
     gflownet("resume", here / "cut", "--quiet")
     assert counts(here / "cut") == counts(here / "whole")
-    assert counts(here / "cut")[-1] == alone < asked(here) - alone  # what was lost since the checkpoint was asked again
+    assert counts(here / "cut")[-1] == alone == asked(here) - alone  # what was lost since the checkpoint was not asked again
 
 
 def test_a_reward_that_fails_was_called(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (here / "fail").touch()
     with pytest.raises(SystemExit) as failed:
-        train(here, "run", "--quiet")
+        train(here, "run", "--quiet", "--max-failed", 0.1)
     assert failed.value.code == 6
+    assert "RuntimeError: no licence" in capfd.readouterr().err
     _, meta = checkpoints.load_latest(here / "run" / "checkpoints")
-    assert meta["reward"]["calls"] == asked(here)
+    assert meta["reward"]["calls"] <= asked(here) <= meta["reward"]["calls"] + 8  # the next batch was asked for already
     (here / "fail").unlink()
     gflownet("resume", here / "run", "--quiet")
     exact(here, here / "run")
@@ -221,7 +225,7 @@ def test_eval_and_sample_say_what_they_asked_and_stdout_is_data(here: Path, capf
     assert len(list(csv.DictReader(out.splitlines()))) == 60
     new = own()
     assert new > 0
-    assert f"reward: {new} calls" in err
+    assert f"{new} asked" in err
     assert "python says so" in err
 
 
@@ -240,7 +244,7 @@ SHORT = ["--log-rows", 6, "--checkpoints", 4, "--quiet", "--hidden", 8]
 @pytest.mark.parametrize("name", ["tb", "fl-db"])
 @pytest.mark.parametrize("metrics", ["auto", "sampled"])
 def test_cells_are_counted_and_enumerated_once(here: Path, name: str, metrics: str, capfd: pytest.CaptureFixture[str]) -> None:
-    (here / "stop").touch()
+    (here / "stop").write_text(str(os.getpid()))
     grid = [*GRID, "--objective", name, "--reward", f"{here / 'mine.py'}:cells", "--metrics", metrics, *SHORT]
     with pytest.raises(SystemExit):
         gflownet("train", *grid, "--out", here / "run")
@@ -305,8 +309,8 @@ def test_a_count_that_was_tampered_with_is_a_sentence(here: Path, capfd: pytest.
             gflownet("resume", run, "--quiet")
         assert failed.value.code == 3
         assert "count of reward calls" in capfd.readouterr().err
-    for name in ("scored/key", "scored/value"):
-        checkpoints.save(newest, {**held, name: held[name][1:]}, meta)
+    for name in ("scored/smiles", "scored/values"):
+        checkpoints.save(newest, {**held, name: held[name][:-1]}, meta)
         with pytest.raises(SystemExit) as failed:
             gflownet("resume", run, "--quiet")
         assert failed.value.code == 3
