@@ -5,6 +5,7 @@ gflownet active hypergrid --objective NAME      active learning: rounds of a pro
 gflownet resume RUN                             continue a run from its last checkpoint
 gflownet eval RUN                               distances to the target distribution, as CSV
 gflownet sample RUN --n 1000 --out FILE         molecules of a trained run: .sdf, .csv, .smi, .jsonl or - (standard output)
+gflownet score FILE|- --reward FORMULA --out FILE   the reward of molecules, without training; --check file.py:score
 gflownet fragments --from FILE --out FILE       a vocabulary of building blocks from molecules
 gflownet bench pmo                              methods by what they find with 10,000 calls of a score (PMO)
 gflownet curves RUN... --out FIGURE             learning curves with intervals over seeds
@@ -36,6 +37,7 @@ from experiments.cli.completion import completion_verb
 from experiments.cli.curves import curves_verb
 from experiments.cli.errors import UserError
 from experiments.cli.molecules import fragments, sample
+from experiments.cli.score import score
 from experiments.cli.text import plain
 from experiments.cli.threads import quiet
 from experiments.cli.verbs import (
@@ -65,8 +67,8 @@ PLAIN: Any = OmitArgPrefixes  # flags without the name of the field that holds t
 PRESET = Annotated[str, tyro.conf.arg(help="default settings: recipe (tuned here) or paper (those of the environment's paper)")]
 OBJECTIVE = Annotated[str, tyro.conf.arg(help="objective or baseline: a name from `gflownet list`, or file.py:objective")]
 USAGE = (
-    "usage: gflownet {train,active,resume,eval,sample,fragments,bench,curves,distribution,check-env,list,completion,doctor} ..."
-    "   (gflownet COMMAND --help: its flags)"
+    "usage: gflownet {train,active,resume,eval,sample,score,fragments,bench,curves,distribution,check-env,list,completion,"
+    "doctor} ...   (gflownet COMMAND --help: its flags)"
 )
 
 
@@ -313,6 +315,7 @@ VERBS: dict[str, Verb] = {
     "resume": resume_verb("gflownet", resume),
     "eval": evaluate,
     "sample": sample,
+    "score": score,
     "fragments": fragments,
     "bench": bench,
     "curves": curves_verb("gflownet", "states"),

@@ -56,8 +56,10 @@ class Asked(list[int]):
 
 
 @contextmanager
-def deferred_signals() -> Iterator[Asked]:
+def deferred_signals(grace: float | None = None) -> Iterator[Asked]:
     """The signals that arrive while the block runs, instead of what they do otherwise.
+
+    grace  seconds from a signal until interruptible blocks are left; default: GRACE
 
     Only the main thread can handle signals: in another none arrives. An ignored SIGHUP (nohup) stays ignored.
     """
@@ -65,7 +67,7 @@ def deferred_signals() -> Iterator[Asked]:
     main = threading.current_thread() is threading.main_thread()
 
     def remind() -> None:
-        wait = GRACE
+        wait = GRACE if grace is None else grace
         while not over.wait(wait):
             asked.late, wait = True, AGAIN
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

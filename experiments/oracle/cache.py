@@ -123,6 +123,13 @@ class AnswerCache:
                 if self._pending.get(s) is row:
                     del self._pending[s]
 
+    def forget_failures(self) -> None:
+        """Let this run ask again for what was a timeout or an error."""
+        self.flush()
+        with self._sentences(), self._writing, self._base:
+            mine = "oracle = ? AND run = ? AND status NOT IN ('ok', 'invalid')"
+            self._base.execute(f"DELETE FROM answers WHERE {mine}", (self._oracle, self._run))
+
     def close(self) -> None:
         """Write the rest and close the file."""
         if self._closed:

@@ -24,19 +24,19 @@ WORKERS = 2
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     with (
-        distributed.LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        distributed.LocalCluster(n_workers=WORKERS, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster,
         distributed.Client(cluster) as client,
     ):
         yield client
 
 
 def test_a_worker_that_is_killed_costs_no_molecule(client: Any, tmp_path: Path) -> None:
-    scores(client, tmp_path, 400, 0.1)
+    scores(client, tmp_path, 300, 0.3)
 
 
 @pytest.mark.slow
 def test_ten_thousand_molecules_with_faults_and_a_worker_killed(client: Any, tmp_path: Path) -> None:
-    scores(client, tmp_path, 10_000, 0.1)
+    scores(client, tmp_path, 10_000, 0.3)
 
 
 def scores(client: Any, tmp_path: Path, n: int, timeout: float) -> None:

@@ -118,9 +118,9 @@ def faulty(tmp_path: Path, n: int, workers: int, timeout: float) -> None:
 
 
 def test_molecules_that_hang_crash_and_give_nan(tmp_path: Path) -> None:
-    faulty(tmp_path, 300, 2, 0.1)
+    faulty(tmp_path, 200, 4, 0.3)
 
 
 @pytest.mark.slow
 def test_ten_thousand_molecules_with_faults(tmp_path: Path) -> None:
-    faulty(tmp_path, 10_000, 4, 0.1)
+    faulty(tmp_path, 10_000, 4, 0.3)
