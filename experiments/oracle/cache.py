@@ -128,7 +128,7 @@ class AnswerCache:
         self.flush()
         with self._sentences(), self._writing, self._base:
             mine = "oracle = ? AND run = ? AND status NOT IN ('ok', 'invalid')"
-            self._base.execute(f"DELETE FROM answers WHERE {mine}", (self._oracle, self._run))
+            self._base.execute(f"DELETE FROM answers WHERE {mine}", (self._oracle, self.run))
 
     def close(self) -> None:
         """Write the rest and close the file."""
@@ -224,7 +224,7 @@ def _prepare(base: sqlite3.Connection, path: Path) -> None:
 def _check(path: Path) -> None:
     """An ordinary file in a folder that is there, or nothing yet. UserError for anything else."""
     try:
-        if str(path) == CACHE:
+        if path.parts[-2:] == Path(CACHE).parts:  # where runs are, unless somebody chose another place
             path.parent.mkdir(exist_ok=True)
         found = os.stat(path)
     except FileNotFoundError:

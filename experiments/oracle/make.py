@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from pathlib import Path
 
 from experiments.cli.errors import UserError
 from experiments.oracle.cache import AnswerCache, cache_path
 from experiments.oracle.executors import executor_of
 from experiments.oracle.runner import Runner
-from experiments.oracle.settings import CACHE, OracleSettings
+from experiments.oracle.settings import OracleSettings
 from experiments.oracle.spec import RewardSpec, command_spec, function_spec
 
 COMMAND = "command"
@@ -33,8 +32,6 @@ def make_oracle(
         UserError: the reward or the cache cannot be used, in one sentence.
     """
     spec = spec_of(name, settings)
-    if Path(settings.reward_cache).parts[-2:] == Path(CACHE).parts:  # where runs are, unless somebody chose another place
-        Path(settings.reward_cache).parent.mkdir(exist_ok=True)
     cache = AnswerCache(cache_path(settings.reward_cache), spec.key, spec.name, run)
     end: Callable[[], None] = _nothing
     try:
