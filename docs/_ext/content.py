@@ -31,6 +31,7 @@ HELP = {
             "resume",
             "eval",
             "sample",
+            "score",
             "fragments",
             ["bench", "pmo"],
             "curves",

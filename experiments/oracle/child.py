@@ -26,11 +26,10 @@ from typing import Any
 
 from experiments.oracle.protocol import PROTOCOL, UNUSED, Answer, CallFailed
 
-IDLE = 600.0  # seconds without a request after which the process ends by itself
 F_SETSIG = 10  # fcntl.F_SETSIG is missing from some builds
 
 Order = dict[str, Any]
-"""{"protocol", "kind": "function", "name": "file.py:score", "source", "path": sys.path} or {"kind": "command", "words"}."""
+"""{"protocol", "idle", "kind": "function", "name": "file.py:score", "source", "path"} or {..., "kind": "command", "words"}."""
 
 
 class Channel:
@@ -93,7 +92,7 @@ def main() -> None:
         channel.write({"protocol": PROTOCOL, "error": str(error) or type(error).__name__})
         return
     channel.write({"protocol": PROTOCOL, "error": ""})
-    while (request := channel.read(IDLE)) is not None:
+    while (request := channel.read(order["idle"])) is not None:
         begun = time.perf_counter()
         try:
             reply: dict[str, Any] = {"scored": reward(request["smiles"])}

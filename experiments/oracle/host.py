@@ -23,6 +23,7 @@ from gflownet.rewards.oracle import STATUSES, Scored
 
 ROOT = str(Path(__file__).parents[2])
 START = "import sys; sys.path.insert(0, {root!r}); from experiments.oracle.child import main; main()"
+IDLE = 600.0  # seconds without a call after which a process ends by itself
 LOOK = 0.25  # seconds between looks whether a process that does not answer is still there
 
 
@@ -82,7 +83,7 @@ class Child:
                 os.close(handle)
         self._waiting = select.poll()
         self._waiting.register(self._replies, select.POLLIN)
-        order: dict[str, Any] = {"protocol": PROTOCOL, "kind": spec.kind}
+        order: dict[str, Any] = {"protocol": PROTOCOL, "kind": spec.kind, "idle": IDLE}
         if spec.kind == "function":
             order |= {"name": spec.name, "source": base64.b64encode(spec.source).decode(), "path": sys.path}
         else:

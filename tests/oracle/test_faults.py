@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -131,6 +133,41 @@ def test_processes_are_replaced_after_so_many_calls(here: Path) -> None:
     with runner(here, "says_where", reward_recycle=2) as oracle:
         pids = [oracle([smiles])[0].value for smiles in ("C", "CC", "CCC", "CCCC", "N")]
     assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
+
+
+def test_a_process_that_nobody_asks_ends_and_costs_no_molecule(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.oracle.host.IDLE", 0.2)
+    with runner(here, "says_where") as oracle:
+        first = oracle(["C"])[0].value
+        for _ in range(200):
+            if not Path(f"/proc/{first:.0f}").exists() or "Z" in Path(f"/proc/{first:.0f}/stat").read_text().split():
+                break
+            time.sleep(0.02)
+        (scored,) = oracle(["CC"])
+        assert scored.status == "ok"
+        assert scored.value != first
+        assert oracle.counts.asked == 2
+
+
+def test_a_process_ends_with_its_parent_whatever_it_does(here: Path) -> None:
+    """Compiled code that holds the interpreter, and a parent that is killed."""
+    code = f"""
+import os
+from experiments.oracle.make import make_oracle
+from experiments.oracle.settings import OracleSettings
+oracle = make_oracle({str(here / "mine.py")!r} + ":spins", OracleSettings(reward_cache="none"))
+oracle.submit(["C"])
+print(*[p for p in os.listdir("/proc") if p.isdigit() and parent(p) == os.getpid()], flush=True)
+os.kill(os.getpid(), 9)
+""".replace("oracle = ", "parent = lambda p: int(open(f'/proc/{p}/stat').read().rpartition(')')[2].split()[1])\noracle = ", 1)
+    pids = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
+    assert len(pids) == 1
+    for _ in range(200):
+        path = Path(f"/proc/{pids[0]}/stat")
+        if not path.exists() or path.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.02)
+    raise AssertionError
 
 
 @pytest.mark.parametrize(
