@@ -7,6 +7,9 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from experiments.pmo.table import COLUMNS, Published, auc, markdown, measures, p
 from gflownet.rewards.calls import BudgetSpent
 from gflownet.rewards.pmo import task
 
+ROOT = Path(__file__).parents[2]
 DRUGS = """CC(=O)Oc1ccccc1C(=O)O
 Cn1cnc2c1c(=O)n(C)c(=O)n2C
 CC(C)Cc1ccc(cc1)C(C)C(=O)O
@@ -311,6 +315,30 @@ def test_a_gflownet_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert (again.smiles, again.scores.tolist()) == (made.smiles, made.scores.tolist())
 
 
+@pytest.mark.slow
+def test_a_bench_that_was_killed_goes_on_and_asks_the_same(tmp_path: Path) -> None:
+    """kill -9 of everything while a GFlowNet trains: the same command continues its run, and its molecules are as uncut."""
+
+    def command(out: Path) -> list[str]:
+        words = ["bench", "pmo", "--tasks=median1", "--methods=vargrad", "--seeds=1", "--calls=600", "--workers=0"]
+        return [sys.executable, "-m", "experiments.cli.gflownet", *words, f"--out={out}"]
+
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    process = subprocess.Popen(command(cut), cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and len(list(cut.glob("vargrad/median1-0/checkpoints/*"))) < 2:
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (cut / "vargrad" / "median1-0.json").exists()
+    for out in (cut, whole):
+        subprocess.run(command(out), cwd=ROOT, check=True, capture_output=True)
+    first, second = (json.loads((out / "vargrad" / "median1-0.json").read_text()) for out in (cut, whole))
+    assert (first["smiles"], first["scores"]) == (second["smiles"], second["scores"])
+    assert len(set(first["smiles"])) == 600
+
+
 def test_calls_of_a_run_are_read(tmp_path: Path) -> None:
     path = tmp_path / "calls.csv"
     path.write_text("call,smiles,status,reward,pmo:qed\n1,CCO,ok,0.25,0.25\n2,C,error,,\n")
@@ -344,6 +372,7 @@ def test_a_job_whose_process_is_killed_is_tried_again(tmp_path: Path, drugs: Pat
         ([], "got no benchmark: gflownet bench pmo"),
         (["guacamol"], "there is no benchmark 'guacamol'; there is pmo"),
         (["pmo", "--tasks", "celecoxib"], "there is no PMO task 'celecoxib'; close: celecoxib_rediscovery"),
+        (["pmo", "--tasks", "qed,valsartan"], "there is no PMO task 'valsartan'; close: valsartan_smarts"),
         (["pmo", "--tasks", ","], "got --tasks ',', which names nothing"),
         (["pmo", "--methods", "rando"], "there is no method 'rando'; close: random"),
         (["pmo", "--methods", "ga", "--calls", "50"], "got --calls 50, fewer than the 120 that ga asks at first"),
@@ -363,6 +392,15 @@ def test_bad_input_is_one_sentence(
     assert re.search(message, said), said
     assert said.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_task_in_a_reward_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "molecules", "--objective", "tb", "--reward", "qed*pmo:zaleplon", "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "there is no PMO task 'zaleplon'; close: zaleplon_mpo" in said
+    assert said.count("\n") == 1
 
 
 def test_published_results_must_be_a_leaderboard(tmp_path: Path) -> None:
