@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from rdkit import Chem
+from rdkit import Chem, rdBase
 
 from gflownet.rewards.chemistry import Floats
 from gflownet.rewards.ledger import REWARD, Ledger
@@ -33,14 +33,16 @@ class Score:
         return len(self.ledger)
 
     def __call__(self, smiles: Sequence[str]) -> Floats:
-        """Scores [B] of B canonical SMILES.
+        """Scores [B] of B canonical SMILES; 0 for what RDKit cannot read.
 
         Raises:
             BudgetSpent: the budget did not suffice for all; as many as it allowed are in the ledger.
         """
         new = self.ledger.reserve(smiles)
         begun = time.process_time()
-        values = [self._task(Chem.MolFromSmiles(one)) for one in new]
+        with rdBase.BlockLogs():
+            mols = [Chem.MolFromSmiles(one) for one in new]  # RDKit cannot read all that it writes
+        values = [0.0 if mol is None else self._task(mol) for mol in mols]
         self.seconds += time.process_time() - begun
         self.ledger.add(new, {REWARD: np.array(values)})
         return self.ledger.rows(smiles)[REWARD]

@@ -63,8 +63,8 @@ def from_fragments(seed: int) -> Iterator[str]:
         assert trees is not None
         before = len(found)
         for mol in builder.molecules(trees):
-            smiles = Chem.MolToSmiles(mol)
-            if smiles not in found:
+            smiles = canonical(Chem.MolToSmiles(mol))
+            if smiles and smiles not in found:
                 found.add(smiles)
                 yield smiles
         idle = 0 if len(found) > before else idle + 1

@@ -164,6 +164,7 @@ def test_a_molecule_is_counted_once_and_nothing_beyond_the_budget() -> None:
         score(["CCF", "CCCl"])
     assert score.ledger.smiles == ["CCO", "CCN", "CCF"]
     assert len(score(["CCF"])) == 1  # still known
+    assert Score("qed", 3)(["CCO", "C1CC"]).tolist() == [score(["CCO"])[0], 0]  # the second is no molecule
 
 
 @pytest.mark.parametrize("name", ["x.smi", "x.txt", "x.smi.gz", "x.csv", "x.csv.gz"])
