@@ -25,6 +25,7 @@ from gflownet.rewards.pmo import TASKS
 Outcome = Result | UserError
 Tell = Callable[[str], None]
 ATTEMPTS = 2  # of a job whose process dies
+JOBS = 10  # of a process, whose memory grows, until a fresh one takes its place
 DISK, FAULT = 1, 5  # exit codes of a job that failed without one of its own
 
 
@@ -122,12 +123,14 @@ def _outcomes(jobs: Sequence[BenchJob], workers: int) -> Iterator[tuple[BenchJob
     while waiting:
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_settle)
         running: dict[Future[Outcome], BenchJob] = {}
+        left = JOBS * workers
         try:
-            while waiting or running:
-                while waiting and len(running) < workers:  # no more: what a pool holds dies with it
+            while running or (waiting and left):
+                while waiting and left and len(running) < workers:  # no more: what a pool holds dies with it
                     future = pool.submit(_tried, waiting[0])
                     running[future] = job = waiting.pop(0)
                     attempts[job] += 1
+                    left -= 1
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     outcome = future.result()
                     yield running.pop(future), outcome

@@ -23,6 +23,7 @@ from rdkit import Chem
 
 from experiments.cli.errors import UserError
 from experiments.cli.gflownet import main
+from experiments.pmo import bench as bench_file
 from experiments.pmo import genetic as ga
 from experiments.pmo import gfn, jobs
 from experiments.pmo.bench import bench
@@ -354,7 +355,11 @@ def test_calls_of_a_run_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_whose_process_is_killed_is_tried_again(tmp_path: Path, drugs: Path) -> None:
+def test_processes_are_replaced_and_a_job_whose_process_is_killed_is_tried_again(
+    tmp_path: Path, drugs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_file, "JOBS", 2)
+
     def kill_once(line: str) -> None:
         said.append(line)
         if len(said) == 1:
