@@ -65,19 +65,18 @@ class Draws(NamedTuple):
         return len(self.log_reward) * means.var(1) / values.var(1)
 
 
-def stationary(env: Any, plan: Plan, folder: Path, about: dict[str, Any] | None = None) -> Draws:
+def stationary(env: Any, plan: Plan, folder: Path) -> Draws:
     """Sweep to the end, from where the folder's checkpoint stands.
 
     Args:
         env: block trees, with their reward at β = 1.
         plan: what decides the draws.
         folder: of the checkpoint.
-        about: what else decides them (of the environment), kept with the plan.
 
     Raises:
         UserError: the folder holds draws of another plan.
     """
-    wanted = {**dataclasses.asdict(plan), "betas": list(plan.betas), **(about or {})}
+    wanted = {**dataclasses.asdict(plan), "betas": list(plan.betas)}
     if checkpoint.saved(folder):
         tensors, meta = checkpoint.load_latest(folder)
         other = [key for key in wanted if meta["plan"].get(key) != wanted[key]]

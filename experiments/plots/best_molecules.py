@@ -11,6 +11,8 @@ import numpy as np
 from experiments.plots.curves import ready
 from experiments.plots.figure import BASE, COLOURS, MARKERS
 
+STYLES = ("-", "-.", ":", (0, (8, 1)))
+
 
 class Point(NamedTuple):
     """top: a mean reward of the best molecules, after so many visited."""
@@ -21,18 +23,18 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """seeds: the points of each; dashed: a reference, not a run."""
+    """seeds: the points of each; method: lines of one method have one colour; None: a reference, which is dashed."""
 
     name: str
     seeds: list[list[Point]]
-    dashed: bool = False
+    method: str | None = None
 
 
 def best_molecules(lines: Sequence[Line], published: Sequence[Point], out: Path) -> Path:
     """Draw mean and range over seeds against molecules visited, on a logarithmic axis.
 
     Args:
-        lines: solid ones first.
+        lines: in the order of the legend.
         published: drawn as stars with their names.
         out: .png or .svg.
 
@@ -47,19 +49,20 @@ def best_molecules(lines: Sequence[Line], published: Sequence[Point], out: Path)
     with matplotlib.rc_context({**BASE, "font.size": 10}):
         figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
         axes: Any = figure.subplots()
-        for k, line in enumerate(line for line in lines if not line.dashed):
+        runs = [line for line in lines if line.method is not None]
+        methods = list(dict.fromkeys(line.method for line in runs))
+        for k, line in enumerate(runs):
             x, y = _together(line)
-            colour = COLOURS[k % len(COLOURS)]
-            style = "-" if k < len(COLOURS) else "-."
+            earlier = sum(other.method == line.method for other in runs[:k])
+            colour, style = COLOURS[methods.index(line.method) % len(COLOURS)], STYLES[earlier % len(STYLES)]
             axes.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.2, linewidth=0)
-            label = f"{line.name} ({len(y)} seeds)"
-            axes.plot(x, y.mean(0), style, color=colour, marker=MARKERS[k % len(MARKERS)], markersize=4, label=label)
-        for line in [line for line in lines if line.dashed]:
+            look = {"color": colour, "marker": MARKERS[earlier % len(MARKERS)], "markersize": 4}
+            axes.plot(x, y.mean(0), linestyle=style, label=f"{line.name} ({len(y)} seeds)", **look)
+        for line in [line for line in lines if line.method is None]:
             x, y = _together(line)
             axes.plot(x, y.mean(0), linestyle=(0, (4, 2)), color="#777777", linewidth=1.2, zorder=1)
-            axes.annotate(
-                line.name, (x[-1], y.mean(0)[-1]), (4, 0), textcoords="offset points", fontsize=8, color="#555555", va="center"
-            )
+            place = {"textcoords": "offset points", "fontsize": 8, "color": "#555555", "va": "center", "ha": "right"}
+            axes.annotate(line.name, (x[0], y.mean(0)[0]), (-4, 0), **place)
         for point in published:
             axes.plot(point.visited, point.top, "*", color="black", markersize=11, zorder=9)
             axes.annotate(point.name, (point.visited, point.top), (6, 3), textcoords="offset points", fontsize=9)
@@ -69,9 +72,9 @@ def best_molecules(lines: Sequence[Line], published: Sequence[Point], out: Path)
         axes.set_xlabel("molecules visited by a seed")
         axes.set_ylabel("mean p of the 100 best molecules visited")
         axes.grid(True, color="#e6e6e6", linewidth=0.6)
-        if any(not line.dashed for line in lines):
-            axes.legend(loc="lower right", frameon=False, fontsize=9)
-        note = "mean and range over seeds; dashed: expected from independent draws of R^β; stars: Bengio et al. 2021, Table 1"
+        if runs:
+            axes.legend(loc="lower right", frameon=False, fontsize=9, ncols=2)
+        note = "mean and range over seeds; dashed: expected from independent draws of R^β; stars: Bengio et al. 2021"
         axes.set_title(note, loc="left", fontsize=9, color="#555555")
         figure.savefig(out, metadata={"Date": None} if out.suffix.lower() == ".svg" else None)
     return out

@@ -46,7 +46,7 @@ ROWS: dict[str, tuple[int, dict[str, Any]]] = {  # name -> seeds, settings
     "ppo-10": (3, {"objective": "ppo", "beta": 10.0, "states": 32_000}),
     "fm-40": (3, {**RECIPE, "objective": "fm", "beta": 40.0, "states": 32_000}),
     "fm-10": (3, {**RECIPE, "objective": "fm", "beta": 10.0, "states": 32_000}),
-    "random": (3, {"objective": "uniform", "beta": 10.0, "states": 100_000}),
+    "random": (3, {"objective": "uniform", "beta": 10.0, "states": 32_000}),
     "fm: paper": (1, FM),
     "fm: learning rate 2e-3": (1, {**FM, "learning_rate": 2e-3}),
     "fm: network 4 × 128": (1, {**FM, "hidden": (128,) * 4}),
@@ -59,6 +59,7 @@ ROWS: dict[str, tuple[int, dict[str, Any]]] = {  # name -> seeds, settings
 CHAINS = {
     "exchange": Plan((5.0, 10.0, 16.0, 20.0, 40.0), chains=96, sweeps=3_000, cold=300),
     "metropolis": Plan((10.0,), chains=192, sweeps=1_500, cold=0),
+    "metropolis-merged": Plan((10.0,), chains=192, sweeps=1_500, cold=0),  # --convention merged, for comparison
 }
 SHOWN = (10.0, 16.0, 20.0, 40.0)
 FRESH, EXACT = 400, 400  # samples of each policy, and of the perfect sampler beside it
@@ -114,7 +115,8 @@ def trained(name: str, seed: int, task: dict[str, Any], scale: float, out: Path)
 def sampled(name: str, task: dict[str, Any], scale: float, out: Path) -> Draws:
     """The perfect sampler, from where it stands."""
     kind = find_env("molecules")
-    settings = {**SEH, "convention": "paper2021", "beta": 1.0, "fragments": str(task["fragments"])}
+    convention = "merged" if name.endswith("merged") else "paper2021"
+    settings = {**SEH, "convention": convention, "beta": 1.0, "fragments": str(task["fragments"])}
     env = make_dag_env("molecules", kind.settings(**settings, seh_weights=str(task["seh_weights"])), "cpu")
     return stationary(env, plan(name, scale), out / name)
 
@@ -146,9 +148,9 @@ def report(task: dict[str, Any], scale: float, out: Path, figure: Path) -> Path:
     figure.parent.mkdir(parents=True, exist_ok=True)
     figure.write_text("\n\n".join(f"## {title}\n\n{table(rows)}" for title, rows in tables.items() if len(rows) > 1) + "\n")
     write_csv(figure.with_suffix(".csv"), curves)
-    lines = [Line(name, [points(rows) for rows in curves[name]]) for name in main]
+    lines = [Line(name, [points(rows) for rows in curves[name]], ROWS[name][1]["objective"]) for name in main]
     if "exchange" in found:
-        lines += [Line(f"perfect sampler, β = {beta:g}", [expected(found["exchange"], beta)], dashed=True) for beta in SHOWN]
+        lines += [Line(f"perfect sampler, β = {beta:g}", [expected(found["exchange"], beta)]) for beta in SHOWN]
     best_molecules([line for line in lines if any(line.seeds)], PAPER, figure.with_suffix(".png"))
     return figure
 
