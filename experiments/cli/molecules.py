@@ -64,7 +64,7 @@ def sample(arguments: list[str]) -> None:
             quiet: hide the progress bar
             trust: execute the files that the run names even if they changed or are not yours
         """
-        from experiments.gfn.rewards import close, summary
+        from experiments.gfn.rewards import closing, summary
         from experiments.molecules.files import format_of
         from experiments.molecules.sample import Wanted, trained
         from experiments.run.out_file import output
@@ -76,10 +76,8 @@ def sample(arguments: list[str]) -> None:
         with nullcontext(Asked()) if out == STDOUT else deferred_signals() as asked, output(out) as write:
             silent = quiet or (out == STDOUT and sys.stdout.isatty())
             source = trained(run, checkpoint, device, trust)
-            try:
+            with closing(source.problem):
                 short = _write(source, wanted, written, write, asked, silent)
-            finally:
-                close(source.problem)
         if not quiet and not short and source.problem.calls.calls:
             print(plain(summary(source.problem), keep="\n"), file=sys.stderr)
         if short:

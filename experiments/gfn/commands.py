@@ -155,11 +155,8 @@ def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:
     if settings.compile and problem.device == "cpu":
         print("--compile: nothing is compiled on the CPU, where the ordinary iteration is the faster one", file=sys.stderr)
     total, unit = (settings.states, "objects a seed") if settings.calls is None else (settings.calls, "reward calls")
-    try:
-        with progress(total, unit, quiet) as tick:
-            run_loop(run, problem, method, exact, settings, training, tick, molecules)
-    finally:
-        rewards.close(problem)
+    with rewards.closing(problem), progress(total, unit, quiet) as tick:
+        run_loop(run, problem, method, exact, settings, training, tick, molecules)
     if not quiet:
         print(plain(rewards.summary(problem, run.wall), keep="\n"), file=sys.stderr)
         print(plain(f"done: {run.folder}   curves: tensorboard --logdir {run.folder}"), file=sys.stderr)
@@ -199,11 +196,8 @@ def evaluate(
     check_flags(evaluate, {"samples": samples, "evaluation_calls": evaluation_calls})
     run, begun = opened(folder, checkpoint, trust)
     require({"samples": sampled(begun.problem, samples)}, {"samples": "lower --samples"})
-    with faults_as_sentences(f"iteration {begun.training.iteration}", run.config):
-        try:
-            columns = _known(begun, samples, rewards.budget(begun.problem, evaluation_calls))
-        finally:
-            rewards.close(begun.problem)
+    with faults_as_sentences(f"iteration {begun.training.iteration}", run.config), rewards.closing(begun.problem):
+        columns = _known(begun, samples, rewards.budget(begun.problem, evaluation_calls))
     tell(rewards.summary(begun.problem))
     table = {name: x.tolist() if isinstance(x, Tensor) else x for name, x in columns.items()}
     return [

@@ -14,7 +14,7 @@ from experiments.run.faults import faults_as_sentences
 
 
 def dry_run(config: dict[str, Any]) -> str:
-    """The resolved settings, sizes, memory and time of a run. UserError as for the run itself.
+    """The resolved settings, rewards of known drugs, sizes, memory and time of a run. UserError as for the run itself.
 
     A few batches are constructed, and their rewards evaluated; a user's reward is not asked for more than these.
     """
@@ -26,7 +26,10 @@ def dry_run(config: dict[str, Any]) -> str:
         state, outcome = step(state, problem, t)
         built, t = outcome.log_reward.shape[1], t + 1
 
-    with faults_as_sentences("dry run"):
+    drugs = ""
+    with faults_as_sentences("dry run"), rewards.closing(problem):
+        if settings.references:
+            drugs = rewards.references(problem, quiet=False)
         step = step_of(settings, method, problem, state, 0)
         for _ in range(ITERATIONS):
             seconds = measured(iteration)
@@ -36,4 +39,8 @@ def dry_run(config: dict[str, Any]) -> str:
     own: Any = method
     parameters = own.model(problem).size if hasattr(own, "model") else 0
     parts = arrays(method, problem, metrics=settings.metrics, window=settings.window, top_k=settings.top_k)
-    return report(config, parameters, parts, settings.states / built, seconds, row, settings.evaluations)
+    iterations = settings.states / built
+    if settings.calls is not None:
+        iterations = min(iterations, settings.calls / built / settings.seeds)
+    told = report(config, parameters, parts, iterations, seconds, row, settings.evaluations)
+    return f"{told}\n{drugs}" if drugs else told

@@ -6,7 +6,8 @@ A reward of the user's is expensive. So evaluations of molecules that it scores 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -120,10 +121,14 @@ def runners(problem: DagProblem) -> list[Runner]:
     return [] if reward is None else [oracle for oracle in reward.reward.quantities.oracles if isinstance(oracle, Runner)]
 
 
-def close(problem: DagProblem) -> None:
-    """End the processes of the reward; nothing that was answered is lost."""
-    if (reward := tree_reward(problem.env)) is not None:
-        reward.reward.quantities.close()
+@contextlib.contextmanager
+def closing(problem: DagProblem) -> Iterator[None]:
+    """End the processes of the reward at the end of the block; nothing that was answered is lost."""
+    try:
+        yield
+    finally:
+        if (reward := tree_reward(problem.env)) is not None:
+            reward.reward.quantities.close()
 
 
 # -- checkpoints
