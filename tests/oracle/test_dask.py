@@ -36,7 +36,7 @@ def test_a_worker_that_is_killed_costs_no_molecule(client: Any, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_ten_thousand_molecules_with_faults_and_a_worker_killed(client: Any, tmp_path: Path) -> None:
-    scores(client, tmp_path, 10_000, 0.3)
+    scores(client, tmp_path, 10_000, 0.5)
 
 
 def scores(client: Any, tmp_path: Path, n: int, timeout: float) -> None:

@@ -123,4 +123,4 @@ def test_molecules_that_hang_crash_and_give_nan(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_molecules_with_faults(tmp_path: Path) -> None:
-    faulty(tmp_path, 10_000, 4, 0.3)
+    faulty(tmp_path, 10_000, 4, 0.5)
