@@ -74,7 +74,8 @@ def resolved(settings: MoleculeSettings) -> MoleculeSettings:
     """With the vocabulary written out and files as absolute paths. UserError for files that cannot be read."""
     _need_rdkit()
     from envs.molecules.fragments import as_json
-    from gflownet.rewards.expression import COMMAND, Expression
+    from gflownet.rewards.expression import Expression
+    from gflownet.rewards.oracle import COMMAND
 
     if not settings.vocabulary:
         text = json.dumps(json.loads(as_json(_fragments(settings))), separators=(",", ":"))
@@ -167,7 +168,8 @@ def _fragments(settings: MoleculeSettings) -> tuple[Fragment, ...]:
 def _reward(settings: MoleculeSettings, fragments: tuple[Fragment, ...], env: Any, device: str) -> TreeReward:
     from experiments.oracle.make import make_oracle
     from gflownet.rewards.combine import MoleculeReward, Tempering
-    from gflownet.rewards.expression import COMMAND, Expression
+    from gflownet.rewards.expression import Expression
+    from gflownet.rewards.oracle import COMMAND
     from gflownet.rewards.trees import TreeReward
 
     tempering = Tempering(settings.beta, settings.r_min, settings.r_max)

@@ -11,9 +11,7 @@ from experiments.oracle.executors import executor_of
 from experiments.oracle.runner import Runner
 from experiments.oracle.settings import OracleSettings
 from experiments.oracle.spec import RewardSpec, command_spec, function_spec
-
-COMMAND = "command"
-"""The term of a formula that stands for --reward-command."""
+from gflownet.rewards.oracle import COMMAND
 
 
 def make_oracle(

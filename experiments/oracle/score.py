@@ -18,12 +18,12 @@ import numpy as np
 from rdkit import Chem, rdBase
 
 from experiments.cli.errors import UserError
-from experiments.oracle.make import COMMAND, make_oracle
+from experiments.oracle.make import make_oracle
 from experiments.oracle.runner import Runner
 from experiments.oracle.settings import OracleSettings
 from gflownet.rewards.cached import Quantities, from_smiles
 from gflownet.rewards.expression import Expression
-from gflownet.rewards.oracle import Scored
+from gflownet.rewards.oracle import COMMAND, Scored
 
 Row = dict[str, str | float]
 
@@ -57,10 +57,10 @@ class Scorer:
 
     def __init__(self, formula: str, settings: OracleSettings, workers: int = 0, run: str = "") -> None:
         try:
-            self.expression = Expression.parse(formula or COMMAND, (COMMAND,))
+            self.expression = Expression.parse(formula or COMMAND)
         except ValueError as error:
             raise UserError(f"--reward: {error}") from error
-        if settings.reward_command and COMMAND not in self.expression.outside:
+        if settings.reward_command and COMMAND not in self.expression.functions:
             raise UserError(f"--reward {formula!r} has no term {COMMAND}, so --reward-command would not be used: add it")
         self._measures = {term.quantity: term.measure for term in self.expression.terms}
         self._close = contextlib.ExitStack()
@@ -70,7 +70,7 @@ class Scorer:
         self.first_failure = ""
         with contextlib.ExitStack() as stack:
             self._quantities = stack.enter_context(Quantities(self._measures, {}, 10_000, workers))
-            for name in (*self.expression.functions, *self.expression.outside):
+            for name in self.expression.functions:
                 self.oracles[name] = stack.enter_context(make_oracle(name, settings, workers, run))
             self._close = stack.pop_all()
 

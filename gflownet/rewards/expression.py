@@ -20,13 +20,12 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from gflownet.rewards.chemistry import SYNOPSIS, Floats, Term, term
+from gflownet.rewards.oracle import COMMAND
 from gflownet.rewards.pmo import pmo_term
 
 FILE = re.compile(r"[^\s*+^()\[\],]+\.py:[A-Za-z_]\w*")
 NAME = re.compile(r"pmo:\w*|[A-Za-z_]\w*")
 NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
-COMMAND = "command"
-"""The name of a function that is a program of the user's."""
 LONGEST = 20_000  # characters; similar[SMILES] of a large molecule has 200
 DEEPEST = 50  # the deepest nesting of brackets
 T = TypeVar("T")

@@ -16,6 +16,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 STATUSES = ("ok", "timeout", "invalid", "error")
 """Their order is that of the codes in a checkpoint."""
+COMMAND = "command"
+"""The term of a formula that is a program of the user's."""
 
 
 class Scored(NamedTuple):

@@ -181,6 +181,14 @@ def slow(smiles):
     return [len(s) for s in smiles]
 
 
+def waits(smiles):
+    """For the file `go` from the ninth molecule on."""
+    note(smiles)
+    while len(ASKED.read_text().split()) > 8 and not ASKED.with_name("go").exists():
+        time.sleep(0.02)
+    return [len(s) for s in smiles]
+
+
 def bad_batches(smiles):
     """Hangs for N in any company, and is right about the others alone."""
     note(smiles)

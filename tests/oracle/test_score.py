@@ -127,7 +127,7 @@ def test_answers_are_kept_for_other_commands(here: Path, capsys: pytest.CaptureF
         (["m.smi"], 2, "got no reward"),
         (["--reward", "qed"], 2, "got no molecules"),
         (["none.smi", "--reward", "qed"], 2, "none.smi: No such file"),
-        (["m.smi", "--reward", "qod"], 2, "expected a term, which is one of command, qed"),
+        (["m.smi", "--reward", "qod"], 2, "expected a term, which is one of qed"),
         (["m.smi", "--reward", "command"], 2, "give the program with --reward-command"),
         (["m.smi", "--reward", "qed", "--reward-command", "cat"], 2, "has no term command"),
         (["m.smi", "--reward", "none.py:score"], 2, "there is no file none.py"),
@@ -167,11 +167,11 @@ def test_a_reward_that_fails_too_often_ends_the_command_early(here: Path, capsys
 
 
 def start(here: Path, *flags: str) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "experiments.cli.gflownet", "score", "m.smi", "--reward", "mine.py:slow", "--out", "o.csv"]
+    words = [sys.executable, "-m", "experiments.cli.gflownet", "score", "m.smi", "--reward", "mine.py:waits", "--out", "o.csv"]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     process = subprocess.Popen([*words, *flags], cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
-    while len(asked(here)) < 8:
+    while len(asked(here)) < 9:
         assert process.poll() is None
         time.sleep(0.02)
     return process
@@ -182,15 +182,13 @@ def test_a_signal_ends_it_at_once_and_loses_nothing(here: Path, number: signal.S
     smiles = [f"[{1 + i}CH4]" for i in range(14)]
     (here / "m.smi").write_text("\n".join(smiles))
     process = start(here)
-    begun = time.monotonic()
-    process.send_signal(number)
-    _, err = process.communicate()
-    assert time.monotonic() - begun < 15
+    process.send_signal(number)  # while the reward hangs
+    _, err = process.communicate(timeout=100)
     assert process.returncode == code
     assert "stopped: answers so far are in runs/rewards.sqlite; the same command goes on from there" in err
     assert not (here / "o.csv").exists()
     assert not list(here.glob(".*"))
-    finish(here, smiles, under_way=1)
+    finish(here, smiles)
 
 
 def test_kill_9_asks_nothing_again(here: Path) -> None:
@@ -199,19 +197,18 @@ def test_kill_9_asks_nothing_again(here: Path) -> None:
     process = start(here)
     process.kill()
     process.wait()
-    finish(here, smiles, under_way=1)
+    time.sleep(0.3)  # its child ends too
+    finish(here, smiles)
 
 
-def finish(here: Path, smiles: list[str], under_way: int) -> None:
-    time.sleep(0.3)  # its child has ended too: nothing is asked any more
+def finish(here: Path, smiles: list[str]) -> None:
     before = asked(here)
+    (here / "go").touch()
     time.sleep(0.2)
-    assert asked(here) == before
-    main(["score", "m.smi", "--reward", "mine.py:slow", "--out", "o.csv", "--quiet"])
+    assert asked(here) == before == smiles[:9]  # nobody goes on
+    main(["score", "m.smi", "--reward", "mine.py:waits", "--out", "o.csv", "--quiet"])
     assert [r["smiles"] for r in rows((here / "o.csv").read_text())] == smiles
-    times = Counter(asked(here))
-    assert set(times) == set(smiles)
-    assert sum(times.values()) <= len(smiles) + under_way
+    assert asked(here) == [*smiles[:9], *smiles[8:]]  # the one that was under way is asked again
 
 
 # -- check
