@@ -15,6 +15,7 @@ from rdkit import Chem
 
 from experiments.cli.errors import UserError
 from experiments.molecules.config import tree_reward
+from experiments.oracle.check import DRUGS
 from experiments.run import safe
 from experiments.run.faults import REWARD_FAULT
 from gflownet.molecules.fingerprints import fingerprints, internal_diversity
@@ -41,13 +42,6 @@ DESCRIPTIONS = {
     "end.",
     "oracle/diversity": f"1 - mean Tanimoto similarity (morgan2-2048) over pairs of the 100 best {ASKED}.",
     **{f"oracle/{name}": f"Molecules asked for so far with status {name}." for name in STATUSES},
-}
-DRUGS = {
-    "aspirin": "CC(=O)Oc1ccccc1C(=O)O",
-    "caffeine": "Cn1c(=O)c2c(ncn2C)n(C)c1=O",
-    "ibuprofen": "CC(C)Cc1ccc(cc1)C(C)C(=O)O",
-    "paracetamol": "CC(=O)Nc1ccc(O)cc1",
-    "diazepam": "CN1C(=O)CN=C(c2ccccc2)c2cc(Cl)ccc21",
 }
 
 

@@ -15,7 +15,7 @@ from envs.dag.enumeration import enumerate_dag
 from envs.dag.hypergrid import HyperGrid
 from experiments.cli.gflownet import main
 from experiments.gfn import train as gfn
-from experiments.gfn.budget import DRUGS
+from experiments.oracle.check import DRUGS
 from experiments.run import checkpoint as checkpoints
 from experiments.run.log import read_metrics
 from gflownet.evaluation import exact_distribution
