@@ -144,7 +144,8 @@ def fails(capsys: pytest.CaptureFixture[str], code: int, program: str, *argument
 def saved(out: Path) -> dict[str, torch.Tensor]:
     tensors, _ = checkpoints.load_latest(out / "checkpoints")
     for name, x in tensors.items():
-        assert not x.is_floating_point() or not torch.isnan(x).any(), name
+        failed = name == "scored/values"  # molecules that failed have no number
+        assert failed or not x.is_floating_point() or not torch.isnan(x).any(), name
     return tensors
 
 

@@ -116,11 +116,12 @@ def test_a_sample_whose_reward_hangs_is_left(tmp_path: Path, capsys: pytest.Capt
         "import os, signal, time\n"
         "def f(smiles):\n"
         f"    if os.path.exists({str(flag)!r}):\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "        time.sleep(9)\n"
+        f"        os.kill({os.getpid()}, signal.SIGTERM)\n"  # the command, not the process of the reward
+        "        time.sleep(99)\n"
         "    return [1.0 + len(s) for s in smiles]\n"
     )
     few = ["--states", 16, "--batch-size", 8, "--evaluations", 1, "--quiet", "--device", "cpu", "--out", tmp_path / "run"]
+    few += ["--reward-cache", "none"]
     assert run("gflownet", "train", "molecules", "--objective", "tb", "--reward", f"{file}:f", *few) == 0
     flag.touch()
     started = time.monotonic()
