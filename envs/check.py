@@ -20,8 +20,9 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 
-from envs.core import Array, Env, State, raised, to_numpy
+from envs.core import Array, Env, State, to_numpy
 from envs.form import SEEN, form
+from envs.raised import raised
 from envs.random import Rng
 from envs.rollout import AHEAD, ENV, POLICY, RESET
 

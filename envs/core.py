@@ -6,8 +6,6 @@ tensor program (MuJoCo, Gymnasium) or numpy is faster (tables on the CPU); see `
 
 from __future__ import annotations
 
-import os
-import traceback
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -238,19 +236,6 @@ class EnvironmentFault(RuntimeError, ValueError):
 
 class LearnerFault(RuntimeError):
     """An agent, an objective or a method raised, or returned what does not fit."""
-
-
-def raised(error: BaseException) -> str:
-    """What code of a user did, for a sentence: raised ValueError: its message (file.py, line 3)."""
-    try:
-        text = " ".join(str(error).split())[:300]
-    except Exception:
-        text = "(its message cannot be shown)"
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
-    if isinstance(error, SystemExit):
-        return f"called sys.exit({text}){where}"
-    return f"raised {type(error).__name__}{': ' if text else ''}{text}{where}"
 
 
 class Diverged(ValueError):

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.core import Array, Diverged, Env, EnvironmentFault, State, Trajectories, any_last, raised, to_tensor
+from envs.core import Array, Diverged, Env, EnvironmentFault, State, Trajectories, any_last, to_tensor
 from envs.form import flaw
+from envs.raised import raised
 from envs.random import Rng
 
 ENV, POLICY, RESET = 0, 1, 2  # random streams of an episode

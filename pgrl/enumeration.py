@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from envs.core import LearnerFault, Trajectories, raised
+from envs.core import LearnerFault, Trajectories
 from envs.pytree import numbers_of, rebuilt, tensors_of
+from envs.raised import raised
 from pgrl.agent import Agent, Sizes, batch_sizes
 from pgrl.gradients import Estimator
 from pgrl.heads import Categorical

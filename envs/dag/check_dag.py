@@ -18,11 +18,12 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 from torch import Tensor
 
 from envs.check import Checks, ContractError, RandomAct, check_briefly, check_env
-from envs.core import DagEnv, Parents, raised
+from envs.core import DagEnv, Parents
 from envs.dag.enumeration import Enumeration, enumeration_of
 from envs.dag.protocols import CountsEdges, CountsPaths, Indexed, PartialReward, WithModes, offers
 from envs.dag.search import NotADag, TooManyStates, differ, hash_key, mask_of, search, states_at, step_from
 from envs.dag.segments import distinct_keys
+from envs.raised import raised
 from envs.random import Rng
 from envs.rollout import rollout
 

@@ -24,7 +24,8 @@ import numpy as np
 from gymnasium import error
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
-from envs.core import Array, EnvironmentFault, State, raised
+from envs.core import Array, EnvironmentFault, State
+from envs.raised import raised
 from envs.random import Rng
 
 Single = gymnasium.Env[Any, Any]

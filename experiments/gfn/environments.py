@@ -125,7 +125,8 @@ class Reward:
     def __call__(self, cells: Tensor) -> Tensor:
         import torch
 
-        from envs.core import RewardFault, raised
+        from envs.core import RewardFault
+        from envs.raised import raised
 
         try:
             return torch.as_tensor(self.function(cells), device=cells.device).double()
@@ -181,7 +182,8 @@ def _grid_title(settings: HyperGridSettings) -> str:
 
 def _outside(name: str, device: str) -> DagEnv:
     """What the function in a file returns; it is given the device where it has a parameter of that name."""
-    from envs.core import DagEnv, raised
+    from envs.core import DagEnv
+    from envs.raised import raised
 
     make = load_object(name)
     try:

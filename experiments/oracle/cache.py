@@ -4,9 +4,9 @@
     answers   oracle, smiles, run -> value, status, message, seconds, time
 
 A run finds its own answers, whatever their status, and of other runs those with the status ok or invalid: a timeout may not
-happen again. `put` holds an answer in memory; a thread writes what has gathered every WRITES seconds, in one transaction, and
-`flush` does so at once. Where the disk is full, or the file cannot be written any more, answers stay in memory, one line on
-stderr says so, and writing is tried again. A file that is damaged or of another program is never changed.
+happen again. `put` writes answers at once (20 µs of computing for one), together with those that other threads have put
+meanwhile. Where the disk is full, or the file cannot be written any more, answers stay in memory, one line on stderr says so,
+and writing is tried again. A file that is damaged or of another program is never changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from gflownet.rewards.oracle import STATUSES, Scored
 
 VERSION = 1  # PRAGMA user_version
 APPLICATION = 0x6F7261  # PRAGMA application_id
-WRITES = 0.02  # seconds
 PATIENCE = 10.0  # seconds to wait for a lock
 AGAIN = 5.0  # seconds after which writing is tried again
 CHUNK = 500  # SMILES in one query
@@ -59,7 +58,7 @@ class AnswerCache:
         self.path, self.run = path, run
         self._pending: dict[str, Row] = {}
         self._use, self._writing = threading.Lock(), threading.Lock()  # of _pending, of the connection
-        self._dirty, self._closed, self._warned, self._next_try = threading.Event(), False, False, 0.0
+        self._closed, self._warned, self._next_try = False, False, 0.0
         with self._sentences():
             self._base = _opened(path)
             try:
@@ -67,8 +66,6 @@ class AnswerCache:
             except BaseException:
                 self._base.close()
                 raise
-        self._writer = threading.Thread(target=self._write_now_and_then, daemon=True, name="cache")
-        self._writer.start()
 
     def get(self, smiles: Sequence[str]) -> dict[str, Scored]:
         """What is known of molecules. UserError where the file cannot be read."""
@@ -89,21 +86,31 @@ class AnswerCache:
         return {s: scored for s, row in found.items() if (scored := _scored(row)) is not None}
 
     def put(self, answers: Iterable[tuple[str, Scored]], seconds: float = 0.0) -> None:
-        """Keep answers: of each molecule, with the seconds that it took."""
+        """Keep answers, on disk when this returns: of each molecule, with the seconds that it took."""
+        if self._closed:
+            return
         now = time.time()
         rows = {s: (None if math.isnan(x.value) else x.value, x.status, x.message, seconds, now) for s, x in answers}
         with self._use:
             self._pending |= rows
-        self._dirty.set()
+        self.flush()
 
     def flush(self) -> None:
-        """Write what is in memory to the file; where that fails it stays in memory."""
-        with self._use:
-            rows = dict(self._pending)
-        if not rows or time.monotonic() < self._next_try:
+        """Write what is in memory to the file; where that fails it stays in memory, for another try after AGAIN seconds."""
+        if not self._pending or time.monotonic() < self._next_try:
             return
+        with self._writing:
+            with self._use:
+                rows = dict(self._pending)
+            if rows and self._written(rows):
+                with self._use:
+                    for s, row in rows.items():
+                        if self._pending.get(s) is row:
+                            del self._pending[s]
+
+    def _written(self, rows: dict[str, Row]) -> bool:
         try:
-            with self._writing, self._base:
+            with self._base:
                 self._base.executemany(
                     "INSERT OR REPLACE INTO answers (oracle, smiles, run, value, status, message, seconds, time)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -117,11 +124,8 @@ class AnswerCache:
                     f"{self.path} could not be written ({error}): answers are kept in memory, and written when that is possible"
                 )
                 _say(said)
-            return
-        with self._use:
-            for s, row in rows.items():
-                if self._pending.get(s) is row:
-                    del self._pending[s]
+            return False
+        return True
 
     def forget_failures(self) -> None:
         """Let this run ask again for what was a timeout or an error."""
@@ -134,11 +138,9 @@ class AnswerCache:
         """Write the rest and close the file."""
         if self._closed:
             return
-        self._closed = True
-        self._dirty.set()
-        self._writer.join()
         self._next_try = 0.0
         self.flush()
+        self._closed = True
         if self._pending:
             _say(f"{len(self._pending):,} answers could not be written to {self.path}: they will be asked again")
         with self._writing, contextlib.suppress(sqlite3.Error):
@@ -157,15 +159,6 @@ class AnswerCache:
                 self._base.execute("INSERT OR IGNORE INTO oracles (key, name) VALUES (?, ?)", (key, name))
             found = self._base.execute(query, (key,)).fetchone()
         return int(found[0])
-
-    def _write_now_and_then(self) -> None:
-        while not self._closed:
-            self._dirty.wait()
-            self._dirty.clear()
-            self.flush()
-            if self._pending:
-                self._dirty.set()  # for the next try
-            time.sleep(WRITES)
 
     @contextlib.contextmanager
     def _sentences(self) -> Iterator[None]:

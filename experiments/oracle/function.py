@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import reprlib
-import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from envs.raised import raised
 from experiments.cli.load import object_in
 from experiments.oracle.protocol import Answer, CallFailed
 
@@ -37,7 +37,7 @@ def evaluated(function: Callable[[list[str]], Any], smiles: list[str]) -> list[A
     except CallFailed:
         raise
     except BaseException as error:
-        raise CallFailed(raised(error)) from error
+        raise CallFailed(f"the function {raised(error)}") from error
     if len(values) != n:
         try:
             count = len(result)  # type: ignore[arg-type]
@@ -56,13 +56,6 @@ def number(value: Any) -> Answer:
     except Exception:
         return "invalid", f"the function gave {shown(value)}, expected a finite number"
     return found if math.isfinite(found) else ("invalid", f"the function gave {found}, expected a finite number")
-
-
-def raised(error: BaseException) -> str:
-    """What was raised, and where in the user's file."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" (line {frames[1].lineno} of {frames[1].filename})" if len(frames) > 1 else ""
-    return f"the function raised {type(error).__name__}: {error!s:.300}{where}"
 
 
 def shown(value: Any) -> str:

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from envs.core import Env, raised
+from envs.core import Env
 from envs.mdp.exact import Exact, ExactLQR, ExactMDP
 from envs.mdp.lqr import LQR, double_integrator
 from envs.mdp.tabular import FiniteMDP, garnet, gridworld
+from envs.raised import raised
 from experiments.cli.errors import UserError
 from experiments.cli.load import load_object, read_file, refuse_import, short_name
 from experiments.pg.environments import OWN

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from envs.child_process import follow_parent, kill
-from envs.core import raised
+from envs.raised import raised
 from experiments.cli.errors import UserError
 from experiments.cli.verbs import close_to
 from experiments.pmo.jobs import METHODS, BenchJob, Result, read, run

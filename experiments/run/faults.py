@@ -15,7 +15,8 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from envs.core import Diverged, EnvironmentFault, LearnerFault, RewardFault, raised
+from envs.core import Diverged, EnvironmentFault, LearnerFault, RewardFault
+from envs.raised import raised
 from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.run import safe

@@ -26,7 +26,7 @@ import numpy as np
 from rdkit import Chem, rdBase
 
 from envs.child_process import follow_parent, kill
-from envs.core import raised
+from envs.raised import raised
 from gflownet.rewards.calls import RewardCalls
 from gflownet.rewards.chemistry import Floats, Measure
 from gflownet.rewards.lru import LRUCache

@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Mapping, Sized
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:  # worker processes of RDKit's terms import this, and need no torch
+    from torch import Tensor
 
-from envs.core import DagEnv
+    from envs.core import DagEnv
 
 Batch = TypeVar("Batch", bound=Sized)
 Result = TypeVar("Result")

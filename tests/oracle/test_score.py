@@ -269,3 +269,11 @@ def test_a_reward_that_breaks_its_contract(here: Path, function: str, said: str,
 @pytest.mark.parametrize("function", ["nan", "too_many", "raises", "leaves", "closes"])
 def test_a_check_names_the_fault(here: Path, function: str, capsys: pytest.CaptureFixture[str]) -> None:
     refused(["score", "--check", f"mine.py:{function}"], 1, "failed check: ", capsys)
+
+
+def test_scoring_loads_no_torch() -> None:
+    code = "import sys, experiments.oracle.score; print('torch' in sys.modules)"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert out.stdout == "False\n"
