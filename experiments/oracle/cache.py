@@ -195,14 +195,15 @@ def _opened(path: Path | None) -> sqlite3.Connection:
 
 
 def _prepare(base: sqlite3.Connection, path: Path) -> None:
-    version, application = (base.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id"))
     end = "move it away, or name another file with --reward-cache"
-    tables = base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    tables = base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]  # first: another process may be at it
+    version, application = (base.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id"))
     if tables and application != APPLICATION:
         raise UserError(f"{path} is a database of another program: {end}", exit_code=3)
     if tables and version != VERSION:
         raise UserError(f"{path} is a cache of version {version}, expected {VERSION}: {end}", exit_code=3)
-    base.execute("PRAGMA journal_mode = WAL")  # readers and a writer at once; where it is impossible another mode stays
+    with contextlib.suppress(sqlite3.OperationalError):  # another process is at it
+        base.execute("PRAGMA journal_mode = WAL")  # readers and a writer at once; where it is impossible another mode stays
     base.execute("PRAGMA synchronous = NORMAL")
     if not tables:
         base.execute("BEGIN IMMEDIATE")
