@@ -157,7 +157,7 @@ def _count(source: Path) -> int:
 def _summary(scorer: Scorer) -> None:
     done = sum(scorer.status.values()) + scorer.unreadable
     said = ", ".join(f"{n:,} {status}" for status, n in scorer.status.items())
-    unread = f"; {scorer.unreadable:,} lines are no SMILES" if scorer.unreadable else ""
+    unread = f", {scorer.unreadable:,} not readable as SMILES" if scorer.unreadable else ""
     print(f"{done:,} molecules: {said or 'none scored'}{unread}", file=sys.stderr)
     for name, oracle in scorer.oracles.items():
         counts = oracle.counts

@@ -64,10 +64,10 @@ def evaluate(job: Job) -> Evaluated:
         if not job.smiles:
             with _child(job):
                 return Evaluated([], 0, 0.0)
-        scored = tally.call(job.smiles)
-        if len(job.smiles) > 1 and all(x.status in ("timeout", "error") for x in scored):  # one of them may be to blame
+        scored, failed = tally.call(job.smiles)
+        if failed and len(scored) > 1:  # one of them may be to blame
             scored = [tally.single(smiles) for smiles in job.smiles]
-        elif len(job.smiles) == 1 or job.retries:
+        else:
             scored = [tally.again(smiles, x) for smiles, x in zip(job.smiles, scored, strict=True)]
         return Evaluated(scored, tally.asked, tally.seconds)
     except NotLoaded as error:
@@ -93,18 +93,18 @@ class _Tally:
         self._job, self.asked, self.seconds = job, 0, 0.0
 
     def single(self, smiles: str) -> Scored:
-        return self.again(smiles, self.call((smiles,))[0])
+        return self.again(smiles, self.call((smiles,))[0][0])
 
     def again(self, smiles: str, scored: Scored) -> Scored:
         """Ask again after a timeout or an error, as often as the job says."""
         for _ in range(self._job.retries):
             if scored.status in ("ok", "invalid"):
                 break
-            scored = self.call((smiles,))[0]
+            scored = self.call((smiles,))[0][0]
         return scored
 
-    def call(self, smiles: tuple[str, ...]) -> list[Scored]:
-        """One call, with an answer for each molecule. NotLoaded where there is no process to make it."""
+    def call(self, smiles: tuple[str, ...]) -> tuple[list[Scored], bool]:
+        """One call: an answer for each molecule, and whether it failed as a whole. NotLoaded where no process can make it."""
         job = self._job
         while True:
             with _child(job) as child:
@@ -122,9 +122,9 @@ class _Tally:
                     failed = Scored.failed("timeout", f"no answer within {job.timeout:g} s{hint}")
                 else:
                     self.asked, self.seconds = self.asked + len(smiles), self.seconds + seconds
-                    return scored
+                    return scored, False
             self.asked, self.seconds = self.asked + len(smiles), self.seconds + time.perf_counter() - begun
-            return [failed] * len(smiles)
+            return [failed] * len(smiles), True
 
 
 # -- processes of the rewards, in this process

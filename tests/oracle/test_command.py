@@ -68,6 +68,12 @@ def test_many_molecules_in_one_call() -> None:
         assert oracle.counts.asked == 6000
 
 
+def test_molecules_that_fail_one_by_one_are_not_asked_again() -> None:
+    with program("says_error", reward_batch=2) as oracle:
+        assert [s.status for s in oracle(["CN", "CCN"])] == ["error", "error"]
+        assert oracle.counts.asked == 2
+
+
 def test_a_program_of_the_shell() -> None:
     with runner("""sh -c 'while read s; do echo ${#s}; done'""") as oracle:
         assert [s.value for s in oracle(["C", "CC"])] == [1, 2]
