@@ -109,7 +109,7 @@ class Account:
         if len(status) < FEWEST or failed <= max_failed * len(status):
             return ""
         counts = ", ".join(f"{int((status == i).sum())} {name}" for i, name in enumerate(STATUSES) if i and (status == i).any())
-        why = f"; the last: {self._calls.failures[-1]}" if self._calls.failures else ""
+        why = f"; the last: {self._calls.failure}" if self._calls.failure else ""
         allowed = f"more than --max-failed {max_failed:g} allows"
         return f"{failed} of the last {len(status)} molecules have no reward ({counts}), {allowed}{why}"
 
@@ -137,8 +137,7 @@ def references(problem: DagProblem) -> str:
     with problem.calls.around():
         parts = reward.of_smiles(smiles)
     if STATUS in parts and bool((parts[STATUS] > 0).all()):
-        why = problem.calls.failures[-1] if problem.calls.failures else "no reason is known"
-        raise UserError(f"the reward failed for all of {', '.join(DRUGS)}: {why}", REWARD_FAULT)
+        raise UserError(f"the reward failed for all of {', '.join(DRUGS)}: {problem.calls.failure}", REWARD_FAULT)
     return _table(reward, parts)
 
 

@@ -137,7 +137,8 @@ class Quantities:
         for row, one in zip(measured, smiles, strict=True):
             said = [of[one] for of in scored]
             rows.append((*row, *(x.value for x in said), max(float(STATUSES.index(x.status)) for x in said)))
-            self.calls.failures += [x.message for x in said if x.message]
+            for name, x in zip(self._oracles, said, strict=True):
+                self.calls.failure = f"{name} of {one}: {x.message}" if x.message else self.calls.failure
         return rows
 
     @property

@@ -38,14 +38,14 @@ class RewardCalls:
         calls: objects handed to the reward.
         cache_hits: objects whose reward was known.
         seconds: time in the reward.
-        failures: why molecules failed, of those that did since it was last cleared.
+        failure: why the last molecule failed that did.
     """
 
     def __init__(self) -> None:
         self.of_user = False
         self.around: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
         self.calls, self.cache_hits, self.seconds = 0, 0, 0.0
-        self.failures: list[str] = []
+        self.failure = ""
 
     def __call__(self, reward: Callable[[Batch], Result], batch: Batch, n: int | None = None) -> Result:
         """Call a reward of a batch of objects.

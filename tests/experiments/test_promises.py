@@ -119,7 +119,8 @@ def molecules(tmp_path: Path, fault: str) -> list[str]:
     pytest.importorskip("rdkit")
     file = user_file(tmp_path, REWARD.format(fault=fault))
     small = ["--max-blocks", "2", "--states", "64", "--batch-size", "8", "--hidden", "8", "--evaluations", "2", "--quiet"]
-    return ["train", "molecules", "--objective", "tb", "--reward", f"{file}:score", *small]
+    own = ["--reward-cache", str(tmp_path / "answers.sqlite"), "--reward-workers", "1"]
+    return ["train", "molecules", "--objective", "tb", "--reward", f"{file}:score", *small, *own]
 
 
 # 1
@@ -327,7 +328,11 @@ def test_a_reward_s_fault_ends_the_run_after_a_checkpoint(
 
 
 def test_equal_rewards_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gflownet.main([*molecules(tmp_path, "return [0.5] * len(smiles)"), "--out", str(tmp_path / "run")])
+    command = molecules(tmp_path, "return [0.5] * len(smiles)")
+    code, sentence = refused(capsys, gflownet.main, *command, "--out", tmp_path / "run")
+    assert code == 6
+    assert "is the reward what you meant?" in sentence
+    gflownet.main([*command, "--equal-rewards", "warn", "--out", str(tmp_path / "other")])
     assert "is the reward what you meant?" in capsys.readouterr().err
 
 
