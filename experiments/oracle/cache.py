@@ -32,12 +32,11 @@ APPLICATION = 0x6F7261  # PRAGMA application_id
 PATIENCE = 10.0  # seconds to wait for a lock
 AGAIN = 5.0  # seconds after which writing is tried again
 CHUNK = 500  # SMILES in one query
-TABLES = """
-CREATE TABLE oracles (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, name TEXT NOT NULL);
-CREATE TABLE answers (oracle INTEGER NOT NULL, smiles TEXT NOT NULL, run TEXT NOT NULL, value REAL, status TEXT NOT NULL,
-                      message TEXT NOT NULL, seconds REAL NOT NULL, time REAL NOT NULL,
-                      PRIMARY KEY (oracle, smiles, run)) WITHOUT ROWID;
-"""
+TABLES = (  # another text is another VERSION
+    "CREATE TABLE oracles (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, name TEXT NOT NULL)",
+    "CREATE TABLE answers (oracle INTEGER NOT NULL, smiles TEXT NOT NULL, run TEXT NOT NULL, value REAL, status TEXT NOT NULL, "
+    "message TEXT NOT NULL, seconds REAL NOT NULL, time REAL NOT NULL, PRIMARY KEY (oracle, smiles, run)) WITHOUT ROWID",
+)
 Row = tuple[float | None, str, str, float, float]
 
 
@@ -116,7 +115,7 @@ class AnswerCache:
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     [(self._oracle, s, self.run, *row) for s, row in rows.items()],
                 )
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
             self._next_try = time.monotonic() + AGAIN
             if not self._warned:
                 self._warned = True
@@ -170,7 +169,7 @@ class AnswerCache:
                 said = f"{self.path} has been locked by another process for {PATIENCE:g} s: wait for it, or name another file"
                 raise UserError(f"{said} with --reward-cache", exit_code=1) from error
             raise UserError(f"the cache {self.path} cannot be used ({error}): {end}", exit_code=1) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter for a message with parts of the file
             raise UserError(f"the cache {self.path} is damaged or no SQLite file ({error}): {end}", exit_code=3) from error
 
 
@@ -182,7 +181,8 @@ def cache_path(name: str) -> Path | None:
 def _opened(path: Path | None) -> sqlite3.Connection:
     if path is None:
         base = sqlite3.connect(":memory:", check_same_thread=False, isolation_level="IMMEDIATE")
-        base.executescript(TABLES)
+        for statement in TABLES:
+            base.execute(statement)
         return base
     _check(path)
     base = sqlite3.connect(path, timeout=PATIENCE, check_same_thread=False, isolation_level="IMMEDIATE")
@@ -202,13 +202,15 @@ def _prepare(base: sqlite3.Connection, path: Path) -> None:
         raise UserError(f"{path} is a database of another program: {end}", exit_code=3)
     if tables and version != VERSION:
         raise UserError(f"{path} is a cache of version {version}, expected {VERSION}: {end}", exit_code=3)
+    if tables and {sql for (sql,) in base.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")} != set(TABLES):
+        raise UserError(f"the cache {path} has other tables than ours: {end}", exit_code=3)  # views and triggers are code
     with contextlib.suppress(sqlite3.OperationalError):  # another process is at it
         base.execute("PRAGMA journal_mode = WAL")  # readers and a writer at once; where it is impossible another mode stays
     base.execute("PRAGMA synchronous = NORMAL")
     if not tables:
         base.execute("BEGIN IMMEDIATE")
         if not base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:  # no other process came first
-            for statement in TABLES.split(";"):
+            for statement in TABLES:
                 base.execute(statement)
             base.execute(f"PRAGMA application_id = {APPLICATION}")
             base.execute(f"PRAGMA user_version = {VERSION}")

@@ -28,7 +28,7 @@ from experiments.run.run import Run, read_metrics
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 INPUTS = int(os.environ.get("FUZZ", "2400"))
-LOADERS = 10
+LOADERS = 11
 SECONDS, MEMORY = 2.0, 1 << 30
 ODD: tuple[Any, ...] = (
     None,
@@ -294,6 +294,30 @@ def test_texts(tmp_path: Path) -> None:
         bad += refused(partial(fragments_from, [line]), "smiles")
         count += 3
     report("texts", count, bad)
+
+
+def test_caches_of_rewards(tmp_path: Path) -> None:
+    from experiments.oracle.cache import AnswerCache
+    from gflownet.rewards.oracle import Scored
+
+    path = tmp_path / "a.sqlite"
+    smiles = [f"C{'C' * i}" for i in range(60)]
+    with AnswerCache(path, "key", "name", "run") as cache:
+        cache.put((s, Scored(1.0)) for s in smiles)
+    whole, count, bad = path.read_bytes(), 0, 0
+
+    def use() -> None:
+        with AnswerCache(path, "key", "name", "run") as cache:
+            assert all(x == Scored(1.0) or x.value == x.value or x.status != "ok" for x in cache.get(smiles).values())
+            cache.put([("N", Scored(1.0))])
+
+    for dice in each(4):
+        path.write_bytes(bytes_of(whole, dice))
+        bad += refused(use, "cache of rewards")
+        for beside in ("-wal", "-shm"):
+            path.with_name(f"{path.name}{beside}").unlink(missing_ok=True)
+        count += 1
+    report("cache", count, bad)
 
 
 def test_maps_and_pictures(tmp_path: Path, runs: dict[str, Path]) -> None:

@@ -121,6 +121,14 @@ def other_program(path: Path) -> None:
     base.close()
 
 
+def trigger(path: Path) -> None:
+    filled(path)
+    base = sqlite3.connect(path)
+    base.execute("CREATE TRIGGER t AFTER INSERT ON answers BEGIN DELETE FROM answers; END")
+    base.commit()
+    base.close()
+
+
 def broken_page(path: Path) -> None:
     with AnswerCache(path, "key") as cache:
         cache.put((f"C{i}", OK) for i in range(2000))
@@ -136,6 +144,7 @@ def broken_page(path: Path) -> None:
         (lambda path: damage(path, b"SQLite format 3\0" + b"\xff" * 4000), "is damaged or no SQLite file", 3),
         (broken_page, "is damaged or no SQLite file", 3),
         (other_version, "is a cache of version 7, expected 1: move it away", 3),
+        (trigger, "has other tables than ours: move it away", 3),
         (other_program, "is a database of another program: move it away", 3),
         (lambda path: path.mkdir(), "is a folder, expected a file", 2),
         (lambda path: os.mkfifo(path), "is a named pipe, expected a file", 2),

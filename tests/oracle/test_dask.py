@@ -31,7 +31,7 @@ def client() -> Iterator[Any]:
 
 
 def test_a_worker_that_is_killed_costs_no_molecule(client: Any, tmp_path: Path) -> None:
-    scores(client, tmp_path, 300, 0.3)
+    scores(client, tmp_path, 100, 0.3)
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def faulty(tmp_path: Path, n: int, workers: int, timeout: float) -> None:
 
 
 def test_molecules_that_hang_crash_and_give_nan(tmp_path: Path) -> None:
-    faulty(tmp_path, 200, 4, 0.3)
+    faulty(tmp_path, 100, 4, 0.3)
 
 
 @pytest.mark.slow
