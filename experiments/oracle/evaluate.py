@@ -146,9 +146,8 @@ def _child(job: Job) -> Iterator[Child]:
     try:
         yield child
     finally:
-        worn = 0 < job.recycle <= child.calls
         with _lock:
-            kept = child.alive and not worn and job.owner not in _closed
+            kept = child.alive and not child.worn(job.recycle) and job.owner not in _closed
             if kept:
                 _free.setdefault(job.owner, []).append(child)
             else:

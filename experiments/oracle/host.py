@@ -24,6 +24,7 @@ from gflownet.rewards.oracle import STATUSES, Scored
 ROOT = str(Path(__file__).parents[2])
 START = "import sys; sys.path.insert(0, {root!r}); from experiments.oracle.child import main; main()"
 IDLE = 600.0  # seconds without a call after which a process ends by itself
+WORTH = 20  # a process is not replaced before it has lived so many times as long as it took to load
 LOOK = 0.25  # seconds between looks whether a process that does not answer is still there
 
 
@@ -62,7 +63,7 @@ class Child:
     """
 
     def __init__(self, spec: RewardSpec, load_limit: float = 0.0) -> None:
-        self.calls = 0
+        self.calls, self._begun = 0, time.monotonic()
         theirs, self._requests = os.pipe()
         self._replies, answers = os.pipe()
         life, self._life = os.pipe()
@@ -97,6 +98,8 @@ class Child:
         if hello.get("protocol") != PROTOCOL or hello.get("error") != "":
             self.close()
             raise NotLoaded(str(hello.get("error") or f"its process speaks protocol {hello.get('protocol')!r}, not {PROTOCOL}"))
+
+        self._loaded = time.monotonic()
 
     def __call__(self, smiles: Sequence[str], limit: float = 0.0) -> Reply:
         """Score molecules.
@@ -133,6 +136,11 @@ class Child:
     def running(self) -> bool:
         """Whether the process has not ended by itself since the last call."""
         return self.alive and self._process.poll() is None
+
+    def worn(self, calls: int) -> bool:
+        """Whether it has answered so many calls (0: never), and lived for so long that loading it again costs little."""
+        loading, lived = self._loaded - self._begun, time.monotonic() - self._loaded
+        return 0 < calls <= self.calls and lived >= WORTH * loading
 
     def kill(self) -> None:
         """End the process and what it has started, from another thread than the one that asks it."""

@@ -125,7 +125,10 @@ class Scorer:
     def _row(self, smiles: str, terms: tuple[dict[str, float], str], said: dict[str, Scored]) -> Row:
         values, why = terms
         values = values | {name: scored.value for name, scored in said.items()}
-        failed = next((scored for scored in said.values() if scored.status != "ok"), None)
+        failed = None
+        for name, scored in said.items():
+            if failed is None and scored.status != "ok":
+                failed = scored if len(said) == 1 else Scored.failed(scored.status, f"{name}: {scored.message}")
         if failed is None and why:
             failed = Scored.failed("invalid", why)
         reward = math.nan

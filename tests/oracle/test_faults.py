@@ -129,7 +129,10 @@ def test_retries(here: Path) -> None:
     assert oracle.counts.asked == 3
 
 
-def test_processes_are_replaced_after_so_many_calls(here: Path) -> None:
+def test_processes_are_replaced_after_so_many_calls(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with runner(here, "says_where", reward_recycle=2) as oracle:  # it took longer to load than it has lived
+        assert len({oracle([smiles])[0].value for smiles in ("C", "CC", "CCC")}) == 1
+    monkeypatch.setattr("experiments.oracle.host.WORTH", 0)
     with runner(here, "says_where", reward_recycle=2) as oracle:
         pids = [oracle([smiles])[0].value for smiles in ("C", "CC", "CCC", "CCCC", "N")]
     assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]

@@ -78,6 +78,12 @@ def test_failed_molecules_have_a_status_and_no_reward(here: Path) -> None:
     assert Counter(asked(here)) == {"[1CH4]": 1, "[6CH4]": 2, "[11CH4]": 1, "[99CH4]": 1}
 
 
+def test_the_function_that_failed_is_named_where_there_are_several(here: Path) -> None:
+    (row,) = scored(here, "C\n", "--reward", "mine.py:good+mine.py:nan", "--max-failed", "1")
+    assert (row["mine.py:good"], row["mine.py:nan"], row["status"]) == ("1", "", "invalid")
+    assert row["message"] == "mine.py:nan: the function gave nan, expected a finite number"
+
+
 def test_a_formula_of_rdkit_terms_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "m.smi").write_text("CCO\nCCN\n")
     main(["score", "m.smi", "--reward", "qed+sa"])
