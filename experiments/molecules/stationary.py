@@ -55,6 +55,13 @@ class Draws(NamedTuple):
     exchanged: Tensor
     cpu: float
 
+    def weights(self, beta: float) -> Tensor:
+        """[T, K, n] w, sum 1: Σ w f(x) estimates the mean of f under R^β from the draws of all β together (MBAR, Shirts and
+        Chodera 2008, with log Z by Bennett). So draws of a large β describe what is rare at a small one."""
+        log_z = torch.cat([torch.zeros(1).double(), self.log_z_ratios().cumsum(0)])
+        mixture = torch.stack([b * self.log_reward - z for b, z in zip(self.betas, log_z, strict=True)]).logsumexp(0)
+        return (beta * self.log_reward - mixture).flatten().softmax(0).view(self.log_reward.shape)
+
     def log_z_ratios(self) -> Tensor:
         """[K - 1] log Z(β_k+1) / Z(β_k), by Bennett."""
         return log_z_ratio(self.log_reward.transpose(0, 1).flatten(1), torch.tensor(self.betas).double())
@@ -63,6 +70,15 @@ class Draws(NamedTuple):
         """[K] sweeps for one independent draw: T · variance of the chains' means / variance of log R."""
         means, values = self.log_reward.mean(0), self.log_reward.transpose(0, 1).flatten(1)
         return len(self.log_reward) * means.var(1) / values.var(1)
+
+
+def best_share(values: Tensor, weights: Tensor, share: float) -> float:
+    """Mean of the highest `share` (0 to 1) of a distribution, of values [m] with weights [m] of any sum."""
+    values, order = values.flatten().sort(descending=True)
+    weights = weights.flatten()[order] / weights.sum()
+    taken = (weights.cumsum(0) - weights).lt(share) * weights
+    taken[-1 + int((taken > 0).sum())] -= max(0.0, float(taken.sum()) - share)
+    return float((values * taken).sum() / taken.sum())
 
 
 def stationary(env: Any, plan: Plan, folder: Path) -> Draws:

@@ -74,7 +74,7 @@ def best_molecules(lines: Sequence[Line], published: Sequence[Point], out: Path)
         axes.grid(True, color="#e6e6e6", linewidth=0.6)
         if runs:
             axes.legend(loc="lower right", frameon=False, fontsize=9, ncols=2)
-        note = "mean and range over seeds; dashed: expected from independent draws of R^β; stars: Bengio et al. 2021"
+        note = "mean and range over seeds; dashed: expected from independent exact draws of R^β; stars: Bengio et al. 2021"
         axes.set_title(note, loc="left", fontsize=9, color="#555555")
         figure.savefig(out, metadata={"Date": None} if out.suffix.lower() == ".svg" else None)
     return out

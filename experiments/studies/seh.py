@@ -1,7 +1,7 @@
 """Molecules with a high predicted affinity for soluble epoxide hydrolase, the task of Bengio et al. (NeurIPS 2021).
 
     python -m experiments.studies.seh --blocks blocks_PDB_105.json --weights best_params.pkl.gz --out runs/seh
-    python -m experiments.studies.seh ... --rows tb-40 mcmc-10           some rows; the tables hold all that are finished
+    python -m experiments.studies.seh ... --rows tb-40 mcmc-10           some rows; the tables hold all seeds that are finished
 
 Both files were published with the paper. Made by it: the tables of results/seh.md, seh.csv and seh.png. A row is a method and
 the β of the distribution R^β, R = max(0.1, p)/8, that it samples; `exchange` and `metropolis` are the perfect sampler. Rows
@@ -25,7 +25,7 @@ from experiments.cli.errors import UserError, guarded
 from experiments.gfn.build import make_dag_env
 from experiments.gfn.environments import find_env
 from experiments.molecules.fidelity import of_policy
-from experiments.molecules.stationary import THIN, Draws, Plan, finished, stationary
+from experiments.molecules.stationary import THIN, Draws, Plan, best_share, finished, stationary
 from experiments.plots.best_molecules import Line, Point, best_molecules
 from experiments.recipes.gfn.molecules import SEH
 from experiments.run.log import read_metrics
@@ -134,7 +134,7 @@ def report(task: dict[str, Any], scale: float, out: Path, figure: Path) -> Path:
     """Tables, CSV and figure of all that is finished."""
     found = {name: sampled(name, task, scale, out) for name in CHAINS if finished(out / name, plan(name, scale))}
     runs = {name: [out / name / f"seed-{k}" for k in range(seeds)] for name, (seeds, _) in ROWS.items()}
-    runs = {name: folders for name, folders in runs.items() if all(f.with_suffix(".json").is_file() for f in folders)}
+    runs = {name: done for name, folders in runs.items() if (done := [f for f in folders if f.with_suffix(".json").is_file()])}
     records = {name: [record(folder, ROWS[name][1]["beta"], found) for folder in folders] for name, folders in runs.items()}
     curves = {name: [evaluations(folder) for folder in folders] for name, folders in runs.items()}
     main = [name for name in runs if not name.startswith("fm:")]
@@ -150,7 +150,7 @@ def report(task: dict[str, Any], scale: float, out: Path, figure: Path) -> Path:
     write_csv(figure.with_suffix(".csv"), curves)
     lines = [Line(name, [points(rows) for rows in curves[name]], ROWS[name][1]["objective"]) for name in main]
     if "exchange" in found:
-        lines += [Line(f"perfect sampler, β = {beta:g}", [expected(found["exchange"], beta)]) for beta in SHOWN]
+        lines += [Line(f"β = {beta:g}", [expected(found["exchange"], beta)]) for beta in SHOWN]
     best_molecules([line for line in lines if any(line.seeds)], PAPER, figure.with_suffix(".png"))
     return figure
 
@@ -181,28 +181,28 @@ def _number(x: Any) -> float:
 
 
 def perfect(found: dict[str, Draws]) -> list[list[str]]:
-    rows = [["sampler", "samples", "mean p", "5 %, 50 %, 95 %", "best 1 %", "best 0.1 %", "best 0.01 %", "mean log R"]]
+    rows = [["sampler", "samples", "mean p", "5 %, 50 %, 95 %", "best 1 %", "best 0.1 %", "mean log R", "independent draws"]]
     for name, draws in found.items():
+        p, times = 8 * draws.log_reward.exp(), draws.autocorrelation_time()
         for k, beta in enumerate(draws.betas):
             if beta in SHOWN:
-                p = 8 * draws.log_reward[:, k].exp()  # [T, n]
-                quantiles = p.flatten()[:: max(1, p.numel() // 1_000_000)].quantile(torch.tensor([0.05, 0.5, 0.95]).double())
-                cells = [f"{x:.2f}" for x in quantiles.tolist()]
-                means = p.mean(0)
-                centre = f"{means.mean():.3f} ± {means.std() / len(means) ** 0.5:.3f}"
-                top = [_top(p, share) for share in (0.01, 0.001, 0.0001)]
-                rows.append([name, _law(beta), centre, ", ".join(cells), *top, f"{beta * draws.log_reward[:, k].mean():.2f}"])
+                w = draws.weights(beta)
+                cells = [_of_groups(p, w, share) for share in (1.0, 0.01, 0.001)]
+                quantiles = ", ".join(f"{_quantile(p, w, q):.2f}" for q in (0.05, 0.5, 0.95))
+                log_r = f"{float((w * beta * draws.log_reward).sum()):.2f}"
+                rows.append([name, _law(beta), cells[0], quantiles, *cells[1:], log_r, f"{p[:, k].numel() / times[k]:,.0f}"])
     return rows
 
 
-def _top(p: torch.Tensor, share: float, groups: int = 8) -> str:
-    """Mean of the best `share` of all draws p [T, n], ± its standard error from groups of chains."""
+def _of_groups(p: torch.Tensor, w: torch.Tensor, share: float, groups: int = 12) -> str:
+    """Mean of the best `share` of draws p [T, K, n] with weights w, ± its standard error from groups of chains."""
+    parts = torch.tensor([best_share(p[..., g::groups], w[..., g::groups], share) for g in range(min(groups, p.shape[2]))])
+    return f"{best_share(p, w, share):.2f} ± {parts.std() / len(parts) ** 0.5:.2f}"
 
-    def mean(x: torch.Tensor) -> float:
-        return float(x.flatten().topk(max(1, round(share * x.numel()))).values.mean())
 
-    parts = torch.tensor([mean(p[:, g::groups]) for g in range(min(groups, p.shape[1]))])
-    return f"{mean(p):.2f} ± {parts.std() / len(parts) ** 0.5:.2f}"
+def _quantile(p: torch.Tensor, w: torch.Tensor, q: float) -> float:
+    values, order = p.flatten().sort()
+    return float(values[int((w.flatten()[order].cumsum(0) < q).sum().clamp_max(len(values) - 1))])
 
 
 def convergence(found: dict[str, Draws]) -> list[list[str]]:
@@ -327,9 +327,9 @@ def points(rows: list[dict[str, float]]) -> list[Point]:
 
 def expected(draws: Draws, beta: float) -> list[Point]:
     """Top-100 of N independent draws: the mean of the best 100 / N of the distribution, copies counted."""
-    p = (8 * draws.log_reward[:, draws.betas.index(beta)].exp()).flatten().sort(descending=True).values
-    sizes = torch.logspace(2.7, 5, 24, dtype=torch.float64).tolist()
-    return [Point("", n, float(p[: max(1, round(len(p) * 100 / n))].mean())) for n in sizes]
+    p, w = 8 * draws.log_reward.exp(), draws.weights(beta)
+    sizes = torch.logspace(2.7, 5, 16, dtype=torch.float64).tolist()
+    return [Point("", n, best_share(p, w, 100 / n)) for n in sizes]
 
 
 TAGS = ("states", "mol/top_10", "mol/top_100", "mol/top_1000", "mol/modes", "mol/scaffolds", "mol/reward", "mol/log_reward")

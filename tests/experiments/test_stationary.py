@@ -11,7 +11,7 @@ from envs.dag.enumeration import enumerate_dag
 from envs.molecules.block_trees import BlockTrees
 from experiments.cli.errors import UserError
 from experiments.molecules import stationary as module
-from experiments.molecules.stationary import THIN, Plan, finished, stationary
+from experiments.molecules.stationary import THIN, Plan, best_share, finished, stationary
 from tests.envs.test_block_trees import vocabulary
 
 PLAN = Plan((0.5, 1.0, 3.0), chains=10, sweeps=4 * THIN, cold=5)
@@ -83,3 +83,28 @@ def test_log_z_lies_between_the_bounds_of_a_policy_and_of_exact_draws(tmp_path: 
     assert of_policy(run.folder, 300, exact) == found
     chains = gflownet.train("molecules", "mcmc", out=tmp_path / "mcmc", states=64, metrics="sampled", **settings)
     assert of_policy(chains.folder, 10) == {}
+
+
+def test_draws_of_all_beta_describe_each() -> None:
+    """Weights give the means under every R^β; draws of the largest β tell of the best under the smallest."""
+    log_r = torch.linspace(-6, 0, 61).double()
+    betas, generator = (0.5, 1.0, 2.0), torch.Generator().manual_seed(0)
+    exact = [(beta * log_r).softmax(0) for beta in betas]
+    drawn = torch.stack([log_r[p.multinomial(40_000, True, generator=generator)].view(200, 200) for p in exact], 1)
+    draws = module.Draws(betas, drawn, torch.zeros(0), torch.zeros(3), torch.zeros(2), 0.0)
+    for beta, p in zip(betas, exact, strict=True):
+        w = draws.weights(beta)
+        assert float(w.sum()) == pytest.approx(1.0)
+        assert float((w * drawn).sum()) == pytest.approx(float((p * log_r).sum()), abs=0.02)
+        for share in (0.5, 0.01):
+            assert best_share(drawn, w, share) == pytest.approx(best_share(log_r, p, share), abs=0.03)
+    alone = module.Draws((1.0,), drawn[:, 1:2], torch.zeros(0), torch.zeros(1), torch.zeros(0), 0.0)
+    assert torch.allclose(alone.weights(1.0), torch.full((200, 1, 200), 1 / 40_000).double())
+
+
+def test_the_best_share_of_a_few_numbers() -> None:
+    values, equal = torch.tensor([1.0, 4.0, 3.0, 2.0]), torch.ones(4)
+    assert best_share(values, equal, 0.25) == pytest.approx(4.0)
+    assert best_share(values, equal, 0.5) == pytest.approx(3.5)
+    assert best_share(values, equal, 0.375) == pytest.approx((4 + 3 / 2) / 1.5)  # half of the second
+    assert best_share(values, torch.tensor([0.0, 1.0, 0.0, 3.0]), 1.0) == pytest.approx(2.5)
