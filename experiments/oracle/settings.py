@@ -21,8 +21,8 @@ class OracleSettings:
     reward_batch: Batch = 1
     """molecules that your reward is given in one call; those of a call that fails are asked again singly"""
     reward_recycle: Annotated[int, Range(0, 10**9)] = 1000
-    """calls after which a process of your reward is replaced, because it may leak memory, but not before it has lived twenty times
-    as long as it took to load; 0: never"""
+    """calls after which a process of your reward is replaced, because it may leak memory, if it has lived twenty times as long
+    as it took to load; 0: never"""
     reward_cache: str = CACHE
     """file of answers, shared by runs, so that no molecule is scored twice; none: in memory, for this run alone"""
     reward_version: str = ""
