@@ -252,7 +252,7 @@ def test_the_bench_goes_on_where_it_stopped(tmp_path: Path, drugs: Path) -> None
     assert {path: path.stat().st_mtime_ns for path in first} == first
     assert "2 of 8 jobs are done already" in said
     assert table == (out / "pmo.md").read_text()
-    assert "| them (published) | 1.400 |" in table
+    assert "| them (published) | 1.400 | 1.400 |" in table
     assert re.search(r"\| qed \| 0\.\d{3} ± 0\.\d{3} \| 0\.\d{3} ± 0\.\d{3} \| 0\.900 \(them\) \|", table)
     rows = (out / "pmo.csv").read_text().splitlines()
     assert rows[0] == ",".join(COLUMNS)
@@ -420,17 +420,28 @@ def test_published_results_must_be_a_leaderboard(tmp_path: Path) -> None:
 # -- the table
 
 
+def test_tasks_with_a_formula_are_left_out_of_the_second_sum() -> None:
+    rows: list[dict[str, Any]] = [
+        {**dict.fromkeys(COLUMNS, 0.0), "method": "a", "task": t, "seed": 0, "auc_top10": x, "calls": 100}
+        for t, x in (("qed", 0.5), ("zaleplon_mpo", 0.25))
+    ]
+    table = markdown(rows, Published({"they": {"qed": 0.75, "zaleplon_mpo": 0.125}}))
+    assert "| method | sum of 2 | of 1 without formulas |" in table
+    assert "| **a** | 0.750 | 0.500 |" in table
+    assert "| they (published) | 0.875 | 0.750 |" in table
+
+
 def test_the_table_has_means_over_seeds() -> None:
     rows: list[dict[str, Any]] = [
         {**dict.fromkeys(COLUMNS, 0.0), "method": m, "task": t, "seed": s, "auc_top10": x, "calls": 100}
         for m, t, s, x in (("a", "x", 0, 0.1), ("a", "x", 1, 0.3), ("a", "y", 0, 0.5), ("a", "y", 1, 0.5), ("b", "x", 0, 0.9))
     ]
     table = markdown(rows, Published({"they": {"x": 0.2, "y": 0.7}, "part": {"x": 1.0}}))
-    ranked = [line.split("|")[1:4] for line in table.splitlines()[2:5]]
+    ranked = [line.split("|")[1:5] for line in table.splitlines()[2:5]]
     assert ranked == [
-        [" they (published) ", " 0.900 ", "  "],
-        [" **a** ", " 0.700 ± 0.141 ", " 2 "],
-        [" **b** ", " – ", " 0 "],  # y is missing
+        [" they (published) ", " 0.900 ", " 0.900 ", "  "],
+        [" **a** ", " 0.700 ± 0.141 ", " 0.700 ± 0.141 ", " 2 "],
+        [" **b** ", " – ", " – ", " 0 "],  # y is missing
     ]
     assert "| x | 0.200 ± 0.141 | 0.900 | 1.000 (part) |" in table
     assert "| y | 0.500 ± 0.000 | – | 0.700 (they) |" in table
