@@ -61,7 +61,7 @@ def scores(client: Any, tmp_path: Path, n: int, timeout: float) -> None:
     times = Counter(asked.read_text().split())
     assert set(times) == set(smiles)
     # a job under way on the worker that died, and answers that it had not handed over yet, are asked again
-    assert sum(times.values()) - n <= max(4, n // 100)
+    assert sum(times.values()) - n <= max(20, n // 100)
     with make_oracle(f"{tmp_path / 'mine.py'}:faulty", settings) as again:
         assert [x.status for x in again(smiles)] == [x.status for x in scored]
         assert again.counts.asked == 0
