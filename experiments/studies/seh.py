@@ -34,7 +34,7 @@ from experiments.studies import scaled
 SHARED: dict[str, Any] = {"preset": "paper", "top_k": 20_000, "metrics": "sampled", "evaluations": 10, "checkpoints": 5}
 RECIPE: dict[str, Any] = {"batch_size": 64, "replay": "prioritised", "learning_rate": 2e-3, "epsilon": 0.02}
 TB: dict[str, Any] = {**RECIPE, "objective": "tb", "log_z_rate": 1.0}
-FM: dict[str, Any] = {"objective": "fm", "beta": 10.0, "states": 5_000, "evaluations": 6}
+FM: dict[str, Any] = {**RECIPE, "objective": "fm", "beta": 10.0, "states": 6_400, "evaluations": 4}
 ROWS: dict[str, tuple[int, dict[str, Any]]] = {  # name -> seeds, settings
     "tb-40": (5, {**TB, "beta": 40.0, "states": 32_000}),
     "tb-20": (3, {**TB, "beta": 20.0, "states": 32_000}),
@@ -47,14 +47,14 @@ ROWS: dict[str, tuple[int, dict[str, Any]]] = {  # name -> seeds, settings
     "fm-40": (3, {**RECIPE, "objective": "fm", "beta": 40.0, "states": 10_000}),
     "fm-10": (3, {**RECIPE, "objective": "fm", "beta": 10.0, "states": 32_000}),
     "random": (3, {"objective": "uniform", "beta": 10.0, "states": 32_000}),
-    "fm: paper": (1, FM),
-    "fm: learning rate 2e-3": (1, {**FM, "learning_rate": 2e-3}),
+    "fm: as fm-10": (1, FM),
+    "fm: learning rate 5e-4": (1, {**FM, "learning_rate": 5e-4}),
+    "fm: learning rate 5e-3": (1, {**FM, "learning_rate": 5e-3}),
+    "fm: learning rate 1e-2": (1, {**FM, "learning_rate": 1e-2}),
     "fm: network 4 × 128": (1, {**FM, "hidden": (128,) * 4}),
-    "fm: 16 trajectories, learning rate 2e-3": (1, {**FM, "batch_size": 16, "learning_rate": 2e-3}),
-    "fm: TB with the same settings": (1, {**FM, "objective": "tb"}),
     "fm: no smoothing": (1, {**FM, "smoothing": 0.0}),
-    "fm: prioritised replay": (1, {**FM, "replay": "prioritised"}),
-    "fm: prioritised replay, learning rate 2e-3": (1, {**FM, "replay": "prioritised", "learning_rate": 2e-3}),
+    "fm: no replay": (1, {**FM, "replay": "none"}),
+    "fm: the paper's settings": (1, {"objective": "fm", "beta": 10.0, "states": 6_400, "evaluations": 4}),
 }
 CHAINS = {
     "exchange": Plan((5.0, 10.0, 16.0, 20.0, 40.0), chains=96, sweeps=3_000, cold=300),
