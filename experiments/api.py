@@ -125,7 +125,8 @@ class GFlowNetRun(TrainedRun):
         Args:
             n: molecules.
             unique: no canonical SMILES twice.
-            options: `seed`, `batch`, `scores`, `log_p`, `max_attempts`, `checkpoint`, `device`, as of `gflownet sample`.
+            options: `seed`, `batch`, `scores`, `log_p`, `max_attempts`, `checkpoint`, `device`, `workers` (default: 0), as of
+                `gflownet sample`.
 
         Returns:
             Records with smiles, reward, the terms of the reward, log_reward, log_p, blocks, seed.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
-from envs.ranges import Batch, Count, Seed, Steps
+from envs.ranges import Batch, Count, Seed, Steps, Workers
 from experiments.cli.errors import MissingPackage, UserError
 from experiments.cli.signals import Asked, Stopped, deferred_signals
 from experiments.cli.text import plain
@@ -39,6 +39,7 @@ def sample(arguments: list[str]) -> None:
         log_p: bool = True,
         max_attempts: Steps | None = None,
         device: str = "auto",
+        workers: Workers | None = None,
         quiet: bool = False,
         trust: bool = False,
     ) -> None:
@@ -61,23 +62,28 @@ def sample(arguments: list[str]) -> None:
             max_attempts: samples drawn before giving up; default: 100 n, at least 40 batches. 20 batches in a row without a new
                 molecule end it as well
             device: auto (where it was trained, or the CPU), cpu or cuda
+            workers: processes that compute batches; 0 or 1: this one; default: one for each 5,000 molecules, at most 8 and
+                as many as CPUs, on a GPU this one. The file does not depend on it. A reward of yours has processes of its own
             quiet: hide the progress bar
             trust: execute the files that the run names even if they changed or are not yours
         """
-        from experiments.gfn.rewards import closing, summary
+        from experiments.gfn.rewards import closing as closing_reward
+        from experiments.gfn.rewards import summary
         from experiments.molecules.files import format_of
         from experiments.molecules.sample import Wanted, trained
+        from experiments.molecules.sample_workers import default_workers
         from experiments.run.out_file import output
 
         written = format_of(out, format)
-        wanted = Wanted(n, unique, seed, batch, written.columns, log_p, max_attempts)
+        wanted = Wanted(n, unique, seed, batch, written.columns, log_p, max_attempts, written.mols)
         short: Shortfall | None = None
         # standard output has nothing to clear away: there a signal ends the process as it ends any other
         with nullcontext(Asked()) if out == STDOUT else deferred_signals() as asked, output(out) as write:
             silent = quiet or (out == STDOUT and sys.stdout.isatty())
             source = trained(run, checkpoint, device, trust)
-            with closing(source.problem):
-                short = _write(source, wanted, written, write, asked, silent)
+            with closing_reward(source.problem):
+                processes = default_workers(n, str(source.problem.device)) if workers is None else workers
+                short = _write(source, wanted, processes, written, write, asked, silent)
         if not quiet and not short and source.problem.calls.calls:
             print(plain(summary(source.problem), keep="\n"), file=sys.stderr)
         if short:
@@ -86,7 +92,9 @@ def sample(arguments: list[str]) -> None:
     call(command, "gflownet sample", arguments)
 
 
-def _write(source: Trained, wanted: Wanted, written: Format, write: Write, asked: Asked, quiet: bool) -> Shortfall | None:
+def _write(
+    source: Trained, wanted: Wanted, workers: int, written: Format, write: Write, asked: Asked, quiet: bool
+) -> Shortfall | None:
     """Writes batch by batch; why they are fewer than wanted, if they are. UserError where none was found, or a signal came."""
     from experiments.cli.progress import progress
     from experiments.cli.threads import fit
@@ -94,9 +102,8 @@ def _write(source: Trained, wanted: Wanted, written: Format, write: Write, asked
 
     fit(wanted.batch, trees=True)
     number = 0
-    with progress(wanted.n, "molecules", quiet) as tick:
+    with progress(wanted.n, "molecules", quiet) as tick, closing(batches(source, wanted, workers)) as found:
         try:
-            found = batches(source, wanted)
             while True:
                 with asked.interruptible():
                     some = next(found, None)

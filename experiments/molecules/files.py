@@ -29,12 +29,13 @@ Row = Mapping[str, Any]
 class Format:
     """head(row): what comes before the first row; text(number from 1, row, molecule).
 
-    columns: whether it holds more than SMILES.
+    columns: whether it holds more than SMILES; mols: whether it needs the molecules.
     """
 
     head: Callable[[Row], str]
-    text: Callable[[int, Row, Chem.Mol], str]
+    text: Callable[[int, Row, Chem.Mol | None], str]
     columns: bool = True
+    mols: bool = False
 
 
 def format_of(path: Path, name: str | None) -> Format:
@@ -62,10 +63,11 @@ def _json(row: Row) -> str:
     return json_line({name: float(cell(x)) if isinstance(x, float) else x for name, x in row.items()}) + "\n"
 
 
-def _sdf(number: int, row: Row, mol: Chem.Mol) -> str:
+def _sdf(number: int, row: Row, mol: Chem.Mol | None) -> str:
     from rdkit import Chem
     from rdkit.Chem import rdDepictor
 
+    assert mol is not None
     flat = Chem.Mol(mol)
     Chem.FindPotentialStereoBonds(flat)  # drawn as open: a reader would take the drawing's side for the molecule's
     rdDepictor.Compute2DCoords(flat)
@@ -80,7 +82,7 @@ def _nothing(row: Row) -> str:
 
 
 FORMATS = {
-    "sdf": Format(_nothing, _sdf),
+    "sdf": Format(_nothing, _sdf, mols=True),
     "csv": Format(lambda row: _line(list(row)), lambda number, row, mol: _line(list(row.values()))),
     "smi": Format(_nothing, lambda number, row, mol: f"{row['smiles']}\n", columns=False),
     "jsonl": Format(_nothing, lambda number, row, mol: _json(row)),

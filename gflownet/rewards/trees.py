@@ -84,10 +84,20 @@ class TreeReward:
         if self.ledger is not None:
             self.reward.quantities.submit(self.ledger.reserve(self._canonical(obs)))
 
-    def parts(self, obs: Tensor) -> dict[str, Tensor]:
-        """The reward before tempering ("reward", first) and its terms, for trees obs [M, K, 4], [M] float64 each; NaN for
-        the reward of molecules that failed."""
-        return {name: torch.from_numpy(np.array(x)) for name, x in self._numbers(obs).items()}
+    def parts(
+        self, obs: Tensor, smiles: Sequence[str] | None = None, mols: Sequence[Chem.Mol] | None = None
+    ) -> dict[str, Tensor]:
+        """Compute the reward before tempering ("reward", first) and its terms.
+
+        Args:
+            obs: trees [M, K, 4].
+            smiles: what `smiles` gives for them, where it is known.
+            mols: what `molecules` gives for them, where they are built.
+
+        Returns:
+            [M] float64 each; NaN for the reward of molecules that failed.
+        """
+        return {name: torch.from_numpy(np.array(x)) for name, x in self._numbers(obs, smiles, mols).items()}
 
     def tempered(self, reward: Tensor) -> Tensor:
         """log R of rewards [M]."""
@@ -148,10 +158,16 @@ class TreeReward:
     def _canonical(self, obs: Tensor) -> list[str]:
         return self._names(self._index(obs).tolist(), lambda places: self.smiles(obs[places]))
 
-    def _numbers(self, obs: Tensor) -> Mapping[str, Any]:
+    def _numbers(
+        self, obs: Tensor, smiles: Sequence[str] | None = None, mols: Sequence[Chem.Mol] | None = None
+    ) -> Mapping[str, Any]:
         if self.ledger is None:
-            return self._computed(self._index(obs).tolist(), lambda places: self.molecules(obs[places]), obs)
-        smiles = self._canonical(obs)
+
+            def built(places: list[int]) -> list[Chem.Mol]:
+                return self.molecules(obs[places]) if mols is None else [mols[i] for i in places]
+
+            return self._computed(self._index(obs).tolist(), built, obs)
+        smiles = self._canonical(obs) if smiles is None else smiles
 
         def molecules(places: list[int]) -> list[Chem.Mol]:
             """As their SMILES are read, whatever tree they are of; RDKit cannot read all that it writes."""

@@ -303,7 +303,7 @@ def test_files_appear_whole_through_links_and_for_one_writer_at_a_time(tmp_path:
 def test_pipes_devices_and_a_kill(run: Path, tmp_path: Path) -> None:
     out, part = tmp_path / "mols.smi", tmp_path / ".mols.smi.part"
     out.write_text("old")
-    killed = process(run, "--n", 10_000_000, "--out", out)
+    killed = process(run, "--n", 10_000_000, "--out", out, "--workers", 0)
     piped = process(run, "--n", 10_000_000, "--format", "smi", "--batch", 64)
     with open("/dev/full", "wb") as device:
         full = process(run, "--n", 50, "--out", "-", stdout=device)
