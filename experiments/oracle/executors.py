@@ -6,7 +6,7 @@ import importlib
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.cli.errors import MissingPackage, UserError
 from experiments.oracle.threads import Threads
@@ -14,8 +14,16 @@ from experiments.oracle.threads import Threads
 PATIENCE = 10.0  # seconds for a scheduler to answer
 
 
-def executor_of(name: str, workers: int) -> tuple[Executor, Callable[[], None]]:
-    """The executor that --executor names, and what ends it.
+class Place(NamedTuple):
+    """An executor; what raises UserError where it will never answer again; what ends it."""
+
+    executor: Executor
+    check: Callable[[], None]
+    end: Callable[[], None]
+
+
+def executor_of(name: str, workers: int) -> Place:
+    """The executor that --executor names.
 
     Args:
         name: processes, dask:local or dask:ADDRESS.
@@ -26,14 +34,14 @@ def executor_of(name: str, workers: int) -> tuple[Executor, Callable[[], None]]:
     """
     if name == "processes":
         pool = Threads(workers)
-        return pool, lambda: pool.shutdown(wait=False, cancel_futures=True)
+        return Place(pool, lambda: None, lambda: pool.shutdown(wait=False, cancel_futures=True))
     kind, _, address = name.partition(":")
     if kind != "dask" or not address:
         raise UserError(f"--executor {name!r} is not known, expected processes, dask:local or dask:tcp://HOST:PORT")
     return _dask(address, workers)
 
 
-def _dask(address: str, workers: int) -> tuple[Executor, Callable[[], None]]:
+def _dask(address: str, workers: int) -> Place:
     try:
         dask: Any = importlib.import_module("distributed")
     except ImportError as error:
@@ -53,7 +61,11 @@ def _dask(address: str, workers: int) -> tuple[Executor, Callable[[], None]]:
         if cluster is not None:
             cluster.close()
 
-    return client.get_executor(pure=False), end
+    def check() -> None:
+        if client.status == "closed":  # after it has tried to connect again
+            raise UserError(f"the scheduler of --executor dask:{address} is gone: start it, and go on", exit_code=1)
+
+    return Place(client.get_executor(pure=False), check, end)
 
 
 def cores() -> int:

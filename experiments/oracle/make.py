@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Executor
 
 from experiments.cli.errors import UserError
 from experiments.oracle.cache import AnswerCache, cache_path
-from experiments.oracle.executors import executor_of
+from experiments.oracle.executors import Place, executor_of
 from experiments.oracle.runner import Runner
 from experiments.oracle.settings import OracleSettings
 from experiments.oracle.spec import RewardSpec, command_spec, function_spec
@@ -31,26 +30,25 @@ def make_oracle(
     """
     spec = spec_of(name, settings)
     cache = AnswerCache(cache_path(settings.reward_cache), spec.key, spec.name, run)
-    end: Callable[[], None] = _nothing
     try:
-        if executor is None:
-            executor, end = executor_of(settings.executor, max(1, workers))
+        place = executor_of(settings.executor, max(1, workers)) if executor is None else Place(executor, _nothing, _nothing)
     except BaseException:
         cache.close()
         raise
 
     def after() -> None:
         cache.close()
-        end()
+        place.end()
 
     runner = Runner(
         spec,
-        executor,
+        place.executor,
         cache,
         timeout=settings.reward_timeout,
         retries=settings.reward_retries,
         recycle=settings.reward_recycle,
         batch=settings.reward_batch,
+        check=place.check,
         after=after,
     )
     try:

@@ -8,12 +8,13 @@ runner(smiles)    submit, wait for all, make them durable, return them in order
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from experiments.oracle.spec import RewardSpec
 from gflownet.rewards.oracle import Scored
 
 RESENDS = 4
+LOOK = 1.0  # seconds between looks whether the executor is still there
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Runner:
         executor: runs the jobs, and stays open; or a function that makes an executor, called again where one breaks.
         cache: answers so far.
         timeout, retries, recycle, batch: see `OracleSettings`.
+        check: raises UserError where the executor will never answer again; called while a caller waits.
         after: called by `close` at last.
     """
 
@@ -66,12 +69,14 @@ class Runner:
         retries: int = 0,
         recycle: int = 0,
         batch: int = 1,
+        check: Callable[[], None] = lambda: None,
         after: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec, self.counts, self.cache = spec, RunnerCounts(), cache
         self._make = None if isinstance(executor, Executor) else executor
         self._executor = executor if isinstance(executor, Executor) else executor()
         self._owner, self._limits, self._batch, self._after = secrets.token_hex(8), (timeout, retries, recycle), batch, after
+        self._check = check
         self._changed = threading.Condition()
         self._answered: dict[str, Scored] = {}  # and not yet collected
         self._under_way: set[str] = set()
@@ -85,7 +90,9 @@ class Runner:
         for left in reversed(range(RESENDS)):
             try:
                 executor = self._executor
-                problem = executor.submit(evaluate, self._job((), left)).result().problem
+                problem = self._result(executor.submit(evaluate, self._job((), left))).problem
+            except UserError:
+                raise
             except Exception as error:
                 if not left:
                     raise UserError(f"the executor could not load the reward: {_short(error)}", exit_code=6) from error
@@ -123,11 +130,12 @@ class Runner:
             while True:
                 self._send_lost()
                 with self._changed:
-                    left = None if timeout is None else begun + timeout - time.monotonic()
-                    if not self._missing or (left is not None and left <= 0):
+                    left = LOOK if timeout is None else begun + timeout - time.monotonic()
+                    if not self._missing or left <= 0:
                         return not self._missing
                     if not self._lost:
-                        self._changed.wait(left)
+                        self._changed.wait(min(left, LOOK))
+                self._check()
         finally:
             self.counts.idle += time.monotonic() - begun
 
@@ -144,8 +152,10 @@ class Runner:
         """End its processes at once; nothing that was answered is lost."""
         if not self._closed:
             self._closed = True
-            for future in list(self._futures):
-                future.cancel()
+            with contextlib.suppress(UserError):  # where the executor is gone there is nothing to cancel
+                self._check()
+                for future in list(self._futures):
+                    future.cancel()
             end_processes(self._owner)
             if self._make is not None:
                 self._executor.shutdown(wait=False, cancel_futures=True)
@@ -156,6 +166,12 @@ class Runner:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _result(self, future: Future[Any]) -> Evaluated:
+        while not future.done():
+            self._check()
+            wait([future], LOOK)
+        return future.result()
 
     def _job(self, smiles: tuple[str, ...], turn: int) -> Job:
         return Job(self._owner, self.spec, smiles, *self._limits, turn)

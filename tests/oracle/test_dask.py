@@ -75,6 +75,25 @@ def test_no_cluster_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         make_oracle(f"{tmp_path / 'mine.py'}:good", settings)
 
 
+def test_a_scheduler_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.oracle.executors.PATIENCE", 3.0)
+    shutil.copy(REWARDS, tmp_path / "mine.py")
+    from dask import config
+
+    with (
+        config.set({"distributed.comm.timeouts.connect": "1s"}),
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", processes=False
+        ) as cluster,
+    ):
+        settings = OracleSettings(reward_cache="none", executor=f"dask:{cluster.scheduler.address}")
+        with make_oracle(f"{tmp_path / 'mine.py'}:hangs", settings) as oracle:
+            oracle.submit(["C"])
+            cluster.close()
+            with pytest.raises(UserError, match="is gone: start it, and go on"):
+                oracle(["C"])
+
+
 def test_a_cluster_by_its_address(client: Any, tmp_path: Path) -> None:
     shutil.copy(REWARDS, tmp_path / "mine.py")
     settings = OracleSettings(reward_cache="none", executor=f"dask:{client.scheduler.address}")
