@@ -218,6 +218,8 @@ def refuse_budget(env: str, train: GFNSettings, batch: int) -> None:
         )
     if train.evaluation_calls:
         raise UserError("--calls counts all, and evaluations get none of them: leave out --evaluation-calls")
+    if train.compile:
+        raise UserError("--compile computes rewards in a CUDA graph, where --calls cannot be kept: leave out one of them")
     if train.metrics == "exact":
         raise UserError("--metrics exact asks for the reward of all molecules, --calls allows some: leave out one of them")
 

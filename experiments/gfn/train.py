@@ -184,17 +184,18 @@ def train(
     account = rewards.account(problem)
     if account is not None:
         account.ledger.budget = settings.calls
-    total, first = (
-        (settings.calls, problem.batch_size * len(problem.seeds)) if settings.calls else (settings.states, problem.batch_size)
-    )
+    S, total, first = len(problem.seeds), settings.states, problem.batch_size
+    if settings.calls is not None:  # of all seeds together
+        total, first = settings.calls, first * S
     rows, evaluations, checkpoints = (
         Marks(total, first, count) for count in (settings.log_rows, settings.evaluations, settings.checkpoints)
     )
     on_cpu = problem.device == "cpu"
     calls = rewards.budget(problem, settings.evaluation_calls)
     if calls is not None:  # of each seed in each evaluation, the first and the last included
-        calls = calls // (settings.evaluations + 2) // len(problem.seeds)
-    warnings = Warnings(settings.states, [] if run.empty else read_metrics(run.metrics))
+        calls = calls // (settings.evaluations + 2) // S
+    visits = settings.states if settings.calls is None else min(settings.states, settings.calls // S)
+    warnings = Warnings(visits, [] if run.empty else read_metrics(run.metrics))
     before = versions(training.state)  # of the iteration under way
     stepping = False
 
@@ -219,6 +220,9 @@ def train(
         save()
         return f"the state before it is saved; continue with: gflownet resume {run.folder}"
 
+    def counts(diversity: bool) -> dict[str, int | float]:
+        return {**rewards.row(problem.calls), **({} if account is None else account.row(diversity))}
+
     def log(outcome: Outcome | None, evaluate: bool) -> dict[str, Any]:
         nonlocal training
         row: dict[str, Any] = {"iteration": training.iteration, "states": training.states}
@@ -230,9 +234,7 @@ def train(
         if evaluate:
             training = replace(training, due=row)
             row = {**row, **evaluated(outcome)}
-        row |= rewards.row(problem.calls)
-        if account is not None:
-            row |= account.row(diversity=evaluate)
+        row |= counts(diversity=evaluate)
         run.log(training.states, row)
         training = replace(training, due=None)
         say(warnings.of(row))
@@ -271,8 +273,7 @@ def train(
         nonlocal training, before, stepping
         step = step_of(settings, method, problem, training.state, training.iteration)
         if training.due is not None:
-            calls_so_far = rewards.row(problem.calls) | ({} if account is None else account.row(diversity=True))
-            run.log(training.states, row := {**training.due, **evaluated(None), **calls_so_far})
+            run.log(training.states, row := {**training.due, **evaluated(None), **counts(diversity=True)})
             training = replace(training, due=None)
             run.better(training.states, row)
             save()
