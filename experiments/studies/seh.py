@@ -51,6 +51,7 @@ ROWS: dict[str, tuple[int, dict[str, Any]]] = {  # name -> seeds, settings
     "fm: learning rate 5e-4": (1, {**FM, "learning_rate": 5e-4}),
     "fm: learning rate 5e-3": (1, {**FM, "learning_rate": 5e-3}),
     "fm: learning rate 1e-2": (1, {**FM, "learning_rate": 1e-2}),
+    "fm: learning rate 1e-2, longer": (1, {**FM, "learning_rate": 1e-2, "states": 19_200}),
     "fm: network 4 × 128": (1, {**FM, "hidden": (128,) * 4}),
     "fm: no smoothing": (1, {**FM, "smoothing": 0.0}),
     "fm: no replay": (1, {**FM, "replay": "none"}),
