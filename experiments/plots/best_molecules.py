@@ -57,7 +57,7 @@ def best_molecules(lines: Sequence[Line], published: Sequence[Point], out: Path)
             colour, style = COLOURS[methods.index(line.method) % len(COLOURS)], STYLES[earlier % len(STYLES)]
             axes.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.2, linewidth=0)
             look = {"color": colour, "marker": MARKERS[earlier % len(MARKERS)], "markersize": 4}
-            axes.plot(x, y.mean(0), linestyle=style, label=f"{line.name} ({len(y)} seeds)", **look)
+            axes.plot(x, y.mean(0), linestyle=style, label=f"{line.name} ({len(y)} seed{'s' * (len(y) > 1)})", **look)
         for line in [line for line in lines if line.method is None]:
             x, y = _together(line)
             axes.plot(x, y.mean(0), linestyle=(0, (4, 2)), color="#777777", linewidth=1.2, zorder=1)
