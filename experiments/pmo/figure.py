@@ -17,6 +17,7 @@ from gflownet.rewards.chemistry import Floats
 
 COLUMNS = 5
 EVERY = 100  # calls between two points
+LEAST = 0.1  # of the vertical axis, where all scores are 0
 
 
 def figure(out: Path, results: Sequence[Result]) -> Path:
@@ -47,7 +48,7 @@ def figure(out: Path, results: Sequence[Result]) -> Path:
                     ax.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.25, linewidth=0)
                     ax.plot(x, y.mean(0), color=colour, linewidth=1.5, label=method)
             ax.set_title(task, loc="left", fontsize=8.5, fontweight="bold")
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, max(LEAST, ax.get_ylim()[1]))
             ax.set_xlim(0, calls)
             ax.set_xticks([0, calls / 2, calls])
             ax.grid(True, color="#e6e6e6", linewidth=0.6)
