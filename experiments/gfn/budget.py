@@ -24,6 +24,7 @@ from gflownet.problem import DagProblem
 from gflownet.rewards.cached import STATUS
 from gflownet.rewards.calls import RewardCalls
 from gflownet.rewards.chemistry import Floats
+from gflownet.rewards.combine import Tempering
 from gflownet.rewards.ledger import REWARD, Ledger
 from gflownet.rewards.oracle import STATUSES
 from gflownet.rewards.trees import TreeReward
@@ -51,10 +52,11 @@ class Account:
     Args:
         ledger: what it notes.
         calls: its count.
+        tempering: of its rewards.
     """
 
-    def __init__(self, ledger: Ledger, calls: RewardCalls) -> None:
-        self.ledger, self._calls = ledger, calls
+    def __init__(self, ledger: Ledger, calls: RewardCalls, tempering: Tempering) -> None:
+        self.ledger, self._calls, self._tempering = ledger, calls, tempering
         self._begun = len(ledger)  # in this process: after a reward was corrected, its old failures are not held against it
 
     @property
@@ -114,12 +116,19 @@ class Account:
         return f"{failed} of the last {len(status)} molecules have no reward ({counts}), {allowed}{why}"
 
     def equal(self) -> str:
-        """Whether all molecules asked for have one reward, in a sentence; "" where they have not, or are too few."""
+        """Whether all molecules asked for have one reward, or are clipped to one, in a sentence; "" otherwise and for few."""
         reward = self.ledger.table()[REWARD]
         reward = reward[~np.isnan(reward)]
-        if len(reward) < FEWEST or bool((reward != reward[0]).any()):
+        if len(reward) < FEWEST:
             return ""
-        return f"all {len(reward)} molecules asked for so far have the reward {reward[0]:.6g}: is the reward what you meant?"
+        low, high, all_have = float(reward.min()), float(reward.max()), f"all {len(reward)} molecules asked for so far have"
+        if low == high:
+            return f"{all_have} the reward {low:.6g}: is the reward what you meant?"
+        r_min, r_max = self._tempering.r_min, self._tempering.r_max
+        if not (high <= r_min or low >= r_max):
+            return ""
+        limit = f"--r-min {r_min:g} (larger must be better)" if high <= r_min else f"--r-max {r_max:g}"
+        return f"{all_have} rewards from {low:.6g} to {high:.6g}, which all count as {limit}:"
 
 
 # -- a reward that is not what was meant

@@ -143,10 +143,9 @@ def resume(
 def finished(folder: Path) -> bool:
     """Whether every seed of a run has visited its objects and no row is due, by the newest checkpoint."""
     run = Run.open(folder)
-    _, meta = run.load()
+    held, meta = run.load()
     settings = from_config(run.config)[1]
-    spent = settings.calls is not None and meta.get(rewards.META, {}).get("calls", 0) >= settings.calls
-    return bool(meta["states"] >= settings.states or spent) and meta.get("due") is None
+    return bool(meta["states"] >= settings.states or rewards.spent(held, settings.calls)) and meta.get("due") is None
 
 
 def _to_the_end(run: Run, begun: GFNRun, quiet: bool) -> None:

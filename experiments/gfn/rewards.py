@@ -65,7 +65,7 @@ def account(problem: DagProblem) -> Account | None:
         return None
     from experiments.gfn.budget import Account
 
-    return Account(reward.ledger, problem.calls)
+    return Account(reward.ledger, problem.calls, reward.reward.tempering)
 
 
 def row(calls: RewardCalls) -> dict[str, int | float]:
@@ -109,10 +109,21 @@ def budget(problem: DagProblem, calls: int | None) -> int | None:
     return calls
 
 
+def finish(problem: DagProblem) -> None:
+    """Score what was started, as far as the budget goes."""
+    if (reward := tree_reward(problem.env)) is not None:
+        reward.finish()
+
+
+def spent(held: Mapping[str, Tensor], calls: int | None) -> bool:
+    """Whether a checkpoint's ledger has as many molecules as the budget allows. calls: the budget."""
+    return calls is not None and len(held.get(SCORED + "values", ())) >= calls
+
+
 def begin_run(problem: DagProblem, id: str | None) -> None:
     """Tell the oracles whose answers are the run's own."""
     for oracle in runners(problem):
-        oracle.cache.run = id or ""
+        oracle.cache.run = id or oracle.cache.run
 
 
 def runners(problem: DagProblem) -> list[Runner]:
@@ -166,6 +177,8 @@ def restore(problem: DagProblem, held: Mapping[str, Tensor], meta: Mapping[str, 
     visited = meta["states"] * len(problem.seeds)  # of a version that did not count, as it was documented there
     numbers = meta.get(META, {"calls": visited, "cache_hits": 0, "seconds": 0.0})
     restore_count(problem.calls, numbers)
+    if (reward := tree_reward(problem.env)) is not None and reward.ledger:  # of a version without one it is empty
+        problem.calls.calls = len(reward.ledger)  # an iteration that was stopped asks again, of what it counted already
 
 
 def restore_count(calls: RewardCalls, numbers: Any) -> None:

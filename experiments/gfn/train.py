@@ -290,7 +290,8 @@ def train(
                     state, outcome = _step(step, training.state, problem, training.iteration)
                 training = training.after(state, outcome)
             except BudgetSpent:  # the iteration has not happened, but what it asked for is noted
-                pass
+                with asked.interruptible():
+                    rewards.finish(problem)
             before, stepping = versions(training.state), False
             if training.iteration == 1 and outcome is not None and training.top_k is not None and not stop_equal:
                 say(equal_rewards(outcome.log_reward))

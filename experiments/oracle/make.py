@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from concurrent.futures import Executor
 
 from experiments.cli.errors import UserError
@@ -22,14 +23,14 @@ def make_oracle(
         name: file.py:function, or "command" for `settings.reward_command`.
         settings: how it is run.
         workers: rewards that run at once on this machine, at least 1.
-        run: id of the run, whose own failed answers are not asked again.
+        run: id of the run, whose own failed answers are not asked again; "": one that nobody else has.
         executor: in place of the one that the settings name.
 
     Raises:
         UserError: the reward or the cache cannot be used, in one sentence.
     """
     spec = spec_of(name, settings)
-    cache = AnswerCache(cache_path(settings.reward_cache), spec.key, spec.name, run)
+    cache = AnswerCache(cache_path(settings.reward_cache), spec.key, spec.name, run or secrets.token_hex(8))
     try:
         place = executor_of(settings.executor, max(1, workers)) if executor is None else Place(executor, _nothing, _nothing)
     except BaseException:

@@ -8,6 +8,7 @@ With a ledger, molecules are known by their canonical SMILES: trees that are one
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from envs.core import RewardFault
 from envs.molecules.bridge import Builder
 from envs.molecules.fragments import Fragment
 from gflownet.rewards.cached import Molecules
-from gflownet.rewards.calls import RewardCalls
+from gflownet.rewards.calls import BudgetSpent, RewardCalls
 from gflownet.rewards.chemistry import Floats
 from gflownet.rewards.combine import MoleculeReward
 from gflownet.rewards.expression import Leaf
@@ -55,6 +56,7 @@ class TreeReward:
         self._builder, self._index = Builder(fragments), index
         self._names: LRUCache[str] = LRUCache(NAMES)
         self.ledger: Ledger | None = None
+        self._started: Tensor | None = None
 
     def __call__(self, obs: Tensor) -> Tensor:
         """log R of trees obs [M, K, 4], [M] float64. Molecules that failed have the reward r_min.
@@ -82,7 +84,14 @@ class TreeReward:
     def start(self, obs: Tensor) -> None:
         """Start to score trees obs [M, K, 4] whose values are needed later, where an oracle does that; return at once."""
         if self.ledger is not None:
+            self._started = obs
             self.reward.quantities.submit(self.ledger.reserve(self._canonical(obs)))
+
+    def finish(self) -> None:
+        """Score the trees that were started last, as far as the budget goes."""
+        if self._started is not None:
+            with contextlib.suppress(BudgetSpent):
+                self._numbers(self._started)
 
     def parts(
         self, obs: Tensor, smiles: Sequence[str] | None = None, mols: Sequence[Chem.Mol] | None = None

@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("rdkit")
 
+from envs.core import RewardFault
 from envs.dag.enumeration import enumerate_dag
 from envs.dag.hypergrid import HyperGrid
 from experiments.cli.gflownet import main
@@ -23,6 +24,7 @@ from gflownet.gflownet import GFlowNet, Waiting
 from gflownet.molecules.sample_efficiency import auc_top
 from gflownet.objectives.trajectory_balance import TrajectoryBalance
 from gflownet.problem import DagProblem
+from gflownet.rewards.trees import TreeReward
 
 FRAGMENTS = [("methyl", "C", [[0, 2]]), ("amine", "CN", [[0, 1], [1, 1]]), ("ring", "c1ccccc1", [[0, 1], [3, 1]])]
 SCORE = """
@@ -33,6 +35,11 @@ def score(smiles):
     return [1 / (1 + len(one)) for one in smiles]
 def same(smiles):
     return [0.5] * len(smiles)
+def external(smiles):
+    assert (Path(__file__).parent / "model").exists(), "no model"
+    return score(smiles)
+def docking(smiles):
+    return [-5 - len(one) / 10 for one in smiles]
 def broken(smiles):
     raise RuntimeError("no licence")
 def late(smiles):
@@ -53,11 +60,11 @@ def gflownet(*arguments: Any) -> None:
     main([str(a) for a in arguments])
 
 
-def train(here: Path, out: str, *more: Any, reward: str = "qed", cache: str = "none") -> Path:
+def train(here: Path, out: str, *more: Any, reward: str = "qed", cache: str = "none", objective: str = "tb") -> Path:
     own = ["--reward-workers", 1, "--reward-cache", here / cache if cache != "none" else cache]
     net = [
         "--objective",
-        "tb",
+        objective,
         "--hidden",
         8,
         "--batch-size",
@@ -71,7 +78,7 @@ def train(here: Path, out: str, *more: Any, reward: str = "qed", cache: str = "n
         "--top-k",
         50,
     ]
-    formula = f"{here / 'mine.py'}:{reward}" if reward in ("score", "same", "broken", "late") else reward
+    formula = f"{here / 'mine.py'}:{reward}" if reward in ("score", "same", "docking", "external", "broken", "late") else reward
     fixed = [
         "--fragments",
         here / "few.json",
@@ -174,6 +181,42 @@ def test_a_budget_that_cannot_be_kept_is_a_sentence(here: Path, capfd: pytest.Ca
     assert not (here / "a").exists()
 
 
+def test_a_budget_spent_on_unfinished_molecules_ends_the_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, steps = gfn._step, []
+
+    def limited(*arguments: Any) -> Any:
+        steps.append(1)
+        assert len(steps) < 40, "it does not end"
+        return step(*arguments)
+
+    monkeypatch.setattr(gfn, "_step", limited)
+    run = train(here, "run", "--calls", 18, "--overlap", "yes", "--batch-size", 8, reward="score", objective="fl-db")
+    assert len(rows(run)) == len(set(asked(here))) == len(asked(here)) == 18
+
+
+def test_what_was_asked_in_an_iteration_that_was_stopped_is_counted_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more, reward = ["--calls", 40, "--overlap", "no"], TreeReward._noted
+
+    def stopped(self: TreeReward, smiles: list[str], *arguments: Any) -> Any:
+        if len(self.ledger or ()) > 20:
+            self.calls.calls += len(smiles)  # counted before the call
+            raise RewardFault("stopped")
+        return reward(self, smiles, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TreeReward, "_noted", stopped)
+        with pytest.raises(SystemExit):
+            train(here, "run", *more, reward="score")
+    gflownet("resume", here / "run", "--quiet")
+    assert read_metrics(here / "run")[-1]["oracle/calls"] == len(rows(here / "run")) == 40
+
+
+def test_a_dry_run_asks_again_what_failed_in_another(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "no model" in fails(capfd, 6, here, "run", "--dry-run", reward="external", cache="one.sqlite")
+    (here / "model").touch()
+    train(here, "run", "--dry-run", reward="external", cache="one.sqlite")
+
+
 # -- a reward that is not what was meant
 
 
@@ -201,6 +244,8 @@ def test_a_reward_that_fails_for_known_drugs_stops_before_training(here: Path, c
 def test_equal_rewards_stop_a_reward_of_the_user_s_and_warn_of_others(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     few = ["--states", 64, "--batch-size", 16]
     assert "have the reward 0.5: is the reward what you meant?" in fails(capfd, 6, here, "a", *few, reward="same")
+    clipped = fails(capfd, 6, here, "e", *few, reward="docking")
+    assert "which all count as --r-min 0.01 (larger must be better): correct it, or go on with" in clipped
     train(here, "b", *few, "--equal-rewards", "warn", reward="same")
     assert "all 16 molecules of the first iteration" in capfd.readouterr().err
     train(here, "c", "--calls", 40, reward="pmo:valsartan_smarts")
