@@ -115,7 +115,8 @@ def run(arguments: list[str]) -> Path:
 
         print(dry_run(config))
         return Path()
-    if parsed.resume == "auto" and continued(parsed.out, config, parsed.train, finished, go_on, parsed.quiet, parsed.trust):
+    going_on, parts = parsed.resume == "auto", (parsed.env, parsed.method)
+    if going_on and continued(parsed.out, config, parsed.train, finished, go_on, parsed.quiet, parsed.trust, parts):
         return Path(parsed.out)
     return start(config, parsed.out, ["gflownet", "train", *arguments], parsed.quiet)
 

@@ -81,8 +81,9 @@ def run(arguments: list[str]) -> Path:
 
         print(dry_run(config))
         return Path()
+    parts = (parsed.agent,) if parsed.agent else ()
     if parsed.resume == "auto" and continued(
-        parsed.out, config, parsed.train, finished, go_on, parsed.quiet, parsed.trust, parsed.agent
+        parsed.out, config, parsed.train, finished, go_on, parsed.quiet, parsed.trust, parts
     ):
         return Path(parsed.out)
     return start(config, parsed.out, ["pgrl", "train", *arguments], parsed.quiet)

@@ -128,7 +128,7 @@ def continued(
     resume: Callable[..., Any],
     quiet: bool,
     trust: bool = False,
-    agent: Any = None,
+    parts: Sequence[Any] = (),
 ) -> bool:
     """`train --resume auto`: whether `out` held a run of these settings, which has now been trained to its end.
 
@@ -143,7 +143,7 @@ def continued(
             from `given`.
         quiet: print nothing.
         trust: execute the files that the run names even if they have changed.
-        agent: a dataclass of hyperparameters, whose defaults a run takes too.
+        parts: dataclasses of hyperparameters and of an environment, whose defaults a run takes too.
 
     Returns:
         False where a new run is to be made in `out`.
@@ -156,7 +156,7 @@ def continued(
     if out is None:
         raise UserError("got --resume auto without --out: name the run folder to continue")
     free = FREE | {name for name in ("device", "matmul") if getattr(settings, name, "") == "auto"}
-    fields = [*dataclasses.fields(settings), *(dataclasses.fields(agent) if agent else ())]
+    fields = [f for part in (settings, *parts) for f in dataclasses.fields(part)]
     defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
     if not Run.resumable(out, config, free, defaults):
         return False

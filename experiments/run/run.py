@@ -45,7 +45,10 @@ __all__ = ["MetricsError", "Run", "RunError", "read_metrics", "run_name"]
 Tensors = dict[str, Tensor]
 Meta = dict[str, Any]
 T = TypeVar("T")
-FREE = frozenset({"workers", "reward_workers", "title", "theory_slope", "best"})  # settings that change no number
+FREE = frozenset(  # settings that change no number
+    {"workers", "title", "theory_slope", "best", "max_failed", "equal_rewards"}
+    | {"reward_workers", "reward_cache", "reward_recycle", "executor"}
+)
 RENAMED = {"knobs": "hyperparameters", "world": "env_settings", "gallery": "top_k"}  # keys of configs before 0.4
 PARTS = {".config.json.part", ".run.json.part"}  # of a writer that was killed
 BEGUN = {"lock", "cmd.txt", "environment.json", "run.json", "checkpoints"} | PARTS  # what `create` writes before config.json

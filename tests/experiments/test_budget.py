@@ -1,6 +1,7 @@
 """`--calls`: exactly so many different molecules, and what was asked; known drugs; rewards that cannot be meant; overlap."""
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -17,6 +18,7 @@ from envs.dag.hypergrid import HyperGrid
 from experiments.cli.gflownet import main
 from experiments.gfn import train as gfn
 from experiments.oracle.check import DRUGS
+from experiments.oracle.settings import OracleSettings
 from experiments.run import checkpoint as checkpoints
 from experiments.run.log import read_metrics
 from gflownet.evaluation import exact_distribution
@@ -215,6 +217,25 @@ def test_a_dry_run_asks_again_what_failed_in_another(here: Path, capfd: pytest.C
     assert "no model" in fails(capfd, 6, here, "run", "--dry-run", reward="external", cache="one.sqlite")
     (here / "model").touch()
     train(here, "run", "--dry-run", reward="external", cache="one.sqlite")
+
+
+def test_a_run_that_is_too_old_for_these_settings_is_continued_by_its_command(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--states", 16, "--resume", "auto"]
+    config = train(here, "run", *few) / "config.json"
+    whole = json.loads(config.read_text())
+    old = {name: x for name, x in whole.items() if name not in ("calls", "references", "max_failed", "equal_rewards")}
+    new = {field.name for field in dataclasses.fields(OracleSettings)}
+    old["env_settings"] = {name: x for name, x in whole["env_settings"].items() if name not in new}
+    old["hyperparameters"] = {name: x for name, x in whole["hyperparameters"].items() if name != "overlap"}
+    config.write_text(json.dumps(old))
+    before = read_metrics(here / "run")
+    train(here, "run", *few)
+    gflownet("resume", here / "run", "--quiet")
+    assert read_metrics(here / "run") == before
+    error = fails(capfd, 2, here, "run", *few, "--calls", 40)
+    assert "holds a run with calls None, got 40" in error
 
 
 # -- a reward that is not what was meant
