@@ -176,6 +176,7 @@ def opened(folder: Path, checkpoint: Path | None = None, trust: bool = False) ->
     saved = run.load(checkpoint)
     with run.user_code(trust):
         begun = made(run.config, saved)
+    rewards.begin_run(begun.problem, run.identity.id)
     return run, begun._replace(training=begun.training.restored(*saved))
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 from experiments.cli.errors import MissingPackage, UserError
+from experiments.cli.load import refuse_command
 from experiments.oracle.threads import Threads
 
 PATIENCE = 10.0  # seconds for a scheduler to answer
@@ -30,7 +31,8 @@ def executor_of(name: str, workers: int) -> Place:
         workers: how many rewards run at once on this machine; a cluster that is there already has workers of its own.
 
     Raises:
-        UserError: there is no such executor, or no cluster answers. MissingPackage: Dask is not installed.
+        UserError: there is no such executor, no cluster answers, or an opened run may not connect to it.
+        MissingPackage: Dask is not installed.
     """
     if name == "processes":
         pool = Threads(workers)
@@ -38,6 +40,8 @@ def executor_of(name: str, workers: int) -> Place:
     kind, _, address = name.partition(":")
     if kind != "dask" or not address:
         raise UserError(f"--executor {name!r} is not known, expected processes, dask:local or dask:tcp://HOST:PORT")
+    if address != "local":
+        refuse_command(f"--executor {name}")  # a scheduler sends pickles
     return _dask(address, workers)
 
 

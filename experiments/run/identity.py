@@ -2,7 +2,8 @@
 
     id        a random number that every checkpoint of the run carries
     unmarked  checkpoints up to this iteration need not: they are of a version before 0.4; -1 for a run begun with an id
-    files     absolute path -> SHA-256 of each file that config.json names; "command TEXT" -> that of --reward-command
+    files     absolute path -> SHA-256 of each file that config.json names; "command TEXT" -> that of --reward-command, or of a
+              Dask scheduler
     seal      HMAC-SHA-256 of id and files with a key that only this account has; null where no key could be kept
 
 A run folder may come from anybody, and its record may be forged. So a file of code is executed only if all of these hold: it
@@ -56,8 +57,9 @@ class Identity:
         id = id or secrets.token_hex(8)
         files = {path: digest for path in sorted(set(_paths(config))) if (digest := _digest(Path(path)))}
         settings = config.get("env_settings")
-        if isinstance(settings, Mapping) and isinstance(command := settings.get("reward_command"), str) and command:
-            files[f"{COMMAND}{command}"] = hashlib.sha256(state_of_command(command)).hexdigest()
+        if isinstance(settings, Mapping):
+            for command in filter(None, (settings.get("reward_command"), _scheduler(settings.get("executor")))):
+                files[f"{COMMAND}{command}"] = hashlib.sha256(state_of_command(str(command))).hexdigest()
         key = _key() if any(path.endswith(".py") or path.startswith(COMMAND) for path in files) else None
         return Identity(id, files, None if key is None else _seal(key, id, files), unmarked)
 
@@ -118,6 +120,11 @@ def _paths(value: Any) -> Iterator[str]:
         elif value.startswith("{") and ".py" in value:
             with contextlib.suppress(ValueError):  # it is no JSON
                 yield from _paths(safe.parse_json(value.encode()))
+
+
+def _scheduler(executor: Any) -> str:
+    """What a Dask scheduler, which may send code, is called in the record; "" for other executors."""
+    return f"--executor {executor}" if str(executor).startswith("dask:") and executor != "dask:local" else ""
 
 
 def _digest(path: Path) -> str | None:

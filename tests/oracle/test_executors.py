@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from experiments.cli.errors import MissingPackage, UserError
+from experiments.cli.load import judged_by
 from experiments.oracle.cache import AnswerCache
 from experiments.oracle.executors import executor_of
 from experiments.oracle.make import make_oracle
@@ -18,6 +19,7 @@ from experiments.oracle.runner import RESENDS, Runner
 from experiments.oracle.settings import OracleSettings
 from experiments.oracle.spec import function_spec
 from experiments.oracle.threads import Threads
+from experiments.run.identity import Identity, Untrusted
 
 REWARDS = Path(__file__).with_name("rewards.py")
 SETTINGS = OracleSettings(reward_cache="none", reward_timeout=20.0)
@@ -124,3 +126,19 @@ def test_molecules_that_hang_crash_and_give_nan(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ten_thousand_molecules_with_faults(tmp_path: Path) -> None:
     faulty(tmp_path, 10_000, 4, 0.5)
+
+
+def test_an_opened_run_connects_to_the_scheduler_it_was_trained_with_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("experiments.oracle.executors._dask", lambda address, workers: address)
+    run = Identity.new({"env_settings": {"executor": "dask:tcp://here:1"}})
+    stranger = Identity(run.id, run.files, "0" * 64)
+    for of, name, trusted in ((run, "here", True), (run, "there", False), (stranger, "here", False)):
+        with judged_by(lambda *file, of=of: of.judge(tmp_path, *file)):  # type: ignore[misc]
+            if trusted:
+                executor_of(f"dask:tcp://{name}:1", 1)
+                continue
+            with pytest.raises(Untrusted, match="pass --trust"):
+                executor_of(f"dask:tcp://{name}:1", 1)
