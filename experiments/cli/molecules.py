@@ -20,7 +20,8 @@ from experiments.cli.verbs import call
 if TYPE_CHECKING:
     from envs.molecules.fragments import Fragment
     from experiments.molecules.files import Format
-    from experiments.molecules.sample import Shortfall, Trained, Wanted
+    from experiments.molecules.sample import Shortfall
+    from experiments.molecules.trained import Trained, Wanted
     from experiments.run.out_file import Write
 
 STDOUT = Path("-")
@@ -70,8 +71,8 @@ def sample(arguments: list[str]) -> None:
         from experiments.gfn.rewards import closing as closing_reward
         from experiments.gfn.rewards import summary
         from experiments.molecules.files import format_of
-        from experiments.molecules.sample import Wanted, trained
         from experiments.molecules.sample_workers import default_workers
+        from experiments.molecules.trained import Wanted, trained
         from experiments.run.out_file import output
 
         written = format_of(out, format)

@@ -31,7 +31,7 @@ from torch import Tensor
 from envs.child_process import follow_parent, kill
 from experiments.cli.errors import UserError
 from experiments.cli.stdout import stdout_to_stderr
-from experiments.molecules.sample import Built, Columns, Draw, Kept, Origin, Sample, Trained, Wanted, molecules_of, samples_of
+from experiments.molecules.trained import Built, Columns, Draw, Kept, Origin, Sample, Trained, Wanted, molecules_of, samples_of
 from gflownet.rewards.cached import RESTARTS
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def default_workers(n: int, device: str) -> int:
     return min(n // EACH, len(os.sched_getaffinity(0)), MOST) if device == "cpu" else 0
 
 
-class Scored(NamedTuple):
+class ScoredBatch(NamedTuple):
     """What a process says of some molecules of a batch.
 
     obs      their trees, where the reward is left to the parent, else None
@@ -62,7 +62,7 @@ class Scored(NamedTuple):
     calls: tuple[int, int, float]
 
 
-class Workers:
+class SampleWorkers:
     """N processes. They are started by the first batch.
 
     Raises UserError where processes die repeatedly, and what computing a batch raises.
@@ -97,7 +97,7 @@ class Workers:
         process, task = self._at, self._at.submit(_score, draw, kept)
         return lambda: self._received(kept, process.result(task))
 
-    def _received(self, kept: list[Kept], scored: Scored) -> list[Sample]:
+    def _received(self, kept: list[Kept], scored: ScoredBatch) -> list[Sample]:
         calls, hits, seconds = scored.calls
         count, rewards = self._source.problem.calls, scored.rewards
         count.calls, count.cache_hits, count.seconds = count.calls + calls, count.cache_hits + hits, count.seconds + seconds
@@ -252,7 +252,7 @@ def _draw(draw: Draw) -> list[str | None]:
         return [smiles if mol else None for smiles, mol in _jobs[0].batch(draw)[1]]
 
 
-def _score(draw: Draw, kept: list[Kept]) -> Scored:
+def _score(draw: Draw, kept: list[Kept]) -> ScoredBatch:
     (job,) = _jobs
     with stdout_to_stderr():
         source, wanted = job.trained(), job.wanted
@@ -266,7 +266,7 @@ def _score(draw: Draw, kept: list[Kept]) -> Scored:
         of_policies = source.of_policies(some, kept, wanted)
         calls = count.calls - before[0], count.cache_hits - before[1], count.seconds - before[2]
         left = wanted.scores and not job.rewards
-        return Scored(
+        return ScoredBatch(
             some.cpu().numpy() if left else None,
             rewards,
             of_policies,

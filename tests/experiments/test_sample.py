@@ -26,7 +26,8 @@ from rdkit import Chem, rdBase
 from experiments.cli.gflownet import main
 from experiments.molecules.files import FORMATS
 from experiments.molecules.pictures import draw
-from experiments.molecules.sample import SeenSmiles, Shortfall, Trained, Wanted, batches, samples, trained
+from experiments.molecules.sample import SeenSmiles, Shortfall, batches, samples
+from experiments.molecules.trained import Trained, Wanted, trained
 from experiments.run.out_file import whole_file
 
 TINY = [

@@ -20,8 +20,9 @@ from envs.molecules.bridge import Builder
 from experiments.cli.errors import UserError
 from experiments.molecules import sample_workers
 from experiments.molecules.files import FORMATS
-from experiments.molecules.sample import Origin, Shortfall, Trained, Wanted, batches, trained
-from experiments.molecules.sample_workers import Workers, default_workers
+from experiments.molecules.sample import Shortfall, batches
+from experiments.molecules.sample_workers import SampleWorkers, default_workers
+from experiments.molecules.trained import Origin, Trained, Wanted, trained
 from gflownet.rewards.trees import TreeReward
 from tests.experiments.test_sample import TINY, Fussy, sample, train
 
@@ -181,9 +182,9 @@ def test_how_many_there_are_where_nobody_says(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_processes_give_the_same_bytes_when_one_is_killed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, killed = Workers._received, list[int]()
+    before, killed = SampleWorkers._received, list[int]()
 
-    def and_kills(self: Workers, *arguments: Any) -> Any:
+    def and_kills(self: SampleWorkers, *arguments: Any) -> Any:
         if not killed:
             pool: Any = self._processes[0]._pool
             (process,) = pool._processes.values()
@@ -192,7 +193,7 @@ def test_processes_give_the_same_bytes_when_one_is_killed(run: Path, tmp_path: P
             process.join()
         return before(self, *arguments)
 
-    monkeypatch.setattr(Workers, "_received", and_kills)
+    monkeypatch.setattr(SampleWorkers, "_received", and_kills)
     asked = ["--n", 60, "--unique", "--batch", 20, "--seed", 3, "--quiet"]
     sample(run, *asked, "--workers", 0, "--out", tmp_path / "one.sdf")
     assert not killed
