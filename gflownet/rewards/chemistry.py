@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem, DataStructs, RDConfig, rdBase
 from rdkit.Chem import QED, rdFingerprintGenerator, rdMolDescriptors
+from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogEntry, SmartsMatcher
 
 Floats = NDArray[np.float64]
 Measure = Callable[[Chem.Mol], float]
@@ -41,13 +42,41 @@ Measure = Callable[[Chem.Mol], float]
 MORGAN = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
 
 
-_QED: Measure = QED.qed  # untyped in RDKit
+_QED: Callable[..., float] = QED.qed  # untyped in RDKit
+_PROPERTIES: Callable[..., tuple[float, ...]] = QED.QEDproperties
 
 
 def qed(mol: Chem.Mol) -> float:
     """exp(Σ w_i log d_i / Σ w_i), 0 to 1: desirabilities d_i of weight, logP, H-bond acceptors and donors, polar surface,
-    rotors, aromatic rings and structural alerts, with the mean weights of the paper (QED_w,mo)."""
-    return _QED(mol)
+    rotors, aromatic rings and structural alerts, with the mean weights of the paper (QED_w,mo).
+
+    The value is that of RDKit's `QED.qed`. Where there are no hydrogens to remove, the properties are counted here: the alerts
+    by one call for all of them.
+    """
+    return _QED(mol, qedProperties=_qed_properties(mol))
+
+
+def _qed_properties(mol: Chem.Mol) -> tuple[float, ...] | None:
+    if mol.GetNumHeavyAtoms() != mol.GetNumAtoms():
+        return None
+    return _PROPERTIES(
+        MW=mw(mol),
+        ALOGP=logp(mol),
+        HBA=sum(len(mol.GetSubstructMatches(pattern)) for pattern in QED.Acceptors),
+        HBD=rdMolDescriptors.CalcNumHBD(mol),
+        PSA=tpsa(mol),
+        ROTB=int(rotors(mol)),
+        AROM=len(Chem.GetSSSR(Chem.DeleteSubstructs(Chem.Mol(mol), QED.AliphaticRings))),
+        ALERTS=len(_alerts().GetMatches(mol)),
+    )
+
+
+@functools.cache
+def _alerts() -> FilterCatalog:
+    found = FilterCatalog()
+    for i, pattern in enumerate(QED.StructuralAlerts):
+        found.AddEntry(FilterCatalogEntry(str(i), SmartsMatcher(str(i), pattern)))
+    return found
 
 
 def sa_score(mol: Chem.Mol) -> float:

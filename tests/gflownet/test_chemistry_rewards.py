@@ -43,6 +43,22 @@ def parts(text: str, smiles: Sequence[str] = DRUGS, **given: Sequence[float]) ->
 # -- quantities and terms
 
 
+ALERTING = (  # charges, isotopes, hydrogens, halogens, alerts, fragments, an atom alone
+    "[2H]C([2H])O [H][H] C [13CH3]CCCCC=O [O-][N+](=O)c1ccc(N)cc1 CC(=O)[O-].[Na+] OS(=O)(=O)c1ccccc1S N=C=O CC(=O)OC(C)=O "
+    "C1OC1 BrCCBr Clc1cc(Cl)c(Cl)cc1 C=CC(=O)C=C N#CC(C)=O CSSC O=C1C=CC(=O)C=C1 C[Si](C)(C)F OO NN C=[N+]=[N-] C#CC(=O)C "
+    "c1ccc2c(c1)ccc(=O)o2 S=C(N)N CCCCCCCCCCCCC P I [Se]1C=CC=C1 O=C(C)OC.O=C(C)OC.O=C(C)OC FC(F)(F)S(=O)(=O)O "
+    "c1ccccc1Oc1ccccc1 C[C@H](N)C(=O)O"
+)
+
+
+@pytest.mark.parametrize("smiles", ALERTING.split())
+def test_qed_is_rdkits_to_the_bit(smiles: str) -> None:
+    assert chemistry.qed(Chem.MolFromSmiles(smiles)) == QED.qed(Chem.MolFromSmiles(smiles))
+    alerts = sum(Chem.MolFromSmiles(smiles).HasSubstructMatch(alert) for alert in QED.StructuralAlerts)
+    properties = chemistry._qed_properties(Chem.MolFromSmiles(smiles))
+    assert properties is None or properties[-1] == alerts
+
+
 def test_aspirin_has_the_values_that_are_known() -> None:
     mol = Chem.MolFromSmiles(ASPIRIN)
     assert chemistry.qed(mol) == pytest.approx(0.550, abs=5e-4)
