@@ -26,7 +26,8 @@ import tyro
 from rdkit import Chem, rdBase
 from tyro.conf import Positional
 
-from experiments.molecules.sample import Trained, Wanted, batches, trained
+from experiments.molecules.sample import batches
+from experiments.molecules.trained import Trained, Wanted, trained
 from experiments.pg.config import cpus
 from experiments.run.provenance import processor
 from gflownet.evaluation import exact_log_p
