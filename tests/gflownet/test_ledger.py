@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("rdkit")
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.molecules.block_trees import BlockTrees
@@ -50,6 +50,7 @@ class Moody:
         self.closed = True
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(NAMES, max_size=8), max_size=8), st.integers(0, 7))
 def test_the_budget_is_the_number_of_different_molecules(batches: list[list[str]], budget: int) -> None:
     ledger, wanted = Ledger(["reward"], budget), dict.fromkeys(one for batch in batches for one in batch)
@@ -68,6 +69,7 @@ def test_the_budget_is_the_number_of_different_molecules(batches: list[list[str]
     assert len(ledger) == min(budget, len(wanted))
 
 
+@settings(deadline=None)
 @given(st.lists(NAMES, unique=True), st.lists(NAMES, unique=True))
 def test_what_is_reserved_counts(first: list[str], second: list[str]) -> None:
     ledger = Ledger(["reward"], budget=4)
