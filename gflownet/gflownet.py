@@ -173,7 +173,7 @@ class GFlowNet:
             log_z = torch.where(fine, self._of_each_seed("log_z", self.objective.log_z(flows), len(theta)), state.log_z)
             if offset is not None:
                 theta[:, -1].add_(torch.where(fine, offset, 0.0))
-        decay = self.final_rate ** (_real(t) / max(problem.iterations - 1, 1))
+        decay = self.final_rate ** _at_most_1(_real(t) / max(problem.iterations - 1, 1))
         state.adam.step(theta, gradient, self.learning_rate * decay, self.log_z_rate * decay, fine)
         if state.target.shape[1]:
             state.target.lerp_(theta, self.target_rate)
@@ -219,7 +219,7 @@ class GFlowNet:
         assert tau.last is not None
         problem.start_reward(tau.last)  # of a run that is resumed; otherwise it has started
         actions = torch.zeros_like(waiting.actions)
-        if t + 1 >= problem.iterations:
+        if t + 1 >= (problem.last or problem.iterations):
             return tau, Waiting(actions, 0)
         ahead, _ = self._constructed(model, theta, problem, t + 1, problem.rng(ITERATION, t + 1), None)
         assert ahead.last is not None
@@ -308,6 +308,10 @@ class GFlowNet:
 
 def _real(t: int | Tensor) -> float | Tensor:
     return t.double() if isinstance(t, Tensor) else t
+
+
+def _at_most_1(x: float | Tensor) -> float | Tensor:
+    return x.clamp_max(1.0) if isinstance(x, Tensor) else min(1.0, x)
 
 
 def _together(seeds: int, one: tuple[Trajectories, Tensor], other: tuple[Trajectories, Tensor]) -> tuple[Trajectories, Tensor]:

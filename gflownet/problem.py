@@ -30,6 +30,7 @@ class DagProblem:
     device      of parameters and random keys
     dtype       of parameters
     calls       counts what is asked of the reward
+    last        iterations at most, where a run may go on after `iterations` (a budget of calls with objects met again)
     """
 
     env: DagEnv
@@ -39,6 +40,7 @@ class DagProblem:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     calls: RewardCalls = field(default_factory=RewardCalls, compare=False)
+    last: int | None = None
 
     def rng(self, stream: int, t: int | Tensor = 0) -> Rng:
         """Random keys of a stream and an iteration, one for each of the S seeds."""

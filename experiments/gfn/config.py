@@ -183,7 +183,7 @@ def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str
     except TypeError as error:
         raise UserError(f"{choice.env}: {error}") from error
     built = objects_per_iteration(method, train.batch_size)
-    iterations = -(-train.states // built)
+    iterations = last = -(-train.states // built)
     if train.calls is not None:
         refuse_budget(choice.env, train, built * train.seeds)
         iterations = min(iterations, -(-train.calls // (built * train.seeds)))
@@ -197,6 +197,7 @@ def make_problem(choice: Choice, train: GFNSettings, method: Method, device: str
         device,
         getattr(torch, train.dtype),
         calls,
+        last,
     )
     try:
         needed = arrays(method, problem, metrics=train.metrics, window=train.window, top_k=train.top_k)

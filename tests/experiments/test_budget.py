@@ -306,15 +306,17 @@ def test_the_next_batch_is_of_the_policy_before_the_update() -> None:
         assert torch.equal(plain._build(plain.model(problem), fresh, problem, t, problem.rng(1, t), None)[2], outcome.objects)
 
 
-def test_the_last_iteration_builds_no_batch_in_vain() -> None:
-    problem = DagProblem(HyperGrid(2, 4), (0,), 4, iterations=2)
-    method = GFlowNet(TrajectoryBalance(), hidden=(8,), overlap="yes")
-    state, _ = method.step(method.init(problem), problem, 0)
-    assert isinstance(state.waiting, Waiting)
-    assert state.waiting.there == 1
-    state, _ = method.step(state, problem, 1)
-    assert isinstance(state.waiting, Waiting)
-    assert state.waiting.there == 0
+@pytest.mark.parametrize("last", [None, 4])
+def test_the_last_iteration_builds_no_batch_in_vain(last: int | None) -> None:
+    """A budget with molecules met again goes on after the iterations that it was planned for."""
+    problem = DagProblem(HyperGrid(2, 4), (0,), 4, iterations=2, last=last)
+    method = GFlowNet(TrajectoryBalance(), hidden=(8,), overlap="yes", final_rate=0.5)
+    state, there = method.init(problem), []
+    for t in range(last or 2):
+        state, _ = method.step(state, problem, t)
+        assert isinstance(state.waiting, Waiting)
+        there.append(state.waiting.there)
+    assert there == [1] * ((last or 2) - 1) + [0]
 
 
 def test_a_policy_one_update_older_learns_the_target() -> None:
