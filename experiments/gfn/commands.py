@@ -110,6 +110,8 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
             print(_summary(config, begun), file=sys.stderr)
         rewards.begin_run(begun.problem, run.identity.id)
         if begun.settings.references:
+            if begun.problem.calls.of_user and not quiet:
+                print("scoring five known drugs (--no-references leaves them out)", file=sys.stderr)
             with faults_as_sentences(BEFORE, config):
                 known = rewards.references(begun.problem, quiet)
             if known and not quiet:

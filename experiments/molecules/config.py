@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,6 +165,7 @@ def _fragments(settings: MoleculeSettings) -> tuple[Fragment, ...]:
 
 
 def _reward(settings: MoleculeSettings, fragments: tuple[Fragment, ...], env: Any, device: str) -> TreeReward:
+    from experiments.oracle.executors import cores
     from experiments.oracle.make import make_oracle
     from gflownet.rewards.combine import MoleculeReward, Tempering
     from gflownet.rewards.expression import Expression
@@ -175,7 +175,7 @@ def _reward(settings: MoleculeSettings, fragments: tuple[Fragment, ...], env: An
     tempering = Tempering(settings.beta, settings.r_min, settings.r_max)
     expression = Expression.parse(settings.reward, ("seh",))
     where = _named(settings.files, [name for name in expression.functions if name != COMMAND])
-    workers = settings.reward_workers or os.cpu_count() or 1
+    workers = settings.reward_workers or cores()
     oracles: dict[str, Any] = {}
     try:
         for name in expression.functions:

@@ -20,7 +20,7 @@ from experiments.cli.ranges import check_flags
 from experiments.cli.stdout import stdout_to_stderr
 from experiments.gfn.commands import made
 from experiments.gfn.metrics import has_policy, policies
-from experiments.gfn.rewards import SCORED
+from experiments.gfn.rewards import SCORED, begin_run
 from experiments.molecules.config import tree_reward
 from experiments.run.device import require_device
 from experiments.run.run import Run
@@ -193,9 +193,11 @@ class Origin:
         """UserError for a run that has no policy of molecules, or does not fit its files."""
         from envs.molecules.bridge import Builder
 
-        with Run.open(self.run).user_code(self.trust):
+        run = Run.open(self.run)
+        with run.user_code(self.trust):
             begun = made(self.config, (self.tensors, self.meta))
         method, problem = begun.method, begun.problem
+        begin_run(problem, run.identity.id)
         reward = tree_reward(problem.env)
         if reward is None:
             what = self.config.get("title", self.config["env"])
