@@ -18,6 +18,7 @@ from experiments.cli.errors import UserError
 from experiments.cli.load import short_name
 from experiments.cli.progress import progress
 from experiments.cli.ranges import check_flags
+from experiments.cli.signals import Stopped, deferred_signals
 from experiments.cli.stdout import stdout_to_stderr
 from experiments.cli.text import plain
 from experiments.cli.threads import fit
@@ -110,14 +111,26 @@ def start(config: dict[str, Any], out: Path | None, argv: Sequence[str], quiet: 
             print(_summary(config, begun), file=sys.stderr)
         rewards.begin_run(begun.problem, run.identity.id)
         if begun.settings.references:
-            if begun.problem.calls.of_user and not quiet:
-                print("scoring five known drugs (--no-references leaves them out)", file=sys.stderr)
-            with faults_as_sentences(BEFORE, config):
-                known = rewards.references(begun.problem, quiet)
-            if known and not quiet:
-                print(plain(known, keep="\n"), file=sys.stderr)
+            _score_known_drugs(run, begun.problem, quiet)
         _to_the_end(run, begun, quiet)
         return run.folder
+
+
+def _score_known_drugs(run: Run, problem: DagProblem, quiet: bool) -> None:
+    """And show them. UserError as for training."""
+    if problem.calls.of_user and not quiet:
+        print("scoring five known drugs (--no-references leaves them out)", file=sys.stderr)
+    with deferred_signals() as asked:
+        try:
+            with asked.interruptible(), faults_as_sentences(BEFORE, run.config):
+                known = rewards.references(problem, quiet)
+        except Stopped:
+            with rewards.closing(problem):
+                raise UserError(
+                    "stopped while the known drugs were scored; the same command begins again", asked.code
+                ) from None
+    if known and not quiet:
+        print(plain(known, keep="\n"), file=sys.stderr)
 
 
 def resume(

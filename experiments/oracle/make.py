@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from concurrent.futures import Executor
+from pathlib import Path
 
 from experiments.cli.errors import UserError
 from experiments.oracle.cache import AnswerCache, cache_path
@@ -30,6 +32,9 @@ def make_oracle(
         UserError: the reward or the cache cannot be used, in one sentence.
     """
     spec = spec_of(name, settings)
+    if spec.words and executor is None and settings.executor == "processes" and shutil.which(spec.words[0]) is None:
+        why = "Permission denied" if Path(spec.words[0]).exists() else "No such file or program"
+        raise UserError(f"the command {spec.words[0]} cannot be started: {why}; correct --reward-command")
     cache = AnswerCache(cache_path(settings.reward_cache), spec.key, spec.name, run or secrets.token_hex(8))
     try:
         place = executor_of(settings.executor, max(1, workers)) if executor is None else Place(executor, _nothing, _nothing)

@@ -10,7 +10,7 @@ from envs.ranges import Batch, NonNegative, Range
 CACHE = "runs/rewards.sqlite"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OracleSettings:
     reward_command: str = ""
     """a program as the reward, the term `command` of the formula: a SMILES a line in, a number a line out, each flushed"""

@@ -235,7 +235,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint(package: str, number: int, cod
 
 def test_a_reward_that_hangs_does_not_hold_a_signal_up(tmp_path: Path) -> None:
     """One SIGTERM; what is saved is the state before the iteration, which goes on to the end once the reward answers."""
-    command = molecules(tmp_path, f"while calls > 4 and not os.path.exists({str(tmp_path / 'fixed')!r}): time.sleep(0.1)")
+    command = molecules(tmp_path, f"while calls > 9 and not os.path.exists({str(tmp_path / 'fixed')!r}): time.sleep(0.1)")
     running = process("gflownet", *command, "--out", tmp_path / "run")
     wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), running)
     time.sleep(2)
@@ -246,6 +246,20 @@ def test_a_reward_that_hangs_does_not_hold_a_signal_up(tmp_path: Path) -> None:
     assert running.returncode == 143, error
     (tmp_path / "fixed").touch()
     gflownet.main(["resume", str(tmp_path / "run"), "--quiet"])
+    assert read_metrics(tmp_path / "run")[-1]["states"] == 64
+
+
+def test_a_signal_while_known_drugs_are_scored(tmp_path: Path) -> None:
+    command = molecules(tmp_path, f"while not os.path.exists({str(tmp_path / 'fixed')!r}): time.sleep(0.1)")
+    running = process("gflownet", *command, "--out", tmp_path / "run")
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), running)
+    time.sleep(1)
+    running.send_signal(signal.SIGTERM)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == 143, error
+    assert "stopped while the known drugs were scored" in error
+    (tmp_path / "fixed").touch()
+    gflownet.main([*command, "--out", str(tmp_path / "run"), "--resume", "auto"])
     assert read_metrics(tmp_path / "run")[-1]["states"] == 64
 
 

@@ -200,6 +200,7 @@ def test_molecule_rewards_of_a_stranger(tmp_path: Path) -> None:
         )
     )
     words = ["train", "molecules", "--reward", f"{file}:score*qed", "--objective", "tb", "--max-blocks", "2", "--states", "32"]
+    words += ["--reward-cache", str(tmp_path / "answers.sqlite")]
     assert code(gflownet_main, *words, *FEW, "--metrics", "sampled", "--out", tmp_path / "run") == 0
     assert ran(file)
     sample = ["sample", tmp_path / "run", "--n", 2, "--out", tmp_path / "out.csv", "--quiet"]

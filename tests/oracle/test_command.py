@@ -18,7 +18,7 @@ COMMANDS = Path(__file__).with_name("commands.py")
 
 
 def runner(command: str, **settings: object) -> Runner:
-    chosen = OracleSettings(command, **{"reward_cache": "none", "reward_timeout": 20.0, **settings})  # type: ignore[arg-type]
+    chosen = OracleSettings(**{"reward_command": command, "reward_cache": "none", "reward_timeout": 20.0, **settings})  # type: ignore[arg-type]
     return make_oracle("command", chosen)
 
 
@@ -101,8 +101,9 @@ def test_a_command_ends_with_its_runner() -> None:
     ],
 )
 def test_a_command_that_is_none(command: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as failed:
         runner(command)
+    assert failed.value.exit_code == 2
 
 
 def test_the_key_of_a_command_follows_its_files(tmp_path: Path) -> None:
