@@ -89,19 +89,16 @@ class Identity:
         if content is None:
             what = "names a file by a relative path" if name.endswith(".py") else "imports a module or starts a program"
             raise Untrusted(f"{folder}: config.json {what}, {name}, which is not executed: {end}")
-        command, code = name.startswith(COMMAND), name.endswith(".py")
-        if (
-            not command
-            and code
-            and any(p.is_relative_to(folder.resolve()) for p in (path.resolve(), Path(os.path.normpath(path))))
-        ):
+        command = name.startswith(COMMAND)
+        file = name.endswith(".py") and not command
+        if file and any(p.is_relative_to(folder.resolve()) for p in (path.resolve(), Path(os.path.normpath(path)))):
             raise Untrusted(f"{name} lies in the run folder {folder}, and what is there is not executed: {end}")
         recorded = self.files.get(name)
-        if recorded is None and (code or command):
+        if recorded is None and (file or command):
             raise Untrusted(f"{name} is named by config.json of {folder}, but {NAME} has no record of it: {end}")
         if recorded is not None and recorded != hashlib.sha256(content).hexdigest():
             raise Untrusted(f"{name} has changed since {folder} was trained with it: restore it, or {end}")
-        if (code or command) and not self._ours() and module_name(path) not in sys.modules:
+        if (file or command) and not self._ours() and module_name(path) not in sys.modules:
             raise Untrusted(f"{name} is code that {folder} was trained with, but not by this account on this machine: {end}")
 
     def _ours(self) -> bool:
