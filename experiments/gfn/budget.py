@@ -79,7 +79,7 @@ class Account:
 
     def _rewards(self) -> Floats:
         """[N] in the order asked for, NaN for a molecule that failed and for the known drugs, which no method found."""
-        reward = self.ledger.table()[REWARD]
+        reward = self.ledger.column(REWARD)
         known = {_canonical(one) for one in DRUGS.values()}
         reward[[i for i, one in enumerate(self.ledger.smiles[: len(known)]) if one in known]] = np.nan
         return reward
@@ -106,7 +106,7 @@ class Account:
 
     def fault(self, max_failed: float) -> str:
         """What is wrong with the last molecules' statuses, in a sentence; "" where they are well."""
-        status = self.ledger.table(min(RECENT, len(self.ledger) - self._begun))[STATUS].astype(int)
+        status = self.ledger.column(STATUS, min(RECENT, len(self.ledger) - self._begun)).astype(int)
         failed = int((status > 0).sum())
         if len(status) < FEWEST or failed <= max_failed * len(status):
             return ""
@@ -117,7 +117,7 @@ class Account:
 
     def equal(self) -> str:
         """Whether all molecules asked for have one reward, or are clipped to one, in a sentence; "" otherwise and for few."""
-        reward = self.ledger.table()[REWARD]
+        reward = self.ledger.column(REWARD)
         reward = reward[~np.isnan(reward)]
         if len(reward) < FEWEST:
             return ""

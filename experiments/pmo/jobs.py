@@ -107,7 +107,7 @@ def searched(search: Search) -> Callable[[BenchJob], Asked]:
         molecules = source(job.molecules, job.seed, np.random.default_rng([job.seed, 0]))
         with contextlib.suppress(BudgetSpent):
             search(score, molecules, np.random.default_rng([job.seed, 1]))
-        return score.ledger.smiles, score.ledger.table()[REWARD], score.seconds
+        return score.ledger.smiles, score.ledger.column(REWARD), score.seconds
 
     return run
 

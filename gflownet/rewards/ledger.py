@@ -88,9 +88,14 @@ class Ledger:
             raise BudgetSpent(f"{error.args[0]} is not known, and the budget of {self.budget} molecules is spent") from None
         return self._by_column(rows)
 
-    def table(self, last: int | None = None) -> dict[str, Floats]:
-        """What the reward said of all molecules, or of the last ones, column -> [N]."""
-        return self._by_column(self._rows if last is None else self._rows[len(self._rows) - last :])
+    def table(self) -> dict[str, Floats]:
+        """What the reward said of all molecules, column -> [N]."""
+        return self._by_column(self._rows)
+
+    def column(self, name: str, last: int | None = None) -> Floats:
+        """One column of the table [N], of all molecules or of the last ones."""
+        at, rows = self.columns.index(name), self._rows if last is None else self._rows[len(self._rows) - last :]
+        return np.array([row[at] for row in rows], dtype=np.float64)
 
     def _by_column(self, rows: list[tuple[float, ...]]) -> dict[str, Floats]:
         table = np.array(rows, dtype=np.float64).reshape(len(rows), len(self.columns))
@@ -98,7 +103,7 @@ class Ledger:
 
     def statuses(self) -> dict[str, int]:
         """How many molecules have each status."""
-        counts = np.bincount(self.table()[STATUS].astype(np.int64), minlength=len(STATUSES))
+        counts = np.bincount(self.column(STATUS).astype(np.int64), minlength=len(STATUSES))
         return dict(zip(STATUSES, counts.tolist(), strict=True))
 
     # -- checkpoints

@@ -90,9 +90,10 @@ def test_checkpoints_hold_it_and_damage_is_refused() -> None:
     assert other.smiles == ledger.smiles
     for name, column in ledger.table().items():
         assert np.array_equal(column, other.table()[name], equal_nan=True)
+        assert np.array_equal(column, other.column(name), equal_nan=True)
     assert other.statuses() == {"ok": 2, "timeout": 1, "invalid": 0, "error": 0}
-    assert other.table(1)["reward"].tolist() == [2.0]
-    assert other.table(0)["reward"].tolist() == []
+    assert other.column("reward", 1).tolist() == [2.0]
+    assert other.column("reward", 0).tolist() == []
     values = held["values"]
     twice, bad = held["smiles"].clone(), values.clone()
     twice[:] = torch.tensor([*b"C\nC\nCCCC\n"][: len(twice)], dtype=torch.uint8)
